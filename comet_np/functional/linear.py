@@ -1,0 +1,102 @@
+"""The affine layer ``y = x W^T + b``, eq. (1), and the products and sums it is made of."""
+
+from typing import Any, NamedTuple
+
+from ..backends import overridable
+from ..errors import UserError
+
+Array = Any
+
+
+class Linear(NamedTuple):
+    """Parameters of an affine layer: weight (N_out, N_in), bias (N_out,) or None."""
+
+    weight: Array
+    bias: Array | None
+
+
+class LinearCache(NamedTuple):
+    """What the backward of an affine layer reads: its input x (..., N_in)."""
+
+    x: Array
+
+
+@overridable
+def project(x: Array, W: Array) -> Array:
+    """Return ``x W^T``: x (..., N_in), W (N_out, N_in) -> (..., N_out), in any memory order."""
+    return x @ W.T
+
+
+@overridable
+def project_back(dy: Array, W: Array) -> Array:
+    """Return ``dy W``, the gradient of `project` by x: dy (..., N_out) -> (..., N_in)."""
+    return dy @ W
+
+
+@overridable
+def accumulate_outer(dy: Array, x: Array, dW: Array) -> None:
+    """Add ``dy^T x``, the gradient of `project` by W, into dW (N_out, N_in), over all examples."""
+    dW += dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+
+
+@overridable
+def accumulate_sum(dy: Array, db: Array) -> None:
+    """Add the sum of dy (..., N_out) over all examples into db (N_out,)."""
+    db += dy.reshape(-1, dy.shape[-1]).sum(axis=0)
+
+
+def linear_forward(x: Array, p: Linear) -> tuple[Array, LinearCache]:
+    """Return the affine map of x, eq. (1): ``a = W x + b``.
+
+    Parameters
+    ----------
+    x : array (..., N_in)
+    p : Linear
+        weight (N_out, N_in); bias (N_out,) or None.
+
+    Returns
+    -------
+    a : array (..., N_out)
+    cache : LinearCache
+
+    Raises
+    ------
+    UserError
+        If the last axis of x is not N_in.
+    """
+    check_features(x, p.weight, "x")
+    y = project(x, p.weight)  # (..., N_out)
+    if p.bias is not None:
+        y = y + p.bias
+    return y, LinearCache(x)
+
+
+def linear_backward(dy: Array, cache: LinearCache, p: Linear, g: Linear,
+                    input_gradient: bool = True) -> Array | None:
+    """Return dx and add dW and db into `g`.
+
+    ``dx = dy W``,  ``dW += sum dy^T x``,  ``db += sum dy``  (sums over the leading axes)
+
+    dx is taken before g is written, so `g` may be `p` itself: see `comet_np.optim`.
+
+    Parameters
+    ----------
+    dy : array (..., N_out)
+    cache : LinearCache
+    p, g : Linear
+        Parameters, and where their gradients are added.
+    input_gradient : bool
+        False returns None and saves the product, for the first layer of a network in training.
+    """
+    dx = project_back(dy, p.weight) if input_gradient else None
+    accumulate_outer(dy, cache.x, g.weight)
+    if g.bias is not None:
+        accumulate_sum(dy, g.bias)
+    return dx
+
+
+def check_features(x: Array, W: Array, name: str) -> None:
+    """Raise a UserError unless the last axis of x is as long as W's rows."""
+    if x.ndim == 0 or x.shape[-1] != W.shape[1]:
+        raise UserError(f"{name} must have shape (..., {W.shape[1]}) for a weight of shape "
+                        f"{W.shape}, got {x.shape}")

@@ -1,0 +1,126 @@
+"""Losses: softmax cross-entropy for classes, mean squared error for values.
+
+Both are means over the leading axes; sums are taken in float32 or better.
+"""
+
+from typing import Any, NamedTuple
+
+from ..backends import overridable, xp_of
+from ..errors import UserError
+
+Array = Any
+
+
+class CrossEntropyCache(NamedTuple):
+    """What the backward of the cross-entropy reads.
+
+    q : array (..., C), the predicted probabilities. labels : int array (...).
+    """
+
+    q: Array
+    labels: Array
+
+
+@overridable
+def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """Return the mean cross-entropy (a 0-d array) and softmax(logits) (..., C)."""
+    xp = xp_of(logits)
+    rows = _wide(logits).reshape(-1, logits.shape[-1])
+    shifted = rows - rows.real.max(axis=-1, keepdims=True)  # .real: for the complex step
+    log_q = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
+    loss = -log_q[xp.arange(len(rows)), labels.reshape(-1)].mean()
+    return loss, xp.exp(log_q).reshape(logits.shape).astype(logits.dtype)
+
+
+def softmax_cross_entropy_forward(logits: Array,
+                                  labels: Array) -> tuple[Array, CrossEntropyCache]:
+    """Return the mean cross-entropy of the labels under softmax(logits), in nats.
+
+    ``q = exp(a) / sum_j exp(a_j)``,  ``loss = -mean log q[label]``
+
+    Parameters
+    ----------
+    logits : array (..., C), float
+        The network's output a_L.
+    labels : int array (...)
+        The true class of each example, 0 to C - 1.
+
+    Returns
+    -------
+    loss : 0-d array
+    cache : CrossEntropyCache
+
+    Raises
+    ------
+    UserError
+        If the shapes do not fit, the labels are not integers, or one is out of range.
+    """
+    check_labels(labels, logits)
+    loss, q = softmax_cross_entropy(logits, labels)
+    return loss, CrossEntropyCache(q, labels)
+
+
+def softmax_cross_entropy_backward(dloss: Array | float, cache: CrossEntropyCache) -> Array:
+    """Return ``dlogits = dloss (q - onehot(label)) / B``, with B examples: (..., C)."""
+    xp = xp_of(cache.q)
+    dlogits = cache.q * (dloss / cache.labels.size)  # (..., C)
+    rows = dlogits.reshape(-1, dlogits.shape[-1])
+    rows[xp.arange(len(rows)), cache.labels.reshape(-1)] -= dloss / cache.labels.size
+    return rows.reshape(dlogits.shape)
+
+
+def check_labels(labels: Array, logits: Array) -> None:
+    """Raise a UserError unless `labels` are class indices that fit `logits`."""
+    if labels.shape != logits.shape[:-1]:
+        raise UserError(f"labels must have the shape of the logits less the class axis, "
+                        f"{logits.shape[:-1]}, got {labels.shape}")
+    if labels.dtype.kind not in "iu":
+        raise UserError(f"labels must be integer class indices, got dtype {labels.dtype}")
+    C = logits.shape[-1]
+    if labels.size == 0:
+        raise UserError("the mean loss of no examples is undefined: got an empty batch")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= C:
+        raise UserError(f"labels must lie in 0..{C - 1} for {C} classes, got {low}..{high}: check "
+                        "the number of classes of the network or the labels of the data set")
+
+
+class SquaredErrorCache(NamedTuple):
+    """What the backward of the mean squared error reads: e = y - target (..., N)."""
+
+    e: Array
+
+
+def mean_squared_error_forward(y: Array, target: Array) -> tuple[Array, SquaredErrorCache]:
+    """Return the mean squared error over all elements.
+
+    ``loss = mean (y - target)^2``
+
+    Parameters
+    ----------
+    y, target : array (..., N), float
+
+    Returns
+    -------
+    loss : 0-d array
+    cache : SquaredErrorCache
+
+    Raises
+    ------
+    UserError
+        If the shapes differ: they are never broadcast, which would hide a missing axis.
+    """
+    if y.shape != target.shape:
+        raise UserError(f"the target must have the shape of the output, {y.shape}, got "
+                        f"{target.shape}")
+    e = y - target
+    return (_wide(e) ** 2).mean(), SquaredErrorCache(e)
+
+
+def mean_squared_error_backward(dloss: Array | float, cache: SquaredErrorCache) -> Array:
+    """Return ``dy = dloss 2 (y - target) / n`` over n elements: (..., N)."""
+    return cache.e * (2 * dloss / cache.e.size)
+
+
+def _wide(a: Array) -> Array:
+    return a if a.dtype.itemsize >= 4 else a.astype("float32")

@@ -1,0 +1,187 @@
+"""The routing network of COMET: the cap C_k and equations (3)-(6). Read this file first.
+
+Routing has no backward: masks are piecewise constant in the scores and the routing weights V are
+fixed, so their derivative is taken as 0, as in the paper.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from ..backends import overridable, xp_of
+from ..errors import UserError, unknown
+from .activations import Activation, masked_activation_forward
+from .linear import project
+
+Array = Any
+Ties = Literal["strict", "threshold", "index"]
+TIES = ("strict", "threshold", "index")
+
+
+def winners(p_k: float, N: int) -> int:
+    """Return k, the number of neurons that survive the cap in a layer of N.
+
+    ``k = max(1, int(p_k N))``: rounded towards zero in double precision, so that p_k = 0.29 and
+    N = 100 give 28, and at least 1.
+
+    Raises
+    ------
+    UserError
+        If p_k is not in (0, 1].
+
+    Notes
+    -----
+    Where the paper is silent (it writes k = p_k N) this is what its published code does.
+    """
+    if not 0 < p_k <= 1:
+        raise UserError(f"p_k is the proportion of neurons that stay active and must be in (0, 1], "
+                        f"got {p_k}")
+    return max(1, int(p_k * N))
+
+
+@overridable
+def kwta_mask(scores: Array, k: int, ties: Ties = "strict") -> Array:
+    """Return the k-winner-take-all mask of `scores` over the last axis, eq. (3).
+
+    ``[C_k(v)]_i = 1  iff  #{j : v_j >= v_i} <= k``
+
+    Parameters
+    ----------
+    scores : array (..., N), float
+        Routing scores c.
+    k : int
+        Number of winners, 1 <= k <= N.
+    ties : {"strict", "threshold", "index"}
+        What becomes of equal scores that straddle rank k. ``"strict"`` (the paper): all of them
+        lose, so fewer than k may win. ``"threshold"`` (the published code): all of them win.
+        ``"index"``: exactly k win, of equal scores those with the lowest index.
+
+    Returns
+    -------
+    mask : bool array (..., N)
+
+    Raises
+    ------
+    UserError
+        If k or `ties` is out of range, or a score is NaN (the message says where).
+
+    Notes
+    -----
+    +0 and -0 are equal. Infinities are ordinary scores.
+    """
+    check_kwta_arguments(scores, k, ties)
+    xp = xp_of(scores)
+    check_no_nan(scores, xp)
+    N = scores.shape[-1]
+    ascending = xp.sort(scores, axis=-1)
+    if ties == "strict":
+        # v_i wins iff it is above the (k+1)-th largest score: then at most k scores are >= v_i.
+        if k == N:
+            return xp.ones(scores.shape, dtype=bool)
+        return scores > ascending[..., N - k - 1, None]
+    kth_largest = ascending[..., N - k, None]
+    if ties == "threshold":
+        return scores >= kth_largest
+    above, tied = scores > kth_largest, scores == kth_largest
+    places_left = k - above.sum(axis=-1, keepdims=True)
+    return above | (tied & (xp.cumsum(tied, axis=-1) <= places_left))
+
+
+def check_kwta_arguments(scores: Array, k: int, ties: str) -> None:
+    """Raise a UserError unless `k` and `ties` fit `scores`."""
+    if scores.ndim == 0:
+        raise UserError("k-winner-take-all needs scores of shape (..., N), got a scalar")
+    if ties not in TIES:
+        raise unknown("tie rule", ties, TIES)
+    if not 1 <= k <= scores.shape[-1]:
+        raise UserError(f"k must be between 1 and N = {scores.shape[-1]} (the last axis of the "
+                        f"scores, shape {scores.shape}), got {k}")
+
+
+def check_no_nan(scores: Array, xp: Any) -> None:
+    """Raise a UserError that names the first NaN of `scores`, if there is one."""
+    bad = xp.isnan(scores)
+    if bool(bad.any()):
+        where = tuple(int(i[0]) for i in xp.nonzero(bad))
+        raise UserError(f"routing score {where} of {scores.shape} is NaN, which has no rank: look "
+                        "for NaN or infinity in the input or in the routing weights")
+
+
+class RoutingTrace(NamedTuple):
+    """What the routing network computed, one entry a hidden layer: c (4), m (5) and z (6)."""
+
+    c: tuple[Array, ...]
+    m: tuple[Array, ...]
+    z: tuple[Array, ...]
+
+
+def routing_forward(x: Array, V: Sequence[Array], p_k: float, ties: Ties,
+                    g: Activation) -> RoutingTrace:
+    """Run the routing network, eq. (4)-(6), with z_0 = x.
+
+    ``c_l = V_l z_{l-1}``,  ``m_l = C_{k_l}(c_l)``,  ``z_l = m_l o g(c_l)``
+
+    Parameters
+    ----------
+    x : array (..., N_0), float
+        The network's input. float16 is raised to float32: reduced precision flips masks.
+    V : sequence of arrays (N_l, N_{l-1})
+        Fixed random weights, one a hidden layer.
+    p_k : float
+        Proportion of neurons that survive, in (0, 1].
+    ties : {"strict", "threshold", "index"}
+        See `kwta_mask`.
+    g : Activation
+        The routing network's own activation; the paper uses the identity.
+
+    Returns
+    -------
+    RoutingTrace
+    """
+    z = x.astype("float32") if x.dtype.itemsize < 4 else x
+    trace = []
+    for V_l in V:
+        c = project(z, V_l)  # (..., N_l)
+        m = kwta_mask(c, winners(p_k, V_l.shape[0]), ties)
+        z, _ = masked_activation_forward(c, None, m, g)
+        trace.append((c, m, z))
+    return RoutingTrace(*zip(*trace, strict=True))
+
+
+def pack_masks(masks: Sequence[Array]) -> Array:
+    """Return the masks of all layers bit-packed side by side, to be kept for a fixed data set.
+
+    Parameters
+    ----------
+    masks : sequence of bool arrays (B, N_l)
+
+    Returns
+    -------
+    bits : uint8 array (B, sum of ceil(N_l / 8))
+        Each layer begins at a whole byte; the highest bit of a byte comes first.
+    """
+    xp = xp_of(masks[0])
+    padded = [xp.pad(m, ((0, 0), (0, -m.shape[-1] % 8))) for m in masks]
+    return xp.concatenate([xp.packbits(m.reshape(-1)).reshape(len(m), -1) for m in padded], axis=1)
+
+
+@overridable
+def unpack_masks(bits: Array, widths: Sequence[int]) -> tuple[Array, ...]:
+    """Return what `pack_masks` packed: bits (B, bytes), the N_l -> bool arrays (B, N_l)."""
+    xp = xp_of(bits)
+    flags = xp.unpackbits(bits.reshape(-1)).reshape(len(bits), -1).view(bool)
+    masks, start = [], 0
+    for N in widths:
+        masks.append(flags[:, start:start + N])
+        start += -(-N // 8) * 8
+    return tuple(masks)
+
+
+def log10_experts(N: int, k: int) -> float:
+    """Return log10 of C(N, k), the number of experts of a layer of N neurons with k winners.
+
+    The paper's example, N = 1000 and k = 100, gives 139.8, that is 6.4e139.
+    """
+    if not 0 <= k <= N:
+        raise UserError(f"the number of experts C(N, k) needs 0 <= k <= N, got N = {N}, k = {k}")
+    return (math.lgamma(N + 1) - math.lgamma(k + 1) - math.lgamma(N - k + 1)) / math.log(10)

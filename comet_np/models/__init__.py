@@ -1,0 +1,1 @@
+"""Models: a Config, `init`, `forward`, `backward`, one file each."""

@@ -1,0 +1,167 @@
+"""SGD, momentum, Adam and AdamW over flat buffers, and gradient clipping.
+
+Parameters, gradients and moments each lie in one buffer (`comet_np.tree.flatten`), so an update
+is one pass over memory.
+
+Plain SGD needs no gradient buffer. A backward pass *adds* parameter gradients into `grads` and is
+linear in the cotangent, so with the cotangent scaled by -lr and ``grads = params`` it performs the
+update itself:  ``backward(-lr * dlogits, cache, params, params, config)``.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .backends import overridable, xp_of
+from .errors import UserError, unknown
+
+Array = Any
+
+OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """An optimizer and its settings; the defaults and meanings are those of PyTorch.
+
+    Attributes
+    ----------
+    name : {"sgd", "momentum", "adam", "adamw"}
+    momentum : float
+        mu, for "momentum".
+    beta1, beta2, eps : float
+        For "adam" and "adamw".
+    weight_decay : float
+        Added to the gradient as weight_decay * p; decoupled from it in "adamw".
+    clip_norm : float or None
+        Scale the whole gradient down to at most this Euclidean norm.
+    clip_value : float or None
+        Clip each element to +-clip_value.
+    """
+
+    name: str = "sgd"
+    momentum: float = 0.9
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    clip_value: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in OPTIMIZERS:
+            raise unknown("optimizer", self.name, OPTIMIZERS)
+        for field in ("momentum", "beta1", "beta2"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"{field} must be in [0, 1), got {getattr(self, field)}")
+        for field in ("clip_norm", "clip_value"):
+            if getattr(self, field) is not None and not getattr(self, field) > 0:
+                raise UserError(f"{field} must be positive, got {getattr(self, field)}")
+
+    @property
+    def updates_in_backward(self) -> bool:
+        """Whether backward(-lr * dlogits, ..., grads=params) is the whole update."""
+        return (self.name == "sgd" and not self.weight_decay
+                and self.clip_norm is None and self.clip_value is None)
+
+
+class OptimizerState(NamedTuple):
+    """Steps done, and the moments (n,): velocity or first, second; None where there is none."""
+
+    step: int
+    first: Array | None
+    second: Array | None
+
+
+def init_state(p: Array, config: OptimizerConfig) -> OptimizerState:
+    """Return the state before the first step for the flat parameters p (n,)."""
+    xp = xp_of(p)
+    first = None if config.name == "sgd" else xp.zeros_like(p)
+    second = xp.zeros_like(p) if config.name in ("adam", "adamw") else None
+    return OptimizerState(0, first, second)
+
+
+def update(p: Array, g: Array, state: OptimizerState, lr: float,
+           config: OptimizerConfig) -> OptimizerState:
+    """Clip the gradient, take one step of the optimizer on p in place, and return the new state.
+
+    Parameters
+    ----------
+    p, g : arrays (n,)
+        Flat parameters, changed in place, and gradients, which may be scaled in place.
+    state : OptimizerState
+        Its moments are changed in place.
+    lr : float
+        Learning rate of this step, see `comet_np.schedules`.
+    config : OptimizerConfig
+    """
+    if p.shape != g.shape:
+        raise UserError(f"parameters and gradients must have one shape, got {p.shape}, {g.shape}")
+    if config.clip_value is not None:
+        clip_value(g, config.clip_value)
+    scale = 1.0 if config.clip_norm is None else clip_scale(g, config.clip_norm)
+    step = state.step + 1
+    if config.name == "sgd":
+        sgd(p, g, lr, config.weight_decay, scale)
+    elif config.name == "momentum":
+        momentum(p, g, state.first, lr, config.momentum, config.weight_decay, scale)
+    else:
+        decoupled = config.name == "adamw"
+        adam(p, g, state.first, state.second, step, lr, config.beta1, config.beta2, config.eps,
+             config.weight_decay, decoupled, scale)
+    return OptimizerState(step, state.first, state.second)
+
+
+@overridable
+def sgd(p: Array, g: Array, lr: float, weight_decay: float, scale: float) -> None:
+    """p -= lr (scale g + weight_decay p), in place on (n,)."""
+    p -= (lr * (scale * g + weight_decay * p)).astype(p.dtype)
+
+
+@overridable
+def momentum(p: Array, g: Array, v: Array, lr: float, mu: float, weight_decay: float,
+             scale: float) -> None:
+    """v = mu v + scale g + weight_decay p;  p -= lr v, in place on (n,)."""
+    v *= mu
+    v += (scale * g + weight_decay * p).astype(p.dtype)
+    p -= lr * v
+
+
+@overridable
+def adam(p: Array, g: Array, first: Array, second: Array, step: int, lr: float, beta1: float,
+         beta2: float, eps: float, weight_decay: float, decoupled: bool, scale: float) -> None:
+    """Adam (Kingma & Ba 2015), or AdamW (Loshchilov & Hutter 2019) if `decoupled`, on (n,).
+
+    ``u = beta1 u + (1 - beta1) g``,  ``v = beta2 v + (1 - beta2) g^2``,
+    ``p -= lr (u / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)``,
+    with g scaled, and with weight decay in g or, decoupled, ``p -= lr weight_decay p`` before.
+    """
+    g = (scale * g).astype(p.dtype)
+    if decoupled:
+        p *= 1 - lr * weight_decay
+    else:
+        g = g + weight_decay * p
+    first *= beta1
+    first += (1 - beta1) * g
+    second *= beta2
+    second += (1 - beta2) * g * g
+    denominator = second**0.5 / (1 - beta2**step) ** 0.5 + eps
+    p -= lr / (1 - beta1**step) * first / denominator
+
+
+@overridable
+def squared_norm(g: Array) -> Array:
+    """Return the squared Euclidean norm of g (n,), summed in float64: a 0-d array."""
+    return (g.astype("float64") ** 2).sum()
+
+
+def clip_scale(g: Array, clip_norm: float) -> Array:
+    """Return min(1, clip_norm / (|g| + 1e-6)), a 0-d float64 array: clipping by norm as a factor.
+
+    The 1e-6 is PyTorch's, and keeps a zero gradient from dividing by zero.
+    """
+    return xp_of(g).minimum(clip_norm / (squared_norm(g) ** 0.5 + 1e-6), 1.0)
+
+
+def clip_value(g: Array, limit: float) -> None:
+    """Clip every element of g to +-limit, in place."""
+    xp_of(g).clip(g, -limit, limit, out=g)
