@@ -267,7 +267,8 @@ def check_routing(x: Array, routing: Routing, config: MLPConfig) -> None:
 def check_masks(masks: Sequence[Array | None], x: Array, config: MLPConfig) -> None:
     """Raise a UserError unless there is one fitting bool mask for each hidden layer."""
     shapes = [(*x.shape[:-1], N) for N in config.widths[1:-1]]
-    got = [None if m is None else (m.shape, m.dtype.name) for m in masks]
-    if len(got) != len(shapes) or any(m not in (None, (shape, "bool"))
-                                      for m, shape in zip(got, shapes, strict=True)):
-        raise UserError(f"masks must be bool arrays of shapes {shapes}, got {got}")
+    if len(masks) == len(shapes) and all(m is None or (m.shape == shape and m.dtype == bool)
+                                         for m, shape in zip(masks, shapes, strict=True)):
+        return
+    got = [None if m is None else f"{m.dtype} {m.shape}" for m in masks]
+    raise UserError(f"masks must be bool arrays of shapes {shapes}, got {got}")
