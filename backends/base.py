@@ -28,11 +28,14 @@ class Backend:
         The array namespace, ``numpy`` or ``cupy``.
     kernels : dict of str to callable
         Faster versions of overridable bodies, by the body's name, with its signature.
+    losses_at_once : int
+        After how many training steps to read their losses: reading stalls a GPU.
     """
 
     name: str
     xp: ModuleType
     kernels: dict[str, Callable[..., Any]]
+    losses_at_once = 1
 
     def asarray(self, values: Any, dtype: Any = None) -> Array:
         """Return `values` as an array of this backend (copied to the device if it must be)."""

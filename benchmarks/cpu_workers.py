@@ -1,0 +1,207 @@
+"""What the CPU benchmark times, one framework a process: ``python -m ...cpu_workers WORK N B``.
+
+Each work prints one line of JSON: milliseconds a call (the median of many calls) by name.
+"""
+
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+P_K = (0.1, 0.5, 0.9)
+INPUTS, CLASSES, HIDDEN = 3072, 10, 3
+LR = 1e-4
+KWTA_ROWS, KWTA_N, KWTA_K = 4096, 3000, 1500
+
+
+def widths(N: int) -> tuple[int, ...]:
+    """Return the layer sizes of the benchmarked network, 3072-N-N-N-10."""
+    return (INPUTS, *[N] * HIDDEN, CLASSES)
+
+
+def median_ms(call: Callable[[], Any], seconds: float) -> float:
+    """Return the median time of a call in ms, over at least 5 calls and about `seconds`."""
+    for _ in range(3):
+        call()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 5 or time.perf_counter() < end:
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return 1e3 * statistics.median(times)
+
+
+def batch(B: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the inputs (B, 3072) and labels (B,) that every framework gets."""
+    draw = np.random.default_rng(0)
+    return draw.standard_normal((B, INPUTS), dtype="float32"), draw.integers(0, CLASSES, B)
+
+
+def ours(N: int, B: int, seconds: float) -> dict[str, float]:
+    """Time our training step: standard, COMET, and COMET with its masks kept bit-packed."""
+    from ..backends.numpy_backend import keep_freed_memory
+
+    keep_freed_memory()
+    times = {"standard": _our_step(N, B, None, False, seconds)}
+    for p_k in P_K:
+        times[f"comet {p_k}"] = _our_step(N, B, p_k, False, seconds)
+        times[f"cached {p_k}"] = _our_step(N, B, p_k, True, seconds)
+    return times
+
+
+def _our_step(N: int, B: int, p_k: float | None, cached: bool, seconds: float) -> float:
+    from ..backends import get_backend
+    from ..experiments.training import Learner, TrainConfig
+    from ..functional.routing import pack_masks, unpack_masks
+    from ..models import mlp
+
+    x, y = batch(B)
+    config = TrainConfig(mlp.MLPConfig(widths(N), "softplus", p_k))
+    learner = Learner(config, "classification", get_backend("numpy"))
+    if not cached:
+        return median_ms(lambda: learner.step(x, y, LR), seconds)
+    bits = pack_masks(mlp.masks_of(x, learner.routing, config.model))
+    rows = np.arange(B)
+    return median_ms(lambda: learner.step(x, y, LR, unpack_masks(bits[rows], widths(N)[1:-1])),
+                     seconds)
+
+
+def pytorch(N: int, B: int, seconds: float) -> dict[str, float]:
+    """Time PyTorch's training step, eager: the standard model and the published COMET model."""
+    times = {"standard": _torch_step(N, B, None, False, seconds)}
+    return times | {f"comet {p_k}": _torch_step(N, B, p_k, False, seconds) for p_k in P_K}
+
+
+def pytorch_compiled(N: int, B: int, seconds: float) -> dict[str, float]:
+    """Time the same under torch.compile, at p_k = 0.5 only: each model is compiled anew."""
+    return {"standard": _torch_step(N, B, None, True, seconds),
+            "comet 0.5": _torch_step(N, B, 0.5, True, seconds)}
+
+
+def _torch_step(N: int, B: int, p_k: float | None, compiled: bool, seconds: float) -> float:
+    import os
+
+    import torch
+    from torch.nn import functional as F
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    shapes = list(zip(widths(N), widths(N)[1:], strict=False))
+    fc = torch.nn.ModuleList(torch.nn.Linear(n_in, n) for n_in, n in shapes)
+    spec = torch.nn.ModuleList(torch.nn.Linear(n_in, n, bias=False) for n_in, n in shapes[:-1])
+    spec.requires_grad_(False)
+
+    def network(x: Any) -> Any:
+        z = x
+        for layer in range(HIDDEN):
+            if p_k is not None:
+                c = spec[layer](z)
+                kth = torch.topk(c, max(1, int(p_k * N)), dim=1).values[:, -1:]
+                m = (c >= kth).to(c.dtype)
+                z = m * c
+            x = F.softplus(fc[layer](x))
+            if p_k is not None:
+                x = m * x
+        return fc[HIDDEN](x)
+
+    model = torch.compile(network) if compiled else network
+    optimizer = torch.optim.SGD(fc.parameters(), lr=LR)
+    x, y = map(torch.from_numpy, batch(B))
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return median_ms(step, seconds)
+
+
+def products(N: int, B: int, seconds: float) -> dict[str, float]:
+    """Time the bare matrix products of our step: SciPy's BLAS, the operands as it likes them."""
+    from scipy.linalg.blas import sgemm
+
+    draw = np.random.default_rng(0)
+
+    def matrix(*shape: int) -> np.ndarray:
+        return np.asfortranarray(draw.standard_normal(shape, dtype="float32"))
+
+    shapes = list(zip(widths(N), widths(N)[1:], strict=False))
+    W = [matrix(n_in, n) for n_in, n in shapes]  # (N_{l-1}, N_l) column-major: the model's W_l
+    V = [matrix(n_in, n) for n_in, n in shapes[:-1]]
+    x = [matrix(B, n_in) for n_in, _ in shapes]
+    y = [matrix(B, n) for _, n in shapes]
+    tiny = np.float32(1e-6)
+
+    def standard() -> None:
+        for x_l, y_l, W_l in zip(x, y, W, strict=True):
+            sgemm(1.0, x_l, W_l, c=y_l, overwrite_c=1)
+        for layer in reversed(range(len(W))):
+            if layer:
+                sgemm(1.0, y[layer], W[layer], trans_b=1, c=x[layer], overwrite_c=1)
+            sgemm(tiny, x[layer], y[layer], trans_a=1, beta=1.0, c=W[layer], overwrite_c=1)
+
+    def with_routing() -> None:
+        for x_l, y_l, V_l in zip(x, y, V, strict=False):
+            sgemm(1.0, x_l, V_l, c=y_l, overwrite_c=1)
+        standard()
+
+    def fresh() -> None:  # finite numbers of an ordinary size, whatever the calls before made
+        for array in (*x, *y):
+            array[...] = matrix(*array.shape)
+
+    times = {"standard": median_ms(standard, seconds)}
+    fresh()
+    return times | {"comet": median_ms(with_routing, seconds)}
+
+
+def memory_ours(N: int, B: int, seconds: float) -> dict[str, float]:
+    """Return the peak memory of a process that trains our COMET model, in MiB."""
+    _our_step(N, B, 0.5, False, seconds)
+    return {"peak MiB": _peak_mib()}
+
+
+def memory_pytorch(N: int, B: int, seconds: float) -> dict[str, float]:
+    """Return the peak memory of a process that trains PyTorch's COMET model, in MiB."""
+    _torch_step(N, B, 0.5, False, seconds)
+    return {"peak MiB": _peak_mib()}
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def kwta_ours(N: int, B: int, seconds: float) -> dict[str, float]:
+    """Time our k-winner-take-all mask alone, and np.partition of the same scores."""
+    from ..functional.routing import kwta_mask
+
+    scores = np.random.default_rng(0).standard_normal((B, N), dtype="float32")
+    k = N // 2
+    return {"kwta": median_ms(lambda: kwta_mask(scores, k, "threshold"), seconds)}
+
+
+def kwta_pytorch(N: int, B: int, seconds: float) -> dict[str, float]:
+    """Time the published form: torch.topk, then >= the k-th value."""
+    import os
+
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    scores = torch.from_numpy(np.random.default_rng(0).standard_normal((B, N), dtype="float32"))
+    k = N // 2
+    return {"kwta": median_ms(
+        lambda: scores >= torch.topk(scores, k, dim=1).values[:, -1:], seconds)}
+
+
+WORKS = {work.__name__: work for work in (ours, pytorch, pytorch_compiled, products, memory_ours,
+                                          memory_pytorch, kwta_ours, kwta_pytorch)}
+
+if __name__ == "__main__":
+    name, N, B, seconds = sys.argv[1:]
+    print(json.dumps(WORKS[name](int(N), int(B), float(seconds))))

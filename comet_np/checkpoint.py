@@ -1,0 +1,132 @@
+"""Checkpoints: named arrays and a JSON description in one file, written atomically, no pickle.
+
+Layout: the magic line, one line of JSON (version, description, the arrays' names, dtypes and
+shapes, and the SHA-256 of what follows), then the arrays' bytes one after the other.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import UserError
+
+MAGIC = b"COMET-NP checkpoint\n"
+VERSION = 1
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be read or written, said in one sentence."""
+
+
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
+    """Write the parts to `path` so that a reader, or a crash, sees the old file or the new one.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be written (disk full, read-only folder); the old file is then untouched.
+    """
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(unfinished, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {path} ({error.strerror}): free some space or choose "
+                              "another folder with --out, then run the same command again: what "
+                              "was saved before is still there") from error
+
+
+def save(path: Path, arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> None:
+    """Write a checkpoint; the one that was there is kept as ``NAME.previous``.
+
+    Parameters
+    ----------
+    path : Path
+    arrays : mapping of str to NumPy array
+    description : mapping of JSON values
+    """
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    payload = [array.reshape(-1).view(np.uint8).data for array in contiguous.values()]
+    digest = hashlib.sha256()
+    for part in payload:
+        digest.update(part)
+    header = {"version": VERSION, "sha256": digest.hexdigest(), "description": description,
+              "arrays": {name: [array.dtype.str, array.shape]
+                         for name, array in contiguous.items()}}
+    fresh = path.with_name(path.name + ".new")
+    write_atomically(fresh, MAGIC, json.dumps(header).encode() + b"\n", *payload)
+    if path.exists():
+        os.replace(path, previous(path))
+    os.replace(fresh, path)
+
+
+def previous(path: Path) -> Path:
+    """Return where `save` keeps the checkpoint before the last."""
+    return path.with_name(path.name + ".previous")
+
+
+def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the arrays and the description of a checkpoint, after checking its hash.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is no checkpoint, of another version, or damaged.
+    """
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                raise CheckpointError(f"{path} is not a COMET-NP checkpoint")
+            try:
+                header = json.loads(file.readline())
+                version, sizes = header["version"], header["arrays"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(f"{path} is damaged: its header cannot be read") from error
+            if version != VERSION:
+                raise CheckpointError(f"{path} was written by version {version} of the format; "
+                                      f"this COMET-NP reads version {VERSION}")
+            payload = file.read()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    if hashlib.sha256(payload).hexdigest() != header["sha256"]:
+        raise CheckpointError(f"{path} is damaged: its contents do not match their hash")
+    arrays, position = {}, 0
+    for name, (dtype, shape) in sizes.items():
+        count = int(np.prod(shape))
+        array = np.frombuffer(payload, np.dtype(dtype), count, position)
+        arrays[name] = array.reshape(shape)
+        position += array.nbytes
+    return arrays, header["description"]
+
+
+def load_latest(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], str] | None:
+    """Return the newest readable checkpoint of `path` and a notice, or None if there is none.
+
+    The notice is empty, or says why an older checkpoint was taken.
+
+    Raises
+    ------
+    CheckpointError
+        If there are checkpoints, but none can be read.
+    """
+    problems = []
+    for candidate in (path.with_name(path.name + ".new"), path, previous(path)):
+        if not candidate.exists():
+            continue
+        try:
+            return *load(candidate), "; ".join(problems)
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError("; ".join(problems) + f": move {path.parent} away to start again")
+    return None

@@ -1,0 +1,214 @@
+"""The command `comet-np`."""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..backends import BackendError, get_backend
+from ..checkpoint import write_atomically
+from ..errors import UserError, nearest, unknown
+from . import datasets
+from .experiment import PRESETS, Experiment, parse
+from .fig2 import FIG2
+from .grid import QUICKSTART
+from .progress import duration
+from .sweep import Sweep, summary
+
+EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (QUICKSTART, FIG2)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, 1 (a failure), 2 (bad input)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        parser, known = _parser(arguments)
+        options, rest = parser.parse_known_args(arguments)
+        if rest:
+            flag = rest[0].split("=")[0]
+            raise UserError(f"unknown argument {flag}{nearest(flag, known)} (comet-np "
+                            f"{options.command} --help lists them)")
+        status: int = options.action(options)
+        return status
+    except (UserError, BackendError) as error:
+        print(f"comet-np: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ncomet-np: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
+    """Return the parser for these arguments, and the flags of their command."""
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(
+        "comet-np", description="COMET (arXiv 2410.08003) on NumPy and CuPy: experiments, "
+        "self-checks and benchmarks.")
+    parser.add_argument("--version", action="version", version=f"comet-np {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, action: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, formatter_class=formatter,
+                                  allow_abbrev=False)
+        sub.set_defaults(action=action)
+        return sub
+
+    command("list", _list, "list the experiments")
+    run = command("run", _run, "run an experiment (a stopped one goes on), draw its figure and "
+                               "print what it means")
+    _add_experiment(run, arguments)
+    plot = command("plot", _plot, "draw an experiment's figure again from its files")
+    plot.add_argument("name", help="experiment, see: comet-np list")
+    plot.add_argument("--preset", choices=PRESETS, default="laptop")
+    plot.add_argument("--out", help="folder of the run (default: runs/NAME-PRESET)")
+    data = command("data", _data, "list the data sets: what is there, what is missing")
+    data.add_argument("--data", help="folder of the data sets (default: $COMET_DATA)")
+    data.add_argument("--fetch", metavar="NAME", help="download a data set into the folder")
+    check = command("check", _check, "check gradients and kernels on this machine, a line each")
+    check.add_argument("--backend", choices=("numpy", "cupy"), default="numpy")
+    bench = command("bench", _bench, "measure speed against PyTorch and the machine's limits")
+    bench.add_argument("--backend", choices=("numpy", "cupy"), default="numpy")
+    bench.add_argument("--preset", choices=("smoke", "full"), default="full")
+    bench.add_argument("--out", default="runs/bench", help="folder for the result and the plot")
+    bench.add_argument("--repeats", type=int, default=5, help="processes a cell and framework")
+    bench.add_argument("--threads", type=int, default=None, help="threads (default: all cores)")
+    bench.add_argument("--no-compile", action="store_true", help="leave out torch.compile (slow)")
+    chosen = arguments[0] if arguments and arguments[0] in commands.choices else None
+    if arguments and chosen is None and not arguments[0].startswith("-"):
+        raise unknown("command", arguments[0], commands.choices)
+    flags = commands.choices[chosen]._option_string_actions if chosen else {}
+    return parser, list(flags)
+
+
+def _add_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    parser.add_argument("name", help="experiment, see: comet-np list")
+    parser.add_argument("--preset", choices=PRESETS, default="laptop",
+                        help="smoke: seconds; laptop: minutes on 2 cores; paper: its numbers")
+    parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy",
+                        help="numpy: CPU; cupy: CUDA")
+    parser.add_argument("--out", help="folder for results (default: runs/NAME-PRESET)")
+    parser.add_argument("--data", help="folder of the data sets (default: $COMET_DATA)")
+    parser.add_argument("--jobs", type=int, default=1, help="cells run at a time, by processes")
+    parser.add_argument("--mpi", action="store_true", help="run the cells on the ranks of MPI")
+    name = next((a for a in arguments[1:] if a in EXPERIMENTS), None)
+    if name is None:
+        return
+    group = parser.add_argument_group(f"settings of {name} (those of the preset if not given)")
+    for field in dataclasses.fields(EXPERIMENTS[name].config):
+        default = field.default
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        group.add_argument("--" + field.name.replace("_", "-"), dest=f"set_{field.name}",
+                           metavar="VALUE", default=argparse.SUPPRESS,
+                           help=f"{field.metadata['help']} (laptop: {shown})")
+
+
+def _experiment(name: str) -> Experiment:
+    if name not in EXPERIMENTS:
+        raise unknown("experiment", name, EXPERIMENTS)
+    return EXPERIMENTS[name]
+
+
+def _list(options: argparse.Namespace) -> int:
+    for experiment in EXPERIMENTS.values():
+        print(f"{experiment.name:12} {experiment.title}")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    experiment = _experiment(options.name)
+    fields = {field.name: field for field in dataclasses.fields(experiment.config)}
+    changes = {name: parse(field, getattr(options, f"set_{name}"))
+               for name, field in fields.items() if hasattr(options, f"set_{name}")}
+    config = experiment.configure(options.preset, changes)
+    if options.jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {options.jobs}")
+    backend = get_backend(options.backend)  # a missing GPU is said before any work
+    out = Path(options.out or f"runs/{experiment.name}-{options.preset}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out} ({error.strerror}): choose another with "
+                        "--out") from error
+    record = {"experiment": experiment.name, "preset": options.preset,
+              "config": dataclasses.asdict(config), "comet-np": __version__,
+              "git": _git_revision(), "python": platform.python_version(),
+              "machine": platform.platform(), "jobs": options.jobs, "mpi": options.mpi,
+              **backend.describe()}
+    write_atomically(out / "run.json", json.dumps(record, indent=1).encode() + b"\n")
+    started = time.monotonic()
+    cells = experiment.cells(config)
+    print(f"{experiment.name} ({options.preset}): {len(cells)} cells on "
+          f"{backend.describe()['device']}, into {out}", flush=True)
+    outcomes = Sweep(experiment.name, cells, out, options.backend, options.data, options.jobs,
+                     options.mpi).run()
+    print(summary(outcomes, time.monotonic() - started))
+    finished = [outcome for outcome in outcomes if outcome.status in ("done", "found")]
+    if finished:
+        print(experiment.table(config, out))
+        print(f"figure: {experiment.draw(config, out)}")
+    return 0 if len(finished) == len(outcomes) else 1
+
+
+def _git_revision() -> str | None:
+    """Return the revision of the checkout this runs from, or None if it is not one."""
+    here = Path(__file__).resolve().parent
+    try:
+        answer = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, text=True,
+                                capture_output=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _plot(options: argparse.Namespace) -> int:
+    experiment = _experiment(options.name)
+    out = Path(options.out or f"runs/{experiment.name}-{options.preset}")
+    if not (out / "run.json").exists():
+        raise UserError(f"{out} holds no run of {experiment.name}: run it first, or name its "
+                        "folder with --out")
+    record = json.loads((out / "run.json").read_text())
+    if record["experiment"] != experiment.name:
+        raise UserError(f"{out} holds a run of {record['experiment']}, not of {experiment.name}")
+    config = experiment.restore(record["config"])
+    print(experiment.table(config, out))
+    print(f"figure: {experiment.draw(config, out)}")
+    return 0
+
+
+def _data(options: argparse.Namespace) -> int:
+    folder = options.data or os.environ.get("COMET_DATA")
+    if options.fetch:
+        if not folder:
+            raise UserError("--fetch needs a folder to download into: --data DIR, or COMET_DATA")
+        datasets.fetch(options.fetch, folder)
+    for row in datasets.report(folder):
+        print("  ".join(f"{cell:10}" for cell in row).rstrip())
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from .check import run_checks
+
+    return run_checks(get_backend(options.backend))
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from ..benchmarks import bench
+
+    started = time.monotonic()
+    bench.run(options.backend, options.preset, Path(options.out), options.repeats,
+              options.threads, not options.no_compile)
+    print(f"measured in {duration(time.monotonic() - started)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

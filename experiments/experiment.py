@@ -1,0 +1,139 @@
+"""What an experiment is: a configuration with presets, a list of cells, a figure and a table."""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..backends import Backend
+from ..errors import UserError, unknown
+from .progress import Progress
+
+PRESETS = ("smoke", "laptop", "paper")
+
+
+def option(default: Any, text: str) -> Any:
+    """Return a dataclass field with a default and the help text of its command-line flag."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+class Cell(NamedTuple):
+    """One independent piece of an experiment.
+
+    name : str, unique and readable. spec : a frozen dataclass that says all there is to the cell.
+    work : float, about how long it takes, in floating-point operations.
+    """
+
+    name: str
+    spec: Any
+    work: float
+
+    def folder(self, out: Path) -> Path:
+        """Return where the cell's files go: another spec of the same name has another folder."""
+        spec = json.dumps(dataclasses.asdict(self.spec), sort_keys=True)
+        return out / "cells" / f"{self.name}-{hashlib.sha256(spec.encode()).hexdigest()[:8]}"
+
+    def result(self, out: Path) -> dict[str, Any] | None:
+        """Return the result of a finished cell, or None."""
+        file = self.folder(out) / "result.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+
+class Place(NamedTuple):
+    """Where a cell runs: its folder, the backend, the data folder, and the progress line."""
+
+    folder: Path
+    backend: Backend
+    data: str | None
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A named experiment.
+
+    Attributes
+    ----------
+    name, title : str
+    config : type
+        A frozen dataclass whose defaults are the preset "laptop".
+    presets : dict of str to dict
+        What "smoke" and "paper" change.
+    cells : config -> list of Cell
+    run_cell : (spec, Place) -> result
+        Writes result.json itself; may be stopped and called again.
+    draw : (config, out) -> path of the figure
+        From the files of finished cells alone.
+    table : (config, out) -> str
+        What the figure means, in a few lines.
+    """
+
+    name: str
+    title: str
+    config: type
+    presets: dict[str, dict[str, Any]]
+    cells: Callable[[Any], list[Cell]]
+    run_cell: Callable[[Any, Place], dict[str, Any]]
+    draw: Callable[[Any, Path], Path]
+    table: Callable[[Any, Path], str]
+
+    def configure(self, preset: str, changes: dict[str, Any]) -> Any:
+        """Return the configuration of a preset with some fields changed."""
+        if preset not in PRESETS:
+            raise unknown("preset", preset, PRESETS)
+        return self.config(**self.presets.get(preset, {}) | changes)
+
+    def restore(self, fields: dict[str, Any]) -> Any:
+        """Return the configuration that was written as JSON."""
+        known = {field.name: field for field in dataclasses.fields(self.config)}
+        for name in fields:
+            if name not in known:
+                raise unknown(f"setting of {self.name}", name, known)
+        return self.config(**{name: tuple(value) if isinstance(value, list) else value
+                              for name, value in fields.items()})
+
+
+def parse(field: "dataclasses.Field[Any]", text: str) -> Any:
+    """Return the value of a configuration field from the text of its command-line flag."""
+    return _parse(field.type, text, field.name)
+
+
+def _parse(kind: Any, text: str, name: str) -> Any:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if text.lower() == "none":
+            return None
+        return _parse(inner[0], text, name)
+    if origin is tuple:
+        return tuple(_parse(inner[0], part, name) for part in text.split(",") if part)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise UserError(f'--{name.replace("_", "-")} takes true or false, got "{text}"')
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        wanted = {int: "a whole number", float: "a number"}[kind]
+        raise UserError(f'--{name.replace("_", "-")} takes {wanted}, got "{text}"') from None
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the lines of a JSON-lines file; a last line that was cut off is left out."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines(keepends=True)
+            if line.endswith("\n")]
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of text as aligned columns, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join([row[0].ljust(widths[0]),
+                                *(cell.rjust(width)
+                                  for cell, width in zip(row[1:], widths[1:], strict=True))])
+                     for row in rows)

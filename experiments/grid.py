@@ -1,0 +1,292 @@
+"""Learning curves over a grid: data sets x widths x p_k x models x seeds.
+
+`quickstart` (built-in data), Figures 4 and 11 (CIFAR10) and Figure 33 (SARCOS) are such grids and
+differ in their presets only.
+"""
+
+import functools
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError, unknown
+from ..models.mlp import MLPConfig, parameter_count
+from ..optim import OptimizerConfig
+from . import datasets, figures
+from .experiment import Cell, Experiment, Place, columns, option, read_lines
+from .training import TrainConfig, Trainer
+
+# The models compared: what a model makes of the grid's p_k.
+MODELS = {"standard": lambda p_k: None, "comet": lambda p_k: p_k}
+
+
+@dataclass(frozen=True)
+class GridSpec:
+    """One cell: one model trained on one data set from one seed."""
+
+    dataset: str
+    train: int | None
+    target: int | None
+    model: str
+    width: int
+    p_k: float | None
+    seed: int
+    layers: int
+    activation: str
+    ties: str
+    bias: bool
+    optimizer: str
+    lr: float
+    momentum: float
+    weight_decay: float
+    clip_norm: float | None
+    clip_value: float | None
+    schedule: str
+    warmup: int
+    batch: int
+    epochs: int
+    dtype: str
+
+    def configure(self, inputs: int, outputs: int) -> TrainConfig:
+        """Return the training run for a data set with so many inputs and outputs."""
+        widths = (inputs, *[self.width] * (self.layers - 1), outputs)
+        return TrainConfig(
+            MLPConfig(widths, self.activation, self.p_k, self.ties, self.bias),  # type: ignore[arg-type]
+            OptimizerConfig(self.optimizer, momentum=self.momentum,
+                            weight_decay=self.weight_decay, clip_norm=self.clip_norm,
+                            clip_value=self.clip_value),
+            self.lr, self.schedule, self.warmup, self.batch, self.epochs, self.seed, self.dtype)
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """The grid and the settings that its cells share; the defaults are the paper's where it says.
+
+    The fields' help texts are those of the command line.
+    """
+
+    datasets: tuple[str, ...] = option(("glyphs", "arm"), "data sets, see: comet-np data")
+    models: tuple[str, ...] = option(("standard", "comet"), "models to compare")
+    widths: tuple[int, ...] = option((500,), "neurons in each hidden layer, N")
+    p_k: tuple[float, ...] = option((0.1, 0.5), "proportion of neurons that stay active")
+    seeds: int = option(3, "number of seeds: initial weights and data order")
+    epochs: int = option(5, "passes over the training set")
+    train: int | None = option(None, "use only so many training examples")
+    target: int | None = option(None, "which torque to predict (arm: 0-6, sarcos: 21-27)")
+    layers: int = option(4, "layers, L, the output included")
+    activation: str = option("softplus", "activation f")
+    ties: str = option("strict", "ties in the cap: strict (the paper), threshold, index")
+    bias: bool = option(True, "biases in the backbone")
+    optimizer: str = option("sgd", "sgd, momentum, adam or adamw")
+    lr: float = option(1e-2, "highest learning rate")
+    momentum: float = option(0.9, "for --optimizer momentum")
+    weight_decay: float = option(0.0, "weight decay")
+    clip_norm: float | None = option(None, "clip the gradient to this norm")
+    clip_value: float | None = option(None, "clip each gradient element to this value")
+    schedule: str = option("constant", "constant, cosine or warmup_cosine")
+    warmup: int = option(0, "steps of warm-up, for warmup_cosine")
+    batch: int = option(32, "examples a step")
+    dtype: str = option("float32", "float32 or float64")
+
+    def __post_init__(self) -> None:
+        for name in self.models:
+            if name not in MODELS:
+                raise unknown("model", name, MODELS)
+        for name in self.datasets:
+            if name not in datasets.DATASETS:
+                raise unknown("data set", name, datasets.DATASETS)
+        if self.seeds < 1:
+            raise UserError(f"an experiment needs at least 1 seed, got {self.seeds}")
+        cells(self)[0].spec.configure(1, 1)  # bad settings are refused before the first cell runs
+
+
+def cells(config: GridConfig) -> list[Cell]:
+    """Return the cells, seed by seed, so that a first comparison of all models comes early."""
+    shared = {field.name: getattr(config, field.name) for field in fields(GridSpec)
+              if hasattr(config, field.name) and field.name != "p_k"}
+    found: dict[str, Cell] = {}
+    for seed in range(config.seeds):
+        for dataset in config.datasets:
+            for width in config.widths:
+                for model in config.models:
+                    for level in config.p_k:
+                        p_k = MODELS[model](level)
+                        spec = GridSpec(dataset=dataset, model=model, width=width, p_k=p_k,
+                                        seed=seed, **shared)
+                        cell = _cell(spec)
+                        found[cell.name] = cell  # the standard model has one cell for all p_k
+    return list(found.values())
+
+
+def _cell(spec: GridSpec) -> Cell:
+    inputs, outputs, examples = datasets.SIZES[spec.dataset]
+    level = "" if spec.p_k is None else f"-pk{spec.p_k:g}"
+    parameters = parameter_count(spec.configure(inputs, outputs).model)
+    return Cell(f"{spec.dataset}-{spec.model}-N{spec.width}{level}-seed{spec.seed}", spec,
+                work=6.0 * parameters * spec.epochs * min(spec.train or examples, examples))
+
+
+@functools.lru_cache(maxsize=2)
+def _load(name: str, folder: str | None, train: int | None, target: int | None) -> Any:
+    options = {} if target is None else {"target": target}
+    return datasets.load(name, folder, train=train, **options)
+
+
+def run_cell(spec: GridSpec, place: Place) -> dict[str, Any]:
+    """Train the cell's model."""
+    data = _load(spec.dataset, place.data, spec.train, spec.target)
+    config = spec.configure(data.x_train.shape[1], data.outputs)
+    return Trainer(config, data, place.folder, place.backend, place.progress).run()
+
+
+# --- figure and table -------------------------------------------------------------------------
+
+
+def _metric(dataset: str) -> tuple[str, str, int]:
+    """Return the metric's key, its name on an axis, and the sign that makes more of it better."""
+    if dataset in datasets.REGRESSION:
+        return "val_loss", "validation MSE (fraction of variance)", -1
+    return "val_accuracy", "validation accuracy", 1
+
+
+def _curves(config: GridConfig, out: Path, **where: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return epochs (T,) and the metric's curves (finished seeds, T) of the cells `where`."""
+    key = _metric(where["dataset"])[0]
+    curves, epochs = [], np.zeros(0)
+    for cell in cells(config):
+        if cell.result(out) and all(getattr(cell.spec, k) == v for k, v in where.items()):
+            lines = read_lines(cell.folder(out) / "metrics.jsonl")
+            epochs = np.array([line["epoch"] for line in lines])
+            curves.append([line[key] for line in lines])
+    return epochs, np.array(curves)
+
+
+def best(curves: np.ndarray, sign: int) -> np.ndarray:
+    """Return the best value of each seed's curve (seeds, T) -> (seeds,)."""
+    return sign * (sign * curves).max(axis=1)
+
+
+def advantage(standard: np.ndarray, comet: np.ndarray, sign: int) -> float:
+    """Return by how much COMET's mean best is better: points of accuracy, or % less error."""
+    if not len(standard) or not len(comet):
+        return np.nan
+    a, b = best(standard, sign).mean(), best(comet, sign).mean()
+    return 100 * (b - a) if sign > 0 else 100 * (a - b) / a
+
+
+def draw(config: GridConfig, out: Path, name: str) -> Path:
+    """Draw a panel for each data set, width and p_k, and COMET's advantage in one more each."""
+    plt = figures.pyplot()
+    rows = [(dataset, width) for dataset in config.datasets for width in config.widths]
+    figure = plt.figure(figsize=(2.6 * (len(config.p_k) + 1), 2.3 * len(rows) + 0.3))
+    grid = figure.add_gridspec(len(rows), len(config.p_k) + 1)
+    for i, (dataset, width) in enumerate(rows):
+        key, label, sign = _metric(dataset)
+        for j, level in enumerate(config.p_k):
+            axes = figure.add_subplot(grid[i, j])
+            for model in config.models:
+                p_k = MODELS[model](level)
+                epochs, curves = _curves(config, out, dataset=dataset, width=width, model=model,
+                                         p_k=p_k)
+                if len(curves):
+                    cell = _cell(GridSpec(**asdict(cells(config)[0].spec) | {
+                        "dataset": dataset, "width": width, "model": model, "p_k": p_k}))
+                    count = parameter_count(cell.spec.configure(
+                        *datasets.SIZES[dataset][:2]).model)
+                    figures.seed_band(axes, epochs, curves, figures.COLORS[model],
+                                      f"{figures.LABELS[model]}: {best(curves, sign).mean():.3f} "
+                                      f"({count / 1e6:.2g} M)")
+            axes.set_title(f"{dataset}, N = {width}, $p_k$ = {level:g}")
+            if sign < 0:
+                axes.set_yscale("log")
+            if j == 0:
+                axes.set_ylabel(label)
+            if i == len(rows) - 1:
+                axes.set_xlabel("epoch")
+            axes.legend(title="best (parameters)", title_fontsize=7)
+    for i, dataset in enumerate(config.datasets):
+        height = len(config.widths)
+        _draw_advantage(figure.add_subplot(grid[i * height:(i + 1) * height, -1]), config, out,
+                        dataset)
+    examples = "" if config.train is None else f", {config.train} training examples"
+    figure.suptitle(f"{name}: {config.optimizer} lr {config.lr:g}, batch {config.batch}, "
+                    f"{config.epochs} epochs, {config.seeds} seeds (band: lowest to highest)"
+                    f"{examples}", fontsize=8)
+    return figures.save(figure, out / f"{name}.png")
+
+
+def _draw_advantage(axes: Any, config: GridConfig, out: Path, dataset: str) -> None:
+    sign = _metric(dataset)[2]
+    table = np.array([[_advantage_at(config, out, dataset, width, level) for level in config.p_k]
+                      for width in config.widths])
+    largest = np.nanmax(np.abs(table)) if np.isfinite(table).any() else 1.0
+    axes.imshow(table, cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto")
+    for (i, j), value in np.ndenumerate(table):
+        axes.text(j, i, f"{value:+.1f}", ha="center", va="center", fontsize=9,
+                  color="white" if abs(value) > 0.7 * largest else "black")
+    axes.set_xticks(range(len(config.p_k)), [f"{level:g}" for level in config.p_k])
+    axes.set_yticks(range(len(config.widths)), [str(width) for width in config.widths])
+    axes.set_xlabel("$p_k$")
+    axes.set_ylabel("N")
+    axes.grid(False)
+    axes.set_title(f"{dataset}: COMET's lead at its best,\n"
+                   + ("points of accuracy" if sign > 0 else "% less error"))
+
+
+def _advantage_at(config: GridConfig, out: Path, dataset: str, width: int, level: float) -> float:
+    standard = _curves(config, out, dataset=dataset, width=width, model="standard")[1]
+    comet = _curves(config, out, dataset=dataset, width=width, model="comet", p_k=level)[1]
+    return advantage(standard, comet, _metric(dataset)[2])
+
+
+def table(config: GridConfig, out: Path) -> str:
+    """Return a row for each data set, width and p_k: best values, lead, seeds won, time."""
+    rows = [("data set", "N", "p_k", "standard", "COMET", "COMET's lead", "seeds won")]
+    for dataset in config.datasets:
+        _, _, sign = _metric(dataset)
+        for width in config.widths:
+            standard = _curves(config, out, dataset=dataset, width=width, model="standard")[1]
+            for level in config.p_k:
+                comet = _curves(config, out, dataset=dataset, width=width, model="comet",
+                                p_k=level)[1]
+                rows.append((dataset, str(width), f"{level:g}", _spread(standard, sign),
+                             _spread(comet, sign),
+                             _lead(advantage(standard, comet, sign), sign),
+                             _won(standard, comet, sign)))
+    return columns(rows) + ("\nbest on the validation split, mean over seeds (lowest-highest); "
+                            "accuracy, or MSE as a fraction of the target's variance")
+
+
+def _spread(curves: np.ndarray, sign: int) -> str:
+    if not len(curves):
+        return "-"
+    values = best(curves, sign)
+    return f"{values.mean():.3f} ({values.min():.3f}-{values.max():.3f})"
+
+
+def _lead(value: float, sign: int) -> str:
+    if np.isnan(value):
+        return "-"
+    return f"{value:+.1f} points" if sign > 0 else f"{value:+.1f} % less error"
+
+
+def _won(standard: np.ndarray, comet: np.ndarray, sign: int) -> str:
+    seeds = min(len(standard), len(comet))
+    won = (sign * best(comet, sign)[:seeds] > sign * best(standard, sign)[:seeds]).sum()
+    return f"{won} of {seeds}" if seeds else "-"
+
+
+def grid(name: str, title: str, **presets: dict[str, Any]) -> Experiment:
+    """Return a grid experiment; `presets` gives what each preset changes."""
+    return Experiment(name, title, GridConfig, presets, cells, run_cell,
+                      lambda config, out: draw(config, out, name), table)
+
+
+QUICKSTART = grid(
+    "quickstart", "COMET against the standard MLP on built-in data (images, robot arm)",
+    smoke={"widths": (100,), "p_k": (0.5,), "seeds": 2, "epochs": 2, "train": 1000},
+    laptop={},
+    paper={"widths": (1000,), "seeds": 10, "epochs": 20},
+)

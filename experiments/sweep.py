@@ -1,0 +1,217 @@
+"""Sweeps: independent cells, run in turn, by several processes, or by the ranks of MPI.
+
+A finished cell is skipped, a stopped one goes on, a failed one does not end the others, and two
+sweeps may share a folder: each cell is locked while it runs.
+"""
+
+import os
+import queue
+import time
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..backends import get_backend
+from ..backends.numpy_backend import keep_freed_memory
+from ..errors import UserError
+from .experiment import Cell, Place
+from .progress import Progress, duration
+
+
+class Task(NamedTuple):
+    """A cell for a worker: the experiment's name, the cell, and where."""
+
+    experiment: str
+    cell: Cell
+    out: Path
+    backend: str
+    data: str | None
+
+
+class Outcome(NamedTuple):
+    """What became of a cell: "done", "found" (finished before), "busy" or "failed", and why."""
+
+    cell: str
+    status: str
+    message: str = ""
+
+
+class Sweep(NamedTuple):
+    """Which cells to run and how.
+
+    jobs : int, processes; the machine's threads are shared out among them.
+    mpi : bool, run the cells on the ranks of an MPI job instead (``mpiexec -n 4 comet-np ...``).
+    """
+
+    experiment: str
+    cells: list[Cell]
+    out: Path
+    backend: str = "numpy"
+    data: str | None = None
+    jobs: int = 1
+    mpi: bool = False
+
+    def run(self) -> list[Outcome]:
+        """Run all cells that are not finished and return what became of each."""
+        progress = Progress(sum(cell.work for cell in self.cells))
+        tasks = [Task(self.experiment, cell, self.out, self.backend, self.data)
+                 for cell in self.cells]
+        try:
+            if self.mpi:
+                outcomes = _with_mpi(tasks, progress)
+            elif self.jobs > 1:
+                outcomes = _with_processes(tasks, self.jobs, progress)
+            else:
+                outcomes = [run_task(task, progress) for task in tasks]
+        finally:
+            progress.clear()
+        return outcomes
+
+
+def run_task(task: Task, progress: Any) -> Outcome:
+    """Run one cell, unless it is finished or another sweep is at it."""
+    from .cli import EXPERIMENTS  # here, as that module knows this one
+
+    cell, folder = task.cell, task.cell.folder(task.out)
+    if cell.result(task.out) is not None:
+        progress.skip(cell.work)
+        return Outcome(cell.name, "found")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(folder / "lock") as ours:
+            if not ours:
+                progress.skip(cell.work)
+                return Outcome(cell.name, "busy", "another sweep is running it")
+            if cell.result(task.out) is not None:
+                progress.skip(cell.work)
+                return Outcome(cell.name, "found")
+            if task.backend == "numpy":
+                keep_freed_memory()
+            place = Place(folder, get_backend(task.backend), task.data, progress)
+            EXPERIMENTS[task.experiment].run_cell(cell.spec, place)
+            return Outcome(cell.name, "done")
+    except UserError as error:
+        return Outcome(cell.name, "failed", str(error))
+    except Exception as error:
+        report = folder / "error.txt"
+        report.write_text(traceback.format_exc())
+        return Outcome(cell.name, "failed",
+                       f"{type(error).__name__}: {error} (the traceback is in {report})")
+
+
+@contextmanager
+def _lock(file: Path) -> Iterator[bool]:
+    """Hold an exclusive lock on `file`, or yield False; the system frees it if we are killed."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock
+        yield True
+        return
+    with open(file, "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+class _Remote:
+    """The progress of a worker process: sent to the parent, a few times a second."""
+
+    def __init__(self, messages: Any) -> None:
+        self._messages = messages
+        self._work, self._steps, self._sent = 0.0, 0, time.monotonic()
+
+    def skip(self, work: float) -> None:
+        self._messages.put(("skip", work))
+
+    def advance(self, work: float, text: str = "", steps: int = 1) -> None:
+        self._work += work
+        self._steps += steps
+        if time.monotonic() - self._sent > 0.2:
+            self._messages.put(("advance", self._work, text, self._steps))
+            self._work, self._steps, self._sent = 0.0, 0, time.monotonic()
+
+    def message(self, text: str) -> None:
+        self._messages.put(("message", text))
+
+
+def _run_remote(task: Task, messages: Any) -> Outcome:
+    return run_task(task, _Remote(messages))
+
+
+def _with_processes(tasks: list[Task], jobs: int, progress: Progress) -> list[Outcome]:
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the workers' BLAS when it is loaded
+    context = get_context("spawn")
+    try:
+        with context.Manager() as manager, ProcessPoolExecutor(jobs, context) as pool:
+            messages = manager.Queue()
+            return _collect(pool, tasks, messages, progress)
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def _with_mpi(tasks: list[Task], progress: Progress) -> list[Outcome]:
+    try:
+        from mpi4py.futures import MPIPoolExecutor
+    except ImportError:
+        raise UserError('--mpi needs mpi4py: pip install "comet-np[mpi]", then start with '
+                        "mpiexec -n RANKS python -m mpi4py.futures -m comet_np.experiments.cli "
+                        "run ... --mpi") from None
+    with MPIPoolExecutor() as pool:
+        return _collect(pool, tasks, None, progress)
+
+
+def _collect(pool: Executor, tasks: list[Task], messages: Any,
+             progress: Progress) -> list[Outcome]:
+    if messages is None:
+        futures: list[Future[Outcome]] = [pool.submit(_run_silent, task) for task in tasks]
+    else:
+        futures = [pool.submit(_run_remote, task, messages) for task in tasks]
+    try:
+        while not all(future.done() for future in futures):
+            if messages is None:
+                time.sleep(0.2)
+                continue
+            try:
+                method, *arguments = messages.get(timeout=0.2)
+                getattr(progress, method)(*arguments)
+            except queue.Empty:
+                pass
+    except KeyboardInterrupt:
+        pool.shutdown(wait=True, cancel_futures=True)  # the workers got Ctrl-C too, and save
+        raise
+    return [_outcome(task, future) for task, future in zip(tasks, futures, strict=True)]
+
+
+def _run_silent(task: Task) -> Outcome:
+    return run_task(task, Progress(task.cell.work, open(os.devnull, "w")))  # noqa: SIM115
+
+
+def _outcome(task: Task, future: "Future[Outcome]") -> Outcome:
+    error = future.exception()
+    if error is None:
+        return future.result()
+    return Outcome(task.cell.name, "failed", f"its process ended: {error or type(error).__name__}")
+
+
+def summary(outcomes: list[Outcome], seconds: float) -> str:
+    """Return a line on the sweep, and one on each cell that has no result."""
+    count = {status: sum(o.status == status for o in outcomes)
+             for status in ("done", "found", "busy", "failed")}
+    lines = [f"{count['done']} cells run in {duration(seconds)}"
+             + (f", {count['found']} found finished" if count["found"] else "")
+             + (f", {count['busy']} busy elsewhere" if count["busy"] else "")
+             + (f", {count['failed']} FAILED" if count["failed"] else "")]
+    lines += [f"  {o.cell}: {o.message}" for o in outcomes if o.message]
+    return "\n".join(lines)

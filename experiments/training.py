@@ -1,0 +1,403 @@
+"""Training one model: steps, evaluation, metrics, checkpoints and resume, divergence."""
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from .. import checkpoint
+from ..backends import Backend
+from ..errors import UserError, unknown
+from ..functional.loss import (
+    mean_squared_error_backward,
+    mean_squared_error_forward,
+    softmax_cross_entropy_backward,
+    softmax_cross_entropy_forward,
+)
+from ..functional.routing import pack_masks, unpack_masks
+from ..models import mlp
+from ..optim import OptimizerConfig, OptimizerState, init_state, update
+from ..rng import stream
+from ..schedules import SCHEDULES, schedule
+from ..tree import flatten
+from .datasets import Dataset
+from .progress import Progress
+
+Array = Any
+
+LOSSES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "classification": (softmax_cross_entropy_forward, softmax_cross_entropy_backward),
+    "regression": (mean_squared_error_forward, mean_squared_error_backward),
+}
+EVALUATION_BATCH = 1000
+LEAST_CHECKPOINT_SECONDS = 10.0
+CHECKPOINT_SHARE = 0.01  # of the run's time that may go into writing checkpoints
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run: a model, an optimizer, a length and a seed.
+
+    Attributes
+    ----------
+    model : MLPConfig
+    optimizer : OptimizerConfig
+    lr : float
+        Highest learning rate.
+    schedule, warmup : str, int
+        See `comet_np.schedules`; the warm-up in steps.
+    batch, epochs : int
+    seed : int
+        Of the initial weights and of the order of the data.
+    dtype : {"float32", "float64"}
+    """
+
+    model: mlp.MLPConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    lr: float = 1e-2
+    schedule: str = "constant"
+    warmup: int = 0
+    batch: int = 32
+    epochs: int = 5
+    seed: int = 0
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, SCHEDULES)
+        if self.batch < 1 or self.epochs < 0:
+            raise UserError("a run needs a batch of at least 1 and 0 or more epochs, got "
+                            f"batch = {self.batch}, epochs = {self.epochs}")
+        if self.dtype not in ("float32", "float64"):
+            raise UserError(f'dtype must be "float32" or "float64", got "{self.dtype}"')
+
+
+class Diverged(UserError):
+    """Training met a number that is not finite."""
+
+
+class Learner:
+    """A model in training: parameters in one flat buffer, optimizer state, and the step.
+
+    Attributes
+    ----------
+    params, routing : as `mlp.init` returns them; the params are views into `flat`
+    flat : array (n,)
+    state : OptimizerState
+    """
+
+    def __init__(self, config: TrainConfig, task: str, backend: Backend) -> None:
+        self.config = config
+        self.loss_forward, self.loss_backward = LOSSES[task]
+        params, self.routing = mlp.init(config.model, config.seed, backend, config.dtype)
+        self.flat, self.params = flatten(params)
+        self.state: OptimizerState = init_state(self.flat, config.optimizer)
+        self.flat_grads: Array | None = None
+        if not config.optimizer.updates_in_backward:
+            self.flat_grads, self.grads = flatten(mlp.zeros_like(self.params))
+
+    def step(self, x: Array, y: Array, lr: float, masks: tuple[Array | None, ...] | None = None,
+             check: Callable[[Array], None] = lambda loss: None) -> Array:
+        """Take one step on the mini-batch and return its loss, a 0-d array.
+
+        `check` sees the loss before any parameter changes, and may raise.
+        """
+        config = self.config
+        a_L, cache = mlp.forward(x, self.params, self.routing, config.model, masks)
+        loss, loss_cache = self.loss_forward(a_L, y)
+        check(loss)
+        if self.flat_grads is None:  # plain SGD: the backward pass is the update, see comet_np.optim
+            mlp.backward(self.loss_backward(-lr, loss_cache), cache, self.params, self.params,
+                         config.model, input_gradient=False)
+            self.state = self.state._replace(step=self.state.step + 1)
+            return loss
+        self.flat_grads.fill(0)
+        mlp.backward(self.loss_backward(1.0, loss_cache), cache, self.params, self.grads,
+                     config.model, input_gradient=False)
+        self.state = update(self.flat, self.flat_grads, self.state, lr, config.optimizer)
+        return loss
+
+
+class Split:
+    """Examples in the backend's memory, with the masks of a COMET network kept bit-packed.
+
+    The masks depend on the input alone, so those of a fixed data set are computed once.
+    """
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, data: Dataset, config: TrainConfig,
+                 backend: Backend, routing: mlp.Routing) -> None:
+        self.backend, self.dtype = backend, config.dtype
+        self.scale, self.shift = data.scale, data.shift
+        self.x = backend.asarray(x)
+        self.y = backend.asarray(y, dtype=None if y.dtype.kind in "iu" else config.dtype)
+        self.widths = config.model.widths[1:-1]
+        self.bits: Array | None = None
+        if config.model.p_k is not None:
+            packed = [pack_masks(mlp.masks_of(self._input(rows), routing, config.model))
+                      for rows in blocks(len(x), EVALUATION_BATCH)]
+            self.bits = backend.xp.concatenate(packed)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def _input(self, rows: Any) -> Array:
+        x = self.x[rows]
+        if (self.scale, self.shift) == (1, 0):
+            return x.astype(self.dtype, copy=False)
+        x = self.backend.xp.multiply(x, self.scale, dtype=self.dtype)
+        x += self.shift
+        return x
+
+    def batch(self, rows: Any) -> tuple[Array, Array, tuple[Array | None, ...] | None]:
+        """Return x, y and the masks of some rows (a slice or an array of indices)."""
+        masks = None if self.bits is None else unpack_masks(self.bits[rows], self.widths)
+        return self._input(rows), self.y[rows], masks
+
+
+def blocks(n: int, size: int) -> Iterator[slice]:
+    """Yield slices of at most `size` that cover 0..n."""
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def evaluate(learner: Learner, split: Split) -> dict[str, float]:
+    """Return the mean loss over a split, and the accuracy if it has classes."""
+    xp = split.backend.xp
+    loss_sum, hits = 0.0, 0
+    for rows in blocks(len(split), EVALUATION_BATCH):
+        x, y, masks = split.batch(rows)
+        a_L, _ = mlp.forward(x, learner.params, learner.routing, learner.config.model, masks)
+        loss, _ = learner.loss_forward(a_L, y)
+        loss_sum += float(loss) * len(x)
+        if y.ndim == 1:
+            hits += int((xp.argmax(a_L, axis=-1) == y).sum())
+    result = {"loss": loss_sum / len(split)}
+    if split.y.ndim == 1:
+        result["accuracy"] = hits / len(split)
+    return result
+
+
+class Trainer:
+    """One run in a folder of its own: `run()` trains the model, or goes on where it was stopped.
+
+    In the folder: ``metrics.jsonl``, a line an epoch; ``checkpoint`` while it runs; ``result.json``
+    when it is done. A run that was stopped at any moment ends in the same metrics (times aside) and
+    weights, bit for bit, as one that was not.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    data : Dataset
+    folder : Path
+    backend : Backend
+    progress : Progress
+    """
+
+    def __init__(self, config: TrainConfig, data: Dataset, folder: Path, backend: Backend,
+                 progress: Progress) -> None:
+        started = time.monotonic()
+        self.config, self.folder, self.backend, self.progress = config, folder, backend, progress
+        self.learner = Learner(config, data.task, backend)
+
+        def split(x: np.ndarray, y: np.ndarray) -> Split:
+            return Split(x, y, data, config, backend, self.learner.routing)
+
+        self.training = split(data.x_train, data.y_train)
+        self.validation = split(data.x_val, data.y_val)
+        self.test = None if data.x_test is None else split(data.x_test, data.y_test)
+        self.steps_an_epoch = math.ceil(len(self.training) / config.batch)
+        self.work = step_work(config)
+        self.seconds = {"prepare": time.monotonic() - started, "train": 0.0, "evaluate": 0.0,
+                        "checkpoint": 0.0}
+        self.loss_sum = 0.0  # over the steps of this epoch whose losses have been read
+        self.unread: list[tuple[int, Array]] = []  # steps and losses that lie on the device
+        self.last: dict[str, Any] = {}  # the newest line of the metrics
+        folder.mkdir(parents=True, exist_ok=True)
+        self.metrics = open(folder / "metrics.jsonl", "ab")  # noqa: SIM115 (closed by run)
+        self.saved_at, self.save_cost = time.monotonic(), 0.0
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end and return the result, which is also written to ``result.json``.
+
+        Raises
+        ------
+        Diverged
+            At the first loss that is not finite; the state is left in ``diverged``.
+        KeyboardInterrupt
+            On Ctrl-C, after a checkpoint.
+        """
+        config, learner = self.config, self.learner
+        total = self.steps_an_epoch * config.epochs
+        with self.metrics, _ctrl_c() as interrupted, np.errstate(over="ignore", invalid="ignore"):
+            self.resume()
+            if not self.last:
+                self.report(0)
+            while learner.state.step < total:
+                epoch, first = divmod(learner.state.step, self.steps_an_epoch)
+                shuffled = stream(config.seed, "order", epoch).permutation(len(self.training))
+                order = self.backend.asarray(shuffled)
+                for i in range(first, self.steps_an_epoch):
+                    started = time.monotonic()
+                    lr = config.lr * schedule(config.schedule, learner.state.step, total,
+                                              config.warmup)
+                    x, y, masks = self.training.batch(
+                        order[i * config.batch:(i + 1) * config.batch])
+                    learner.step(x, y, lr, masks, lambda loss, x=x: self.check(loss, x))
+                    self.seconds["train"] += time.monotonic() - started
+                    self.progress.advance(self.work, self.folder.name)
+                    if i + 1 == self.steps_an_epoch:
+                        self.report(epoch + 1, train_loss=self.read_losses(x) / self.steps_an_epoch,
+                                    lr=lr)
+                        self.loss_sum = 0.0
+                    if interrupted.is_set() or self.due():
+                        self.read_losses(x)
+                        self.save()
+                    if interrupted.is_set():
+                        raise KeyboardInterrupt
+            return self.finish()
+
+    def report(self, epoch: int, **values: float) -> None:
+        """Measure on the validation split and add a line to the metrics."""
+        started = time.monotonic()
+        measured = {f"val_{name}": value
+                    for name, value in evaluate(self.learner, self.validation).items()}
+        self.seconds["evaluate"] += time.monotonic() - started
+        self.last = {"epoch": epoch, "step": self.learner.state.step, **values, **measured,
+                     "seconds": round(self.seconds["train"], 3)}
+        self.metrics.write(json.dumps(self.last).encode() + b"\n")
+        self.metrics.flush()
+
+    def check(self, loss: Array, x: Array) -> None:
+        """Take the loss of a step with input x; look at it now, or on a GPU with many others."""
+        self.unread.append((self.learner.state.step, loss))
+        if len(self.unread) >= self.backend.losses_at_once:
+            self.read_losses(x)
+
+    def read_losses(self, x: Array) -> float:
+        """Read the unread losses and return the sum of this epoch's, if all are finite."""
+        unread, self.unread = self.unread, []
+        for step, loss in ((step, float(loss)) for step, loss in unread):
+            if not math.isfinite(loss):
+                state = self.folder / "diverged"
+                checkpoint.save(state, self._arrays(), self._description())
+                raise Diverged(
+                    f"training diverged at step {step} (loss {loss}): the first quantity that is "
+                    f"not finite is {first_not_finite(self.learner, x)}; lower --lr, or clip with "
+                    f"--clip-norm; the state is in {state}")
+            self.loss_sum += loss
+        return self.loss_sum
+
+    # --- checkpoints ---
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {"flat": self.learner.flat, "first": self.learner.state.first,
+                  "second": self.learner.state.second}
+        return {name: self.backend.to_host(array) for name, array in arrays.items()
+                if array is not None}
+
+    def _description(self) -> dict[str, Any]:
+        return {"config": json.loads(json.dumps(asdict(self.config))), "last": self.last,
+                "step": self.learner.state.step, "loss_sum": self.loss_sum,
+                "metrics_bytes": self.metrics.tell(), "seconds": self.seconds}
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint: seldom enough to cost a small share of the time."""
+        pause = max(LEAST_CHECKPOINT_SECONDS, self.save_cost / CHECKPOINT_SHARE)
+        return time.monotonic() - self.saved_at > pause
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment."""
+        started = time.monotonic()
+        checkpoint.save(self.folder / "checkpoint", self._arrays(), self._description())
+        self.saved_at = time.monotonic()
+        self.save_cost = self.saved_at - started
+        self.seconds["checkpoint"] += self.save_cost
+
+    def resume(self) -> None:
+        """Go on from the newest readable checkpoint of the folder, if there is one."""
+        found = checkpoint.load_latest(self.folder / "checkpoint")
+        if found is None:
+            self.metrics.truncate(0)
+            return
+        arrays, description, notice = found
+        if notice:
+            self.progress.message(f"{notice}; going on from the checkpoint before it")
+        ours = self._description()["config"]
+        differences = [f"{name} was {description['config'].get(name)}, is {ours[name]}"
+                       for name in ours if description["config"].get(name) != ours[name]]
+        if differences:
+            raise checkpoint.CheckpointError(
+                f"the checkpoint in {self.folder} belongs to another run ({'; '.join(differences)})"
+                ": choose another --out, or move that folder away to start again")
+        state = self.learner.state
+        for name, array in (("flat", self.learner.flat), ("first", state.first),
+                            ("second", state.second)):
+            if array is not None:
+                array[...] = self.backend.asarray(arrays[name])
+        self.learner.state = state._replace(step=description["step"])
+        self.loss_sum, self.last = description["loss_sum"], description["last"]
+        self.seconds |= description["seconds"]
+        self.metrics.truncate(description["metrics_bytes"])
+        self.metrics.seek(0, os.SEEK_END)
+        self.progress.skip(description["step"] * self.work)
+
+    def finish(self) -> dict[str, Any]:
+        """Measure on the test split, write the result, and remove the checkpoints."""
+        result: dict[str, Any] = {"parameters": mlp.parameter_count(self.config.model),
+                                  "last": self.last}
+        if self.test is not None:
+            result |= {f"test_{name}": value
+                       for name, value in evaluate(self.learner, self.test).items()}
+        result["seconds"] = {name: round(value, 3) for name, value in self.seconds.items()}
+        checkpoint.write_atomically(self.folder / "result.json",
+                                    json.dumps(result, indent=1).encode() + b"\n")
+        for file in self.folder.glob("checkpoint*"):
+            file.unlink()
+        return result
+
+
+def step_work(config: TrainConfig) -> float:
+    """Return the floating-point operations of a step's matrix products (masks from the cache)."""
+    return 6.0 * config.batch * mlp.parameter_count(config.model)
+
+
+def first_not_finite(learner: Learner, x: Array) -> str:
+    """Return the paper's name of the first quantity of a forward pass that is not finite."""
+    trace = mlp.trace(x, learner.params, learner.routing, learner.config.model)
+    for layer, a in enumerate(trace.a, start=1):
+        p = learner.params[layer - 1]
+        quantities = [(f"x_{layer - 1}", trace.x[layer - 1]), (f"W_{layer}", p.weight),
+                      (f"b_{layer}", p.bias), (f"a_{layer}", a)]
+        for name, array in quantities:
+            if array is not None and not np.isfinite(float(abs(array).max())):
+                return f"{name} of layer {layer}"
+    return "the loss itself"
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event, so that a step is not cut in two; a second one ends."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
