@@ -1,5 +1,7 @@
 """Packaging of COMET-NP: `backends`, `experiments` and `benchmarks` install inside `comet_np`."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 INSIDE = ("backends", "experiments", "benchmarks")  # top level here, comet_np.NAME when installed
@@ -19,17 +21,18 @@ if __name__ == "__main__":
         name="comet-np",
         version="0.1.0",
         description="The reference implementation of COMET (arXiv 2410.08003) on NumPy and CuPy",
-        long_description=open("README.md", encoding="utf-8").read(),
+        long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
         long_description_content_type="text/markdown",
         python_requires=">=3.10",
         packages=packages(),
         package_dir={"comet_np": "comet_np", **{f"comet_np.{name}": name for name in INSIDE}},
-        package_data={"comet_np.backends": ["kernels/*.cu", "kernels/*.cuh"]},
+        package_data={"comet_np": ["py.typed"], "comet_np.backends": ["kernels/*.cu", "kernels/*.cuh"]},
         install_requires=["numpy>=2.0", "scipy>=1.11"],
         extras_require={
             "plots": plots,
             "tests": tests,
             "crosscheck": ["torch>=2.4"],
+            "mpi": ["mpi4py>=4"],
             "cuda12": ["cupy-cuda12x>=14"],
             "cuda13": ["cupy-cuda13x>=14"],
             "dev": [*plots, *tests, "ruff", "mypy"],

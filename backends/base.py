@@ -58,7 +58,7 @@ class Backend:
         raise NotImplementedError
 
 
-OPERATIONS: dict[str, Callable[..., Any]] = {}  # the register: every overridable body, by name
+OPERATIONS: dict[str, Any] = {}  # the register: every overridable body, by name
 _BACKENDS: dict[type, Backend] = {}  # by the type of their arrays
 _kernels_on = os.environ.get("COMET_NP_REFERENCE", "0") in ("", "0")
 

@@ -353,8 +353,9 @@ def _tanh_derivative_into(a: Array, y: Array) -> None:
 
 
 # The activations that training meets, without temporaries; the others run their bodies by blocks.
-FORWARD_INTO = {"softplus": _softplus_into, "sigmoid": _sigmoid_into, "tanh": np.tanh,
-                "identity": _identity_into}
+FORWARD_INTO: dict[str, Callable[[Array, Array], Any]] = {
+    "softplus": _softplus_into, "sigmoid": _sigmoid_into, "tanh": np.tanh,
+    "identity": _identity_into}
 DERIVATIVE_INTO = {"softplus": _sigmoid_into, "tanh": _tanh_derivative_into}
 
 
@@ -443,7 +444,7 @@ def adam(p: Array, g: Array, first: Array, second: Array, step: int, lr: float, 
 
 
 @kernel
-def squared_norm(g: Array) -> Array:
+def squared_norm(g: Array) -> np.float64:
     check_float("squared_norm", g)
     parts = []
 

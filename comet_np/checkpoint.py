@@ -119,7 +119,7 @@ def load_latest(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], str]
     CheckpointError
         If there are checkpoints, but none can be read.
     """
-    problems = []
+    problems: list[str] = []
     for candidate in (path.with_name(path.name + ".new"), path, previous(path)):
         if not candidate.exists():
             continue

@@ -19,11 +19,13 @@ from ..errors import UserError, nearest, unknown
 from . import datasets
 from .experiment import PRESETS, Experiment, parse
 from .fig2 import FIG2
-from .grid import QUICKSTART
+from .fig3 import FIG3
+from .grid import FIG4, FIG11, FIG33, QUICKSTART
 from .progress import duration
 from .sweep import Sweep, summary
 
-EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (QUICKSTART, FIG2)}
+EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in
+                                      (QUICKSTART, FIG2, FIG3, FIG4, FIG11, FIG33)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -157,7 +157,7 @@ def draw(config: Fig2Config, out: Path) -> Path:
     """Draw both panels: mask and activation cosine against input cosine, a colour a p_k."""
     plt = figures.pyplot()
     points = _points(config, out)
-    figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), sharex=True)
+    figure, panels = plt.subplots(1, 2, figsize=(8.8, 3.6), sharex=True)
     colors = plt.get_cmap("viridis_r")(np.linspace(0.05, 1, len(config.p_k)))
     for axes, key, label in zip(panels, ("mask", "activation"),
                                 ("(a) cosine of masks $(m_1..m_{L-1})$",
@@ -171,7 +171,7 @@ def draw(config: Fig2Config, out: Path) -> Path:
         axes.set_ylim(min(points[key].min(), points["input"].min()) - 0.02, 1.02)
         axes.set_xlabel("cosine of inputs")
         axes.set_ylabel(label)
-    panels[0].legend(title="$p_k$", markerscale=3)
+    panels[1].legend(title="$p_k$", markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(f"fig2: {len(points['input'])} pairs, {config.networks} networks of "
                     f"{config.hidden} x {config.width} a pair, {config.activation}, inputs "
                     f"N(mu, {config.std:g}$^2$)", fontsize=8)

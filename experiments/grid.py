@@ -183,7 +183,7 @@ def draw(config: GridConfig, out: Path, name: str) -> Path:
     figure = plt.figure(figsize=(2.6 * (len(config.p_k) + 1), 2.3 * len(rows) + 0.3))
     grid = figure.add_gridspec(len(rows), len(config.p_k) + 1)
     for i, (dataset, width) in enumerate(rows):
-        key, label, sign = _metric(dataset)
+        _, label, sign = _metric(dataset)
         for j, level in enumerate(config.p_k):
             axes = figure.add_subplot(grid[i, j])
             for model in config.models:
@@ -269,7 +269,9 @@ def _spread(curves: np.ndarray, sign: int) -> str:
 def _lead(value: float, sign: int) -> str:
     if np.isnan(value):
         return "-"
-    return f"{value:+.1f} points" if sign > 0 else f"{value:+.1f} % less error"
+    if sign > 0:
+        return f"{value:+.1f} points"
+    return f"{abs(value):.1f} % {'less' if value > 0 else 'more'} error"
 
 
 def _won(standard: np.ndarray, comet: np.ndarray, sign: int) -> str:
@@ -289,4 +291,34 @@ QUICKSTART = grid(
     smoke={"widths": (100,), "p_k": (0.5,), "seeds": 2, "epochs": 2, "train": 1000},
     laptop={},
     paper={"widths": (1000,), "seeds": 10, "epochs": 20},
+)
+
+_PAPER_LEVELS = {"p_k": (0.1, 0.5, 0.9), "seeds": 3}
+
+FIG4 = grid(
+    "fig4", "Figure 4: CIFAR10, 4-layer MLP, SGD lr 1e-4",
+    smoke={"datasets": ("glyphs",), "widths": (50, 100), "p_k": (0.1, 0.5), "seeds": 1,
+           "epochs": 1, "train": 500, "lr": 1e-3},
+    laptop={"datasets": ("cifar10",), "widths": (100, 500, 1000), "lr": 1e-3, "epochs": 10,
+            "train": 10_000, **_PAPER_LEVELS, "seeds": 2},
+    paper={"datasets": ("cifar10",), "widths": (100, 500, 1000, 3000), "lr": 1e-4, "epochs": 100,
+           **_PAPER_LEVELS},
+)
+
+FIG11 = grid(
+    "fig11", "Figure 11: CIFAR10, 4-layer MLP, SGD lr 1e-3",
+    smoke={"datasets": ("glyphs",), "widths": (50, 100), "p_k": (0.1, 0.5), "seeds": 1,
+           "epochs": 1, "train": 500},
+    laptop={"datasets": ("cifar10",), "widths": (100, 500, 1000), "lr": 1e-2, "epochs": 10,
+            "train": 10_000, **_PAPER_LEVELS, "seeds": 2},
+    paper={"datasets": ("cifar10",), "widths": (100, 500, 1000, 3000, 9000), "lr": 1e-3,
+           "epochs": 100, **_PAPER_LEVELS},
+)
+
+FIG33 = grid(
+    "fig33", "Figure 33: SARCOS, 4-layer MLP, SGD lr 1e-2",
+    smoke={"datasets": ("arm",), "widths": (50, 100), "p_k": (0.1, 0.5), "seeds": 1, "epochs": 1,
+           "train": 500},
+    laptop={"datasets": ("sarcos",), "widths": (100, 500, 1000), "epochs": 20, **_PAPER_LEVELS},
+    paper={"datasets": ("sarcos",), "widths": (100, 500, 1000), "epochs": 50, **_PAPER_LEVELS},
 )

@@ -195,7 +195,7 @@ def _collect(pool: Executor, tasks: list[Task], messages: Any,
 
 
 def _run_silent(task: Task) -> Outcome:
-    return run_task(task, Progress(task.cell.work, open(os.devnull, "w")))  # noqa: SIM115
+    return run_task(task, Progress(task.cell.work, open(os.devnull, "w")))
 
 
 def _outcome(task: Task, future: "Future[Outcome]") -> Outcome:

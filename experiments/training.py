@@ -1,5 +1,6 @@
 """Training one model: steps, evaluation, metrics, checkpoints and resume, divergence."""
 
+import functools
 import json
 import math
 import os
@@ -8,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -63,7 +64,7 @@ class TrainConfig:
     """
 
     model: mlp.MLPConfig
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lr: float = 1e-2
     schedule: str = "constant"
     warmup: int = 0
@@ -116,7 +117,7 @@ class Learner:
         a_L, cache = mlp.forward(x, self.params, self.routing, config.model, masks)
         loss, loss_cache = self.loss_forward(a_L, y)
         check(loss)
-        if self.flat_grads is None:  # plain SGD: the backward pass is the update, see comet_np.optim
+        if self.flat_grads is None:  # the backward pass is the update, see comet_np.optim
             mlp.backward(self.loss_backward(-lr, loss_cache), cache, self.params, self.params,
                          config.model, input_gradient=False)
             self.state = self.state._replace(step=self.state.step + 1)
@@ -251,7 +252,7 @@ class Trainer:
                                               config.warmup)
                     x, y, masks = self.training.batch(
                         order[i * config.batch:(i + 1) * config.batch])
-                    learner.step(x, y, lr, masks, lambda loss, x=x: self.check(loss, x))
+                    learner.step(x, y, lr, masks, functools.partial(self.check, x=x))
                     self.seconds["train"] += time.monotonic() - started
                     self.progress.advance(self.work, self.folder.name)
                     if i + 1 == self.steps_an_epoch:

@@ -204,7 +204,7 @@ def bias_activation_mask(s: Array, b: Array | None, m: Array | None,
 @overridable
 def bias_activation_mask_gradient(dx: Array, a: Array, m: Array | None, f: Activation,
                                   db: Array | None) -> Array:
-    """Return ``da = dx o m o f'(a)`` (..., N) and add its sum over the leading axes into db (N,)."""
+    """Return ``da = dx o m o f'(a)`` (..., N) and add its sum over all examples into db (N,)."""
     da = dx * f.derivative(a)
     if m is not None:
         da = da * m

@@ -39,7 +39,7 @@ def mlp_from_torch(named: Mapping[str, Array], config: MLPConfig) -> tuple[Param
         shape = config.widths[layer], config.widths[layer - 1]
         wanted[f"fc{layer}.weight"] = shape
         if config.bias:
-            wanted[f"fc{layer}.bias"] = shape[:1]
+            wanted[f"fc{layer}.bias"] = (config.widths[layer],)
         if config.p_k is not None and layer < L:
             wanted[f"spec_{layer}.weight"] = shape
     unused = {f"spec_{layer}.weight" for layer in range(1, L + 1)} - set(wanted)
@@ -47,12 +47,12 @@ def mlp_from_torch(named: Mapping[str, Array], config: MLPConfig) -> tuple[Param
         if name not in wanted and name not in unused:
             raise UserError(f'no parameter of this MLP is called "{name}"{nearest(name, wanted)} '
                             f"(expected {', '.join(wanted)})")
-    for name, shape in wanted.items():
+    for name, expected in wanted.items():
         if name not in named:
-            raise UserError(f'the parameter "{name}" of shape {shape} is missing (given: '
+            raise UserError(f'the parameter "{name}" of shape {expected} is missing (given: '
                             f"{', '.join(named) or 'none'})")
-        if tuple(named[name].shape) != shape:
-            raise UserError(f'"{name}" must have shape {shape} for the widths {config.widths}, got '
+        if tuple(named[name].shape) != expected:
+            raise UserError(f'"{name}" must have shape {expected} for the widths {config.widths}, got '
                             f"{tuple(named[name].shape)}")
     backend_of(*(named[name] for name in wanted))
     params = tuple(Linear(named[f"fc{layer}.weight"], named.get(f"fc{layer}.bias"))
