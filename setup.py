@@ -26,7 +26,8 @@ if __name__ == "__main__":
         python_requires=">=3.10",
         packages=packages(),
         package_dir={"comet_np": "comet_np", **{f"comet_np.{name}": name for name in INSIDE}},
-        package_data={"comet_np": ["py.typed"], "comet_np.backends": ["kernels/*.cu", "kernels/*.cuh"]},
+        package_data={"comet_np": ["py.typed"],
+                      "comet_np.backends": ["kernels/*.cu", "kernels/*.cuh"]},
         install_requires=["numpy>=2.0", "scipy>=1.11"],
         extras_require={
             "plots": plots,

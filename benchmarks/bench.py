@@ -142,9 +142,10 @@ def _cells(times: Times) -> list[tuple[int, int]]:
 
 def report(times: Times) -> str:
     """Return the tables: steps, memory, and the k-winner-take-all mask alone."""
-    rows: list[tuple[str, ...]] = [("N, batch, p_k", "ours ms", "cached ms", "PyTorch ms", "compiled ms",
-             "ours/PyTorch", "cached/PyTorch", "standard/PyTorch", "cached/standard",
-             "ours/products", "cached/products")]
+    rows: list[tuple[str, ...]] = [
+        ("N, batch, p_k", "ours ms", "cached ms", "PyTorch ms", "compiled ms", "ours/PyTorch",
+         "cached/PyTorch", "standard/PyTorch", "cached/standard", "ours/products",
+         "cached/products")]
 
     def ms(key: str) -> str:
         return f"{statistics.median(times[key]):.2f}" if key in times else "-"

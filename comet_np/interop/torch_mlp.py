@@ -36,12 +36,12 @@ def mlp_from_torch(named: Mapping[str, Array], config: MLPConfig) -> tuple[Param
     L = len(config.widths) - 1
     wanted: dict[str, tuple[int, ...]] = {}
     for layer in range(1, L + 1):
-        shape = config.widths[layer], config.widths[layer - 1]
-        wanted[f"fc{layer}.weight"] = shape
+        matrix = config.widths[layer], config.widths[layer - 1]
+        wanted[f"fc{layer}.weight"] = matrix
         if config.bias:
             wanted[f"fc{layer}.bias"] = (config.widths[layer],)
         if config.p_k is not None and layer < L:
-            wanted[f"spec_{layer}.weight"] = shape
+            wanted[f"spec_{layer}.weight"] = matrix
     unused = {f"spec_{layer}.weight" for layer in range(1, L + 1)} - set(wanted)
     for name in named:
         if name not in wanted and name not in unused:
@@ -51,9 +51,10 @@ def mlp_from_torch(named: Mapping[str, Array], config: MLPConfig) -> tuple[Param
         if name not in named:
             raise UserError(f'the parameter "{name}" of shape {expected} is missing (given: '
                             f"{', '.join(named) or 'none'})")
-        if tuple(named[name].shape) != expected:
-            raise UserError(f'"{name}" must have shape {expected} for the widths {config.widths}, got '
-                            f"{tuple(named[name].shape)}")
+        shape = tuple(named[name].shape)
+        if shape != expected:
+            raise UserError(f'"{name}" must have shape {expected} for the widths {config.widths}, '
+                            f"got {shape}")
     backend_of(*(named[name] for name in wanted))
     params = tuple(Linear(named[f"fc{layer}.weight"], named.get(f"fc{layer}.bias"))
                    for layer in range(1, L + 1))
