@@ -1,0 +1,186 @@
+"""The training loop: it learns, resumes bit for bit, and says where numbers stopped being finite."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from comet_np import checkpoint
+from comet_np.backends import get_backend
+from comet_np.experiments import datasets, training
+from comet_np.experiments.progress import Progress
+from comet_np.experiments.training import Diverged, Learner, TrainConfig, Trainer
+from comet_np.models import mlp
+from comet_np.optim import OPTIMIZERS, OptimizerConfig
+from comet_np.tree import leaves
+
+ROOT = Path(__file__).resolve().parent.parent
+ARM = mlp.MLPConfig((21, 30, 30, 1))
+
+
+@pytest.fixture(scope="module")
+def arm():
+    return datasets.load("arm", train=200)
+
+
+def trainer(config, data, folder):
+    return Trainer(config, data, folder, get_backend("numpy"), Progress(1))
+
+
+def lines(folder):
+    """Return the metrics of a run without their times."""
+    text = (folder / "metrics.jsonl").read_text()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"}
+            for line in text.splitlines()]
+
+
+def test_it_learns_and_reports(arm, tmp_path):
+    result = trainer(TrainConfig(ARM, epochs=4), arm, tmp_path).run()
+    metrics = lines(tmp_path)
+    assert [line["epoch"] for line in metrics] == [0, 1, 2, 3, 4]
+    assert metrics[-1]["step"] == 4 * 7  # 200 examples in batches of 32, the last one short
+    assert metrics[-1]["val_loss"] < 0.9 * metrics[0]["val_loss"]
+    assert result["parameters"] == mlp.parameter_count(ARM)
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert not list(tmp_path.glob("checkpoint*"))
+
+
+def test_cached_masks_are_those_of_the_routing_network(arm, tmp_path):
+    run = trainer(TrainConfig(ARM), arm, tmp_path)
+    x, _, masks = run.training.batch(np.array([3, 199, 0]))
+    for cached, fresh in zip(masks, mlp.masks_of(x, run.learner.routing, ARM), strict=True):
+        np.testing.assert_array_equal(cached, fresh)
+    run.metrics.close()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_interrupted_anywhere_is_bit_for_bit_the_same(arm, tmp_path, monkeypatch, name):
+    config = TrainConfig(ARM, OptimizerConfig(name), schedule="warmup_cosine", warmup=5, epochs=3)
+    whole = trainer(config, arm, tmp_path / "whole")
+    whole.run()
+    steps = whole.learner.state.step
+    for _ in range(steps):  # stop after every single step
+        part = trainer(config, arm, tmp_path / "parts")
+        monkeypatch.setattr(part, "due", lambda: True)
+        step = part.learner.step
+
+        def stop_after(*arguments, step=step):
+            loss = step(*arguments)
+            signal.raise_signal(signal.SIGINT)
+            return loss
+
+        monkeypatch.setattr(part.learner, "step", stop_after)
+        with pytest.raises(KeyboardInterrupt):
+            part.run()
+    last = trainer(config, arm, tmp_path / "parts")
+    last.run()
+    assert last.learner.state.step == steps
+    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+    for ours, theirs in ((last.learner.flat, whole.learner.flat),
+                         (last.learner.state.first, whole.learner.state.first),
+                         (last.learner.state.second, whole.learner.state.second)):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.slow
+def test_killed_25_times_ends_in_the_same_metrics(tmp_path):
+    def start(out):
+        program = ("import sys; from comet_np.experiments import cli, training; "
+                   "training.LEAST_CHECKPOINT_SECONDS = 0.02; training.CHECKPOINT_SHARE = 1.0; "
+                   "sys.exit(cli.main(sys.argv[1:]))")
+        return subprocess.Popen(
+            [sys.executable, "-c", program, "run", "quickstart", "--preset", "smoke", "--datasets",
+             "arm", "--models", "comet", "--seeds", "1", "--epochs", "250", "--optimizer", "adam",
+             "--lr", "1e-3", "--out", str(out)], cwd=ROOT, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True)
+
+    undisturbed = start(tmp_path / "whole")
+    output, _ = undisturbed.communicate(timeout=120)
+    assert undisturbed.returncode == 0, output
+    draw, kills = random.Random(0), 0
+    while kills < 25:
+        process = start(tmp_path / "killed")
+        while not list((tmp_path / "killed").glob("cells/*/lock")) and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0.0, 0.5))
+        if process.poll() is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    assert kills == 25, f"the run ended after {kills} kills: make it longer"
+    process = start(tmp_path / "killed")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    whole, killed = (next((tmp_path / name).glob("cells/*")) for name in ("whole", "killed"))
+    assert lines(killed) == lines(whole)
+    assert len(lines(killed)) == 251
+
+
+def test_divergence_names_step_and_layer(arm, tmp_path):
+    run = trainer(TrainConfig(ARM, lr=1e6), arm, tmp_path)
+    with pytest.raises(Diverged, match=r"at step \d+ .* not finite is a_\d of layer \d"):
+        run.run()
+    arrays, description = checkpoint.load(tmp_path / "diverged")
+    assert arrays["flat"].size == mlp.parameter_count(ARM)
+    assert description["step"] == run.learner.state.step
+
+
+@pytest.mark.parametrize("group", [1, 5, 1000])
+def test_divergence_is_found_at_its_step_however_often_losses_are_read(arm, tmp_path, monkeypatch,
+                                                                        group):
+    run = trainer(TrainConfig(ARM, epochs=3), arm, tmp_path)
+    monkeypatch.setattr(run.backend, "losses_at_once", group, raising=False)
+    loss_forward = run.learner.loss_forward
+
+    def sabotaged(a_L, y):
+        loss, cache = loss_forward(a_L, y)
+        return (loss * np.nan if run.learner.state.step == 6 else loss), cache
+
+    monkeypatch.setattr(run.learner, "loss_forward", sabotaged)
+    with pytest.raises(Diverged, match="at step 6 "):
+        run.run()
+
+
+def test_a_checkpoint_of_another_run_is_refused(arm, tmp_path, monkeypatch):
+    config = TrainConfig(ARM, epochs=2)
+    first = trainer(config, arm, tmp_path)
+    monkeypatch.setattr(first, "due", lambda: True)
+    monkeypatch.setattr(first, "finish", lambda: None)
+    first.run()
+    with pytest.raises(checkpoint.CheckpointError, match=r"another run \(lr was 0.01, is 0.5\)"):
+        trainer(replace(config, lr=0.5), arm, tmp_path).run()
+
+
+def test_sgd_in_the_backward_pass_is_sgd(arm):
+    """The update without a gradient buffer and the one with it agree to rounding."""
+    fused = Learner(TrainConfig(ARM, dtype="float64"), "regression", get_backend("numpy"))
+    clipped = OptimizerConfig("sgd", clip_norm=1e9)  # never clips, but needs the gradient
+    plain = Learner(TrainConfig(ARM, clipped, dtype="float64"), "regression",
+                    get_backend("numpy"))
+    x = arm.x_train[:32].astype("float64")
+    y = arm.y_train[:32].astype("float64")
+    for _ in range(5):
+        assert fused.step(x, y, 0.1) == pytest.approx(plain.step(x, y, 0.1), rel=1e-12)
+    for a, b in zip(leaves(fused.params), leaves(plain.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
+
+
+def test_checkpoints_are_seldom_enough(arm, tmp_path, monkeypatch):
+    run = trainer(TrainConfig(ARM), arm, tmp_path)
+    run.metrics.close()
+    now = run.saved_at
+    monkeypatch.setattr(training.time, "monotonic", lambda: now)
+    run.save_cost = 0.5
+    now += 49
+    assert not run.due()
+    now += 2  # 0.5 s of writing in 51 s of training is about 1 %
+    assert run.due()
