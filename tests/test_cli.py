@@ -1,0 +1,225 @@
+"""The command: what it prints, what it refuses and in which words, and how sweeps behave."""
+
+import fcntl
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from comet_np.experiments import cli
+from comet_np.experiments.cli import EXPERIMENTS, main
+from comet_np.experiments.experiment import columns
+from comet_np.experiments.progress import Progress, duration
+
+ROOT = Path(__file__).resolve().parent.parent
+ARM = ("run", "quickstart", "--preset", "smoke", "--datasets", "arm", "--epochs", "1", "--train",
+       "200", "--widths", "20")
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COMET_DATA", raising=False)
+
+
+def cell_folders():
+    return sorted(Path("runs/quickstart-smoke/cells").iterdir())
+
+
+def test_list_names_every_experiment(capsys):
+    assert main(["list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(EXPERIMENTS)
+
+
+def test_run_trains_draws_and_says_what_it_means(capsys):
+    pytest.importorskip("matplotlib")
+    assert main(ARM) == 0
+    out = capsys.readouterr().out
+    assert "4 cells run in" in out
+    assert "% less error" in out or "% more error" in out
+    assert Path("runs/quickstart-smoke/quickstart.png").stat().st_size > 10_000
+    record = json.loads(Path("runs/quickstart-smoke/run.json").read_text())
+    assert record["config"]["datasets"] == ["arm"]
+    assert {"comet-np", "git", "python", "numpy", "backend", "device", "threads"} <= set(record)
+
+
+def test_finished_cells_are_skipped_and_new_ones_run(capsys):
+    pytest.importorskip("matplotlib")
+    main(ARM)
+    before = {f: (f / "result.json").stat().st_mtime_ns for f in cell_folders()}
+    assert main([*ARM, "--seeds", "3"]) == 0
+    assert "2 cells run in" in capsys.readouterr().out.split("4 found finished")[0].split("\n")[-1]
+    assert all((f / "result.json").stat().st_mtime_ns == t for f, t in before.items())
+    assert len(cell_folders()) == 6
+
+
+def test_another_setting_is_another_cell():
+    pytest.importorskip("matplotlib")
+    main(ARM)
+    main([*ARM, "--lr", "0.02"])
+    assert len(cell_folders()) == 8
+
+
+def test_plot_redraws_from_the_files_alone(capsys):
+    pytest.importorskip("matplotlib")
+    main(ARM)
+    table = capsys.readouterr().out.split("\n", 2)[2]
+    Path("runs/quickstart-smoke/quickstart.png").unlink()
+    assert main(["plot", "quickstart", "--preset", "smoke"]) == 0
+    assert capsys.readouterr().out == table
+    assert Path("runs/quickstart-smoke/quickstart.png").exists()
+
+
+def test_processes_give_the_same_metrics():
+    pytest.importorskip("matplotlib")
+    main(ARM)
+    assert main([*ARM, "--jobs", "2", "--out", "two"]) == 0
+    for one in cell_folders():
+        lines = [[{k: v for k, v in json.loads(line).items() if k != "seconds"}
+                  for line in (folder / "metrics.jsonl").read_text().splitlines()]
+                 for folder in (one, Path("two/cells") / one.name)]
+        assert lines[0] == lines[1]
+
+
+def test_a_failed_cell_does_not_end_the_others(capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    train = cli.QUICKSTART.run_cell
+
+    def fail_once(spec, place):
+        if spec.model == "comet" and spec.seed == 0:
+            raise RuntimeError("planted")
+        return train(spec, place)
+
+    monkeypatch.setitem(EXPERIMENTS, "quickstart",
+                        cli.dataclasses.replace(cli.QUICKSTART, run_cell=fail_once))
+    assert main(ARM) == 1
+    out = capsys.readouterr().out
+    assert "3 cells run" in out
+    assert "1 FAILED" in out
+    assert "RuntimeError: planted (the traceback is in" in out
+
+
+def test_two_sweeps_share_a_folder(capsys):
+    """A cell that another sweep is running is left to it."""
+    pytest.importorskip("matplotlib")
+    config = EXPERIMENTS["quickstart"].configure("smoke", {
+        "datasets": ("arm",), "epochs": 1, "train": 200, "widths": (20,)})
+    cell = EXPERIMENTS["quickstart"].cells(config)[0]
+    folder = cell.folder(Path("runs/quickstart-smoke"))
+    folder.mkdir(parents=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(ARM) == 1
+    assert f"{cell.name}: another sweep is running it" in capsys.readouterr().out
+    assert main(ARM) == 0
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["rum"], 'unknown command "rum"; did you mean "run"?'),
+    (["run", "quickstat"], 'unknown experiment "quickstat"; did you mean "quickstart"?'),
+    (["run", "quickstart", "--epoch", "3"], 'unknown argument --epoch; did you mean "--epochs"?'),
+    (["run", "quickstart", "--lr", "fast"], '--lr takes a number, got "fast"'),
+    (["run", "quickstart", "--epochs", "2.5"], '--epochs takes a whole number, got "2.5"'),
+    (["run", "quickstart", "--bias", "1"], '--bias takes true or false, got "1"'),
+    (["run", "quickstart", "--p-k", "0"], "must be in (0, 1], got 0.0"),
+    (["run", "quickstart", "--p-k", "0.5,1.5"], "must be in (0, 1], got 1.5"),
+    (["run", "quickstart", "--models", "commet"], 'unknown model "commet"; did you mean "comet"?'),
+    (["run", "quickstart", "--datasets", "cifar"], 'unknown data set "cifar"; did you mean "cifar'),
+    (["run", "quickstart", "--activation", "sofplus"], 'did you mean "softplus"?'),
+    (["run", "quickstart", "--optimizer", "adm"], 'unknown optimizer "adm"; did you mean "adam"?'),
+    (["run", "quickstart", "--seeds", "0"], "at least 1 seed, got 0"),
+    (["run", "quickstart", "--batch", "0"], "a batch of at least 1"),
+    (["run", "quickstart", "--jobs", "0"], "--jobs must be at least 1, got 0"),
+    (["run", "quickstart", "--dtype", "float16"], '"float32" or "float64", got "float16"'),
+    (["run", "quickstart", "--out", "/dev/null/x"], "choose another with --out"),
+    (["plot", "quickstart"], "holds no run of quickstart: run it first"),
+])
+def test_bad_input_is_one_clear_sentence(capsys, arguments, said):
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
+    assert captured.err.startswith("comet-np: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_missing_data_says_where_it_comes_from(capsys):
+    assert main(["run", "fig4", "--epochs", "1", "--seeds", "1", "--widths", "10"]) == 1
+    out = capsys.readouterr().out
+    assert "FAILED" in out
+    assert "COMET_DATA" in out or "--data" in out
+
+
+def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
+    def interrupted(spec, place):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(EXPERIMENTS, "quickstart",
+                        cli.dataclasses.replace(cli.QUICKSTART, run_cell=interrupted))
+    assert main(ARM) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
+def test_help_lists_the_flags_of_the_experiment(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["run", "quickstart", "--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert "--weight-decay" in out
+    assert "learning rate" in out
+
+
+@pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n != "quickstart"])
+def test_smoke_presets_need_no_download(name, capsys):
+    pytest.importorskip("matplotlib")
+    assert main(["run", name, "--preset", "smoke"]) == 0, capsys.readouterr().out
+    assert Path(f"runs/{name}-smoke/{name}.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_mpi_with_two_ranks():
+    pytest.importorskip("mpi4py", reason="the mpi extra is not installed")
+    pytest.importorskip("matplotlib")
+    mpiexec = shutil.which("mpiexec")
+    if mpiexec is None:
+        pytest.skip("no mpiexec on this machine")
+    answer = subprocess.run(
+        [mpiexec, "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable, "-m",
+         "mpi4py.futures", "-m", "comet_np.experiments.cli", *ARM, "--mpi", "--out",
+         str(Path.cwd() / "mpi")], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert "4 cells run in" in answer.stdout
+
+
+def test_progress_shows_rate_and_time_left(monkeypatch):
+    class Terminal:
+        text = ""
+
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            self.text += text
+
+        def flush(self):
+            pass
+
+    now = [0.0]
+    monkeypatch.setattr("comet_np.experiments.progress.time.monotonic", lambda: now[0])
+    terminal = Terminal()
+    progress = Progress(100, terminal)
+    progress.skip(50)
+    for _ in range(10):
+        now[0] += 1
+        progress.advance(1, "cell")
+    assert terminal.text.endswith(" 60%  1 steps/s  40 s left  cell")
+
+
+def test_durations_and_columns():
+    assert [duration(s) for s in (0.04, 9.94, 59.4, 185, 7800)] == [
+        "0.0 s", "9.9 s", "59 s", "3 min 05 s", "2 h 10 min"]
+    assert columns([("a", "bb"), ("ccc", "d")]) == "a    bb\nccc   d"
