@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..backends import backend_of, overridable, xp_of
-from ..errors import unknown
+from ..errors import UserError, unknown
 from .linear import accumulate_sum
 
 Array = Any
@@ -44,16 +44,24 @@ def _register(name: str, forward: Callable[[Array], Array],
 
 
 def activation(name: str) -> Activation:
-    """Return the activation called `name`.
+    """Return the activation called `name`, or a multiple of it, as in ``"0.5*softplus"``.
 
     Raises
     ------
     UserError
         If there is no such activation (the nearest name is suggested).
     """
-    if name not in ACTIVATIONS:
+    factor, _, plain = name.rpartition("*")
+    if plain not in ACTIVATIONS:
         raise unknown("activation", name, ACTIVATIONS)
-    return ACTIVATIONS[name]
+    if not factor:
+        return ACTIVATIONS[name]
+    try:
+        scale = float(factor)
+    except ValueError:
+        raise UserError(f'the activation "{name}" needs a number before the *') from None
+    f = ACTIVATIONS[plain]
+    return Activation(name, lambda a: scale * f.forward(a), lambda a: scale * f.derivative(a))
 
 
 # Each pair below is f(a) and f'(a). At a kink the derivative is that of the left side.
