@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,19 @@ class NumpyBackend(Backend):
         return
 
     def describe(self) -> dict[str, Any]:
-        return {"backend": self.name, "device": platform.processor() or platform.machine(),
+        return {"backend": self.name, "device": processor(),
                 "threads": threads(), "numpy": np.__version__, "scipy": scipy.__version__}
+
+
+@cache
+def processor() -> str:
+    """Return the processor's name as far as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 NUMPY = NumpyBackend()

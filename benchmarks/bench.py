@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ..backends.numpy_backend import processor
 from ..errors import UserError
 from ..experiments import figures
 from ..experiments.experiment import columns
@@ -41,7 +42,7 @@ def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
     out.mkdir(parents=True, exist_ok=True)
     threads = threads or len(os.sched_getaffinity(0))
     settings = {
-        "machine": _processor(), "cores": os.cpu_count(), "threads": threads,
+        "machine": processor(), "cores": os.cpu_count(), "threads": threads,
         "python": platform.python_version(), "numpy": metadata.version("numpy"),
         "scipy": metadata.version("scipy"), "torch": torch_version,
         "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE", "not set"),
@@ -54,15 +55,6 @@ def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
         json.dumps({"settings": settings, "times": times}, indent=1) + "\n")
     print(report(times))
     print(f"figure: {draw(times, settings, out / 'bench.png')}")
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _measure(preset: str, repeats: int, threads: int, compiled: bool) -> Times:

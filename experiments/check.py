@@ -1,0 +1,92 @@
+"""`comet-np check`: gradients against finite differences, kernels against their bodies, here."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..backends import OPERATIONS, Backend
+from ..functional.activations import ACTIVATIONS
+from ..functional.routing import pack_masks
+from ..gradcheck import check_model_gradients
+from ..rng import stream
+
+B, N, N_IN = 65, 301, 129  # odd sizes, past one block of anything
+
+
+def _samples(backend: Backend) -> dict[str, list[tuple[Any, ...]]]:
+    """Return arguments for every operation."""
+    draw = stream(0, "check")
+
+    def normal(*shape: int) -> Any:
+        return backend.asarray(draw.standard_normal(shape, dtype="float32"))
+
+    def mask() -> Any:
+        return backend.asarray(draw.random((B, N)) < 0.5)
+
+    ties = backend.asarray(draw.integers(0, 9, (B, N)).astype("float32"))
+    labels = backend.asarray(draw.integers(0, N, B))
+    flat = [normal(10_001) for _ in range(2)]
+    second = normal(10_001) ** 2
+    activations = list(ACTIVATIONS.values())
+    return {
+        "project": [(normal(B, N_IN), normal(N, N_IN))],
+        "project_back": [(normal(B, N), normal(N, N_IN))],
+        "accumulate_outer": [(normal(B, N), normal(B, N_IN), normal(N, N_IN))],
+        "accumulate_sum": [(normal(B, N), normal(N))],
+        "kwta_mask": [(scores, k, rule) for scores in (normal(B, N), ties) for k in (1, 150, N)
+                      for rule in ("strict", "threshold", "index")],
+        "unpack_masks": [(pack_masks([mask(), mask()]), (N, N))],
+        "bias_activation_mask": [(normal(B, N), normal(N), mask(), f) for f in activations],
+        "bias_activation_mask_gradient": [(normal(B, N), normal(B, N), mask(), f, normal(N))
+                                          for f in activations],
+        "softmax_cross_entropy": [(normal(B, N), labels)],
+        "sgd": [(normal(10_001), flat[0], 0.1, 0.01, 0.5)],
+        "momentum": [(normal(10_001), flat[0], flat[1], 0.1, 0.9, 0.01, 0.5)],
+        "adam": [(normal(10_001), flat[0], flat[1], second, 3, 0.1, 0.9, 0.999, 1e-8, 0.01,
+                  decoupled, 0.5) for decoupled in (False, True)],
+        "squared_norm": [(normal(10_001),)],
+    }
+
+
+def _difference(name: str, arguments: tuple[Any, ...], backend: Backend) -> float:
+    """Return the largest relative difference of a kernel from its body, over all it writes."""
+    results = []
+    for function in (OPERATIONS[name].body, backend.kernels[name]):
+        copies = tuple(a.copy() if hasattr(a, "dtype") else a for a in arguments)
+        returned = function(*copies)
+        arrays = returned if isinstance(returned, tuple) else (returned,)
+        results.append([np.asarray(backend.to_host(a), dtype="float64")
+                        for a in (*arrays, *copies) if hasattr(a, "dtype")])
+    return max(float(np.abs(ours - spec).max() / max(np.abs(spec).max(), 1e-30))
+               for spec, ours in zip(*results, strict=True))
+
+
+def run_checks(backend: Backend) -> int:
+    """Run all checks, print a line for each, and return 0 if all pass, else 1."""
+    failed = 0
+
+    def line(name: str, check: Callable[[], tuple[bool, str]]) -> None:
+        nonlocal failed
+        started = time.monotonic()
+        ok, text = check()
+        failed += not ok
+        print(f"{'ok    ' if ok else 'FAILED'}  {name:46} {text:34} "
+              f"{time.monotonic() - started:6.2f} s", flush=True)
+
+    for name, result in check_model_gradients(backend):
+        line(f"gradient: {name}", lambda result=result: (result.ok, result.summary))
+    samples = _samples(backend)
+    for name in OPERATIONS:
+        if name not in backend.kernels:
+            continue
+
+        def compare(name: str = name) -> tuple[bool, str]:
+            worst = max(_difference(name, arguments, backend) for arguments in samples[name])
+            return worst < 1e-5, f"relative difference {worst:.1e}"
+
+        line(f"kernel against body: {name}", compare)
+    print(f"{'all checks passed' if not failed else f'{failed} checks FAILED'} on "
+          f"{backend.describe()['device']} ({backend.name})")
+    return 1 if failed else 0
