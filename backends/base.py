@@ -50,8 +50,15 @@ class Backend:
         raise NotImplementedError
 
     def synchronize(self) -> None:
-        """Wait until everything that was started on the device is done."""
+        """Wait until everything that was started on the device is done, then `check_errors`."""
         raise NotImplementedError
+
+    def check_errors(self) -> None:
+        """Raise a BackendError for what kernels found wrong since the last call, if anything.
+
+        Kernels on a device note it there, since to tell at once would stall it: call this wherever
+        results are read. On the CPU kernels raise by themselves.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Return the device, its threads or memory, and library versions, for a run's record."""

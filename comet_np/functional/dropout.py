@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from ..backends import xp_of
+from ..backends import overridable, xp_of
 from ..errors import UserError
 from ..rng import Key, random_bits
 
@@ -40,9 +40,15 @@ def dropout_forward(x: Array, rate: float, key: Key) -> tuple[Array, DropoutCach
     """
     if not 0 <= rate < 1:
         raise UserError(f"the dropout rate is a probability in [0, 1), got {rate}")
-    bits = random_bits(key, x.size, xp_of(x)).reshape(x.shape)  # uniform on 0 .. 2^32 - 1
-    factor = (bits >= round(rate * 2**32)).astype(x.dtype) / (1 - rate)
+    factor = dropout_factor(x, rate, key)
     return x * factor, DropoutCache(factor)
+
+
+@overridable
+def dropout_factor(x: Array, rate: float, key: Key) -> Array:
+    """Return, of the shape and dtype of x, 0 with probability `rate`, else 1 / (1 - rate)."""
+    bits = random_bits(key, x.size, xp_of(x)).reshape(x.shape)  # uniform on 0 .. 2^32 - 1
+    return (bits >= round(rate * 2**32)).astype(x.dtype) / (1 - rate)
 
 
 def dropout_backward(dy: Array, cache: DropoutCache) -> Array:

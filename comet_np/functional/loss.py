@@ -62,11 +62,15 @@ def softmax_cross_entropy_forward(logits: Array,
 
 def softmax_cross_entropy_backward(dloss: Array | float, cache: CrossEntropyCache) -> Array:
     """Return ``dlogits = dloss (q - onehot(label)) / B``, with B examples: (..., C)."""
-    xp = xp_of(cache.q)
-    dlogits = cache.q * (dloss / cache.labels.size)  # (..., C)
-    rows = dlogits.reshape(-1, dlogits.shape[-1])
-    rows[xp.arange(len(rows)), cache.labels.reshape(-1)] -= dloss / cache.labels.size
-    return rows.reshape(dlogits.shape)
+    return softmax_cross_entropy_gradient(cache.q, cache.labels, dloss / cache.labels.size)
+
+
+@overridable
+def softmax_cross_entropy_gradient(q: Array, labels: Array, scale: Array | float) -> Array:
+    """Return ``scale (q - onehot(label))``: q (..., C), labels (...) -> (..., C)."""
+    rows = (q * scale).reshape(-1, q.shape[-1])
+    rows[xp_of(q).arange(len(rows)), labels.reshape(-1)] -= scale
+    return rows.reshape(q.shape)
 
 
 def check_labels(labels: Array, logits: Array) -> None:
@@ -76,9 +80,14 @@ def check_labels(labels: Array, logits: Array) -> None:
                         f"{logits.shape[:-1]}, got {labels.shape}")
     if labels.dtype.kind not in "iu":
         raise UserError(f"labels must be integer class indices, got dtype {labels.dtype}")
-    C = logits.shape[-1]
     if labels.size == 0:
         raise UserError("the mean loss of no examples is undefined: got an empty batch")
+    check_label_range(labels, logits.shape[-1])
+
+
+@overridable
+def check_label_range(labels: Array, C: int) -> None:
+    """Raise a UserError unless all `labels` lie in 0..C-1 (a GPU tells it later, see `Backend`)."""
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= C:
         raise UserError(f"labels must lie in 0..{C - 1} for {C} classes, got {low}..{high}: check "

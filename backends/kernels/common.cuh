@@ -1,0 +1,57 @@
+// What the kernels share. Prepended to every .cu file before it is compiled.
+//
+// A block is made of warps of 32 threads. Sums are taken in a fixed order, so every result is the
+// same bit for bit from run to run.
+
+constexpr int WARP = 32;
+constexpr unsigned ALL = 0xffffffffu;  // every lane of a warp
+#define INF __uint_as_float(0x7f800000u)
+#define NOT_A_NUMBER __uint_as_float(0x7fffffffu)
+
+// A number from the host or, where `at` is not null, from the device: a captured graph replays its
+// arguments unchanged, so what changes from step to step must lie in memory.
+template <class T> __device__ T number(const T* at, T value) { return at ? *at : value; }
+
+template <class T> __device__ T warp_sum(T x) {
+    for (int step = WARP / 2; step; step /= 2) x += __shfl_xor_sync(ALL, x, step);
+    return x;
+}
+
+__device__ int warp_sum(int x) {
+#if __CUDA_ARCH__ >= 800  // one instruction
+    return __reduce_add_sync(ALL, x);
+#else
+    return warp_sum<int>(x);
+#endif
+}
+
+template <class T> __device__ T warp_max(T x) {
+    for (int step = WARP / 2; step; step /= 2) {
+        const T other = __shfl_xor_sync(ALL, x, step);
+        x = other > x ? other : x;
+    }
+    return x;
+}
+
+// Sum over the WARPS warps that work on one row, given to all their threads. Sums of one type that
+// follow one another alternate `turn` between 0 and 1: a warp may still read the one while another
+// writes the next, and no further, since each sum has a barrier.
+template <int WARPS, class T> __device__ T group_sum(T x, int turn) {
+    x = warp_sum(x);
+    if constexpr (WARPS > 1) {
+        __shared__ T slots[2][WARPS];
+        if (threadIdx.x % WARP == 0) slots[turn][threadIdx.x / WARP] = x;
+        __syncthreads();
+        x = 0;
+        for (int warp = 0; warp < WARPS; ++warp) x += slots[turn][warp];
+    }
+    return x;
+}
+
+// Errors are noted here by kernels, and read by the host when it waits for the device anyway. Each
+// is the place of the first offender: the row in the high 32 bits, the column or value in the low.
+typedef unsigned long long Place;
+
+__device__ void note_error(Place* first, long long row, int column) {
+    atomicMin(first, (Place)row << 32 | (unsigned)column);
+}
