@@ -22,6 +22,7 @@ from .base import OPERATIONS, Backend, BackendError, register_backend
 Array = np.ndarray
 
 BLOCK = 1 << 16  # elements a block: with its temporaries it stays in L2
+TILE = 64  # columns a tile of a change of memory order: it stays in L1
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 GEMM = {"f": blas.sgemm, "d": blas.dgemm, "F": blas.cgemm, "D": blas.zgemm}
 GEMV = {"f": blas.sgemv, "d": blas.dgemv, "F": blas.cgemv, "D": blas.zgemv}
@@ -228,40 +229,60 @@ def kwta_mask(scores: Array, k: int, ties: str = "strict") -> Array:
         return body(scores, k, ties)
     check_float("kwta_mask", scores)
     rows = scores.reshape(-1, N)
-    mask = np.empty_like(rows, dtype=bool)  # in the memory order of the scores
-    compare = np.greater_equal if ties == "threshold" else np.greater
+    rank = N - k - 1 if ties == "strict" else N - k
+    threshold = np.empty((len(rows), 1), scores.dtype)
     nan_found = []
 
-    def work(block: slice) -> None:
-        v = np.array(rows[block], order="C")
-        if np.isnan(v.min()):
+    def find(block: slice) -> None:
+        v = _copy_of_rows(rows[block])
+        if np.isnan(v.min(initial=np.inf)):
             nan_found.append(block)
-            return
-        if ties == "strict" and k == N:
-            mask[block] = True
-            return
-        rank = N - k - 1 if ties == "strict" else N - k
-        v.partition(rank, axis=1)
-        threshold = v[:, rank, None].copy()
-        compare(rows[block], threshold, out=mask[block])
-        if ties == "index":
-            tied = rows[block] == threshold
-            places_left = k - mask[block].sum(axis=-1, keepdims=True)
-            mask[block] |= tied & (tied.cumsum(axis=-1) <= places_left)
+        elif rank >= 0:
+            v.partition(rank, axis=1)
+            threshold[block] = v[:, rank, None]
 
-    over_blocks(work, len(rows), N)
+    over_blocks(find, len(rows), N)
     if nan_found:
         return body(scores, k, ties)
+    if rank < 0:  # strict with k = N: all win
+        return np.ones_like(scores, dtype=bool)
+    # Compared in the memory order of the scores, which is that of the mask's users.
+    matrix, transposed = _in_memory_order(scores)
+    mask = np.empty(matrix.shape, dtype=bool)
+    compare = np.greater_equal if ties == "threshold" else np.greater
+
+    def apply(block: slice) -> None:
+        compare(matrix[block], threshold.T if transposed else threshold[block], out=mask[block])
+
+    over_blocks(apply, len(matrix), matrix.shape[1])
+    if transposed:
+        mask = mask.T
+    if ties == "index":
+        tied = rows == threshold
+        places_left = k - mask.sum(axis=-1, keepdims=True)
+        mask |= tied & (tied.cumsum(axis=-1) <= places_left)
     return mask.reshape(scores.shape)
+
+
+def _copy_of_rows(rows: Array) -> Array:
+    """Return a row-major copy, made tile by tile where the order in memory changes."""
+    if rows.flags.c_contiguous:
+        return rows.copy()
+    copy = np.empty(rows.shape, rows.dtype)
+    for start in range(0, rows.shape[1], TILE):
+        copy[:, start:start + TILE] = rows[:, start:start + TILE]
+    return copy
 
 
 @kernel
 def unpack_masks(bits: Array, widths: Sequence[int]) -> tuple[Array, ...]:
     body = OPERATIONS["unpack_masks"].body
-    masks = body(bits, widths)
-    if bits.ndim == 2 and len(bits) <= FEW_ROWS:  # the order of the products of so few rows
-        return tuple(map(np.asfortranarray, masks))
-    return masks
+    if len(bits) > FEW_ROWS:
+        return body(bits, widths)
+    # The order of the products of so few rows: bits side by side become rows one after the other.
+    flags = np.ascontiguousarray(np.unpackbits(bits, axis=1).view(bool).T)
+    starts = np.cumsum([0, *(-(-N // 8) * 8 for N in widths)])
+    return tuple(flags[start:start + N].T for start, N in zip(starts, widths, strict=False))
 
 
 # --- bias, activation, mask ---------------------------------------------------------------------

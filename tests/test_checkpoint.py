@@ -65,7 +65,7 @@ def test_another_version(tmp_path):
     magic, header, _ = file.read_bytes().split(b"\n", 2)
     header = json.loads(header) | {"version": 99}
     file.write_bytes(magic + b"\n" + json.dumps(header).encode() + b"\n")
-    with pytest.raises(CheckpointError, match="version 99 .* reads version 1"):
+    with pytest.raises(CheckpointError, match=r"version 99 .* reads version 1"):
         checkpoint.load(file)
 
 

@@ -1,4 +1,4 @@
-"""The training loop: it learns, resumes bit for bit, and says where numbers stopped being finite."""
+"""The training loop: it learns, resumes bit for bit, and says where numbers went wrong."""
 
 import json
 import os
