@@ -102,7 +102,8 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(1, threads() - 1), "comet-np")
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has no such threads
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has no such threads
 
 
 def over_blocks(work: Callable[[slice], None], length: int, row_elements: int = 1) -> None:
@@ -229,34 +230,29 @@ def kwta_mask(scores: Array, k: int, ties: str = "strict") -> Array:
         return body(scores, k, ties)
     check_float("kwta_mask", scores)
     rows = scores.reshape(-1, N)
+    if ties == "strict" and k == N:
+        return np.ones_like(scores, dtype=bool) if not np.isnan(scores).any() else body(scores, k)
     rank = N - k - 1 if ties == "strict" else N - k
+    compare = np.greater_equal if ties == "threshold" else np.greater
+    mask = np.empty_like(rows, dtype=bool)  # in the memory order of the scores
     threshold = np.empty((len(rows), 1), scores.dtype)
-    nan_found = []
+    row_major, nan_found = rows.flags.c_contiguous, []
 
-    def find(block: slice) -> None:
+    def work(block: slice) -> None:
         v = _copy_of_rows(rows[block])
         if np.isnan(v.min(initial=np.inf)):
             nan_found.append(block)
-        elif rank >= 0:
-            v.partition(rank, axis=1)
-            threshold[block] = v[:, rank, None]
+            return
+        v.partition(rank, axis=1)
+        threshold[block] = v[:, rank, None]
+        if row_major:  # while the scores are in the cache
+            compare(rows[block], threshold[block], out=mask[block])
 
-    over_blocks(find, len(rows), N)
+    over_blocks(work, len(rows), N)
     if nan_found:
         return body(scores, k, ties)
-    if rank < 0:  # strict with k = N: all win
-        return np.ones_like(scores, dtype=bool)
-    # Compared in the memory order of the scores, which is that of the mask's users.
-    matrix, transposed = _in_memory_order(scores)
-    mask = np.empty(matrix.shape, dtype=bool)
-    compare = np.greater_equal if ties == "threshold" else np.greater
-
-    def apply(block: slice) -> None:
-        compare(matrix[block], threshold.T if transposed else threshold[block], out=mask[block])
-
-    over_blocks(apply, len(matrix), matrix.shape[1])
-    if transposed:
-        mask = mask.T
+    if not row_major:
+        compare(rows, threshold, out=mask)
     if ties == "index":
         tied = rows == threshold
         places_left = k - mask.sum(axis=-1, keepdims=True)
@@ -281,8 +277,11 @@ def unpack_masks(bits: Array, widths: Sequence[int]) -> tuple[Array, ...]:
         return body(bits, widths)
     # The order of the products of so few rows: bits side by side become rows one after the other.
     flags = np.ascontiguousarray(np.unpackbits(bits, axis=1).view(bool).T)
-    starts = np.cumsum([0, *(-(-N // 8) * 8 for N in widths)])
-    return tuple(flags[start:start + N].T for start, N in zip(starts, widths, strict=False))
+    masks, start = [], 0
+    for N in widths:
+        masks.append(flags[start:start + N].T)
+        start += -(-N // 8) * 8
+    return tuple(masks)
 
 
 # --- bias, activation, mask ---------------------------------------------------------------------
