@@ -7,8 +7,8 @@ import numpy as np
 
 from ..errors import UserError
 
-COLORS = {"standard": "#4c6a92", "comet": "#d9622b"}
-LABELS = {"standard": "standard", "comet": "COMET"}
+COLORS = {"standard": "#4c6a92", "comet": "#d9622b", "scaled": "#7a9a4a"}
+LABELS = {"standard": "standard", "comet": "COMET", "scaled": "standard x $p_k$"}
 
 
 def pyplot() -> Any:

@@ -5,7 +5,8 @@ differ in their presets only.
 """
 
 import functools
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ from . import datasets, figures
 from .experiment import Cell, Experiment, Place, columns, option, read_lines
 from .training import TrainConfig, Trainer
 
-# The models compared: what a model makes of the grid's p_k.
-MODELS = {"standard": lambda p_k: None, "comet": lambda p_k: p_k}
+# The models compared: what each makes of the grid's p_k and activation. "scaled" is a control: the
+# standard model with its hidden activations multiplied by p_k, as a mask does on average.
+MODELS: dict[str, Callable[[float, str], tuple[float | None, str]]] = {
+    "standard": lambda p_k, f: (None, f),
+    "comet": lambda p_k, f: (p_k, f),
+    "scaled": lambda p_k, f: (None, f"{p_k:g}*{f}"),
+}
 
 
 @dataclass(frozen=True)
@@ -105,16 +111,16 @@ class GridConfig:
 def cells(config: GridConfig) -> list[Cell]:
     """Return the cells, seed by seed, so that a first comparison of all models comes early."""
     shared = {field.name: getattr(config, field.name) for field in fields(GridSpec)
-              if hasattr(config, field.name) and field.name != "p_k"}
+              if hasattr(config, field.name) and field.name not in ("p_k", "activation")}
     found: dict[str, Cell] = {}
     for seed in range(config.seeds):
         for dataset in config.datasets:
             for width in config.widths:
                 for model in config.models:
                     for level in config.p_k:
-                        p_k = MODELS[model](level)
+                        p_k, activation = MODELS[model](level, config.activation)
                         spec = GridSpec(dataset=dataset, model=model, width=width, p_k=p_k,
-                                        seed=seed, **shared)
+                                        activation=activation, seed=seed, **shared)
                         cell = _cell(spec)
                         found[cell.name] = cell  # the standard model has one cell for all p_k
     return list(found.values())
@@ -123,6 +129,8 @@ def cells(config: GridConfig) -> list[Cell]:
 def _cell(spec: GridSpec) -> Cell:
     inputs, outputs, examples = datasets.SIZES[spec.dataset]
     level = "" if spec.p_k is None else f"-pk{spec.p_k:g}"
+    if spec.model == "scaled":
+        level = "-" + spec.activation.replace("*", "")
     parameters = parameter_count(spec.configure(inputs, outputs).model)
     return Cell(f"{spec.dataset}-{spec.model}-N{spec.width}{level}-seed{spec.seed}", spec,
                 work=6.0 * parameters * spec.epochs * min(spec.train or examples, examples))
@@ -137,6 +145,8 @@ def _load(name: str, folder: str | None, train: int | None, target: int | None) 
 def run_cell(spec: GridSpec, place: Place) -> dict[str, Any]:
     """Train the cell's model."""
     data = _load(spec.dataset, place.data, spec.train, spec.target)
+    if data.notice:
+        place.progress.message(f"{spec.dataset}: {data.notice}")
     config = spec.configure(data.x_train.shape[1], data.outputs)
     return Trainer(config, data, place.folder, place.backend, place.progress).run()
 
@@ -151,16 +161,19 @@ def _metric(dataset: str) -> tuple[str, str, int]:
     return "val_accuracy", "validation accuracy", 1
 
 
-def _curves(config: GridConfig, out: Path, **where: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return epochs (T,) and the metric's curves (finished seeds, T) of the cells `where`."""
-    key = _metric(where["dataset"])[0]
-    curves, epochs = [], np.zeros(0)
+def _curves(config: GridConfig, out: Path, dataset: str, width: int, model: str,
+            level: float) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return epochs (T,), the metric's curves (finished seeds, T), and the parameter count."""
+    key, (p_k, activation) = _metric(dataset)[0], MODELS[model](level, config.activation)
+    curves, epochs, count = [], np.zeros(0), 0
     for cell in cells(config):
-        if cell.result(out) and all(getattr(cell.spec, k) == v for k, v in where.items()):
+        spec = cell.spec
+        if ((spec.dataset, spec.width, spec.model, spec.p_k, spec.activation)
+                == (dataset, width, model, p_k, activation) and (result := cell.result(out))):
             lines = read_lines(cell.folder(out) / "metrics.jsonl")
-            epochs = np.array([line["epoch"] for line in lines])
+            epochs, count = np.array([line["epoch"] for line in lines]), result["parameters"]
             curves.append([line[key] for line in lines])
-    return epochs, np.array(curves)
+    return epochs, np.array(curves), count
 
 
 def best(curves: np.ndarray, sign: int) -> np.ndarray:
@@ -187,14 +200,8 @@ def draw(config: GridConfig, out: Path, name: str) -> Path:
         for j, level in enumerate(config.p_k):
             axes = figure.add_subplot(grid[i, j])
             for model in config.models:
-                p_k = MODELS[model](level)
-                epochs, curves = _curves(config, out, dataset=dataset, width=width, model=model,
-                                         p_k=p_k)
+                epochs, curves, count = _curves(config, out, dataset, width, model, level)
                 if len(curves):
-                    cell = _cell(GridSpec(**asdict(cells(config)[0].spec) | {
-                        "dataset": dataset, "width": width, "model": model, "p_k": p_k}))
-                    count = parameter_count(cell.spec.configure(
-                        *datasets.SIZES[dataset][:2]).model)
                     figures.seed_band(axes, epochs, curves, figures.COLORS[model],
                                       f"{figures.LABELS[model]}: {best(curves, sign).mean():.3f} "
                                       f"({count / 1e6:.2g} M)")
@@ -236,23 +243,24 @@ def _draw_advantage(axes: Any, config: GridConfig, out: Path, dataset: str) -> N
 
 
 def _advantage_at(config: GridConfig, out: Path, dataset: str, width: int, level: float) -> float:
-    standard = _curves(config, out, dataset=dataset, width=width, model="standard")[1]
-    comet = _curves(config, out, dataset=dataset, width=width, model="comet", p_k=level)[1]
+    standard = _curves(config, out, dataset, width, "standard", level)[1]
+    comet = _curves(config, out, dataset, width, "comet", level)[1]
     return advantage(standard, comet, _metric(dataset)[2])
 
 
 def table(config: GridConfig, out: Path) -> str:
     """Return a row for each data set, width and p_k: best values, lead, seeds won, time."""
-    rows = [("data set", "N", "p_k", "standard", "COMET", "COMET's lead", "seeds won")]
+    others = [model for model in config.models if model not in ("standard", "comet")]
+    rows = [("data set", "N", "p_k", "standard", "COMET", *others, "COMET's lead", "seeds won")]
     for dataset in config.datasets:
         _, _, sign = _metric(dataset)
         for width in config.widths:
-            standard = _curves(config, out, dataset=dataset, width=width, model="standard")[1]
             for level in config.p_k:
-                comet = _curves(config, out, dataset=dataset, width=width, model="comet",
-                                p_k=level)[1]
-                rows.append((dataset, str(width), f"{level:g}", _spread(standard, sign),
-                             _spread(comet, sign),
+                curves = {model: _curves(config, out, dataset, width, model, level)[1]
+                          for model in ("standard", "comet", *others)}
+                standard, comet = curves["standard"], curves["comet"]
+                rows.append((dataset, str(width), f"{level:g}",
+                             *(_spread(values, sign) for values in curves.values()),
                              _lead(advantage(standard, comet, sign), sign),
                              _won(standard, comet, sign)))
     return columns(rows) + ("\nbest on the validation split, mean over seeds (lowest-highest); "
