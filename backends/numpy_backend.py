@@ -25,7 +25,7 @@ BLOCK = 1 << 16  # elements a block: with its temporaries it stays in L2
 TILE = 64  # columns a tile of a change of memory order: it stays in L1
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 GEMM = {"f": blas.sgemm, "d": blas.dgemm, "F": blas.cgemm, "D": blas.zgemm}
-GEMV = {"f": blas.sgemv, "d": blas.dgemv, "F": blas.cgemv, "D": blas.zgemv}
+GEMV = {"f": blas.sgemv, "d": blas.dgemv}
 
 
 class NumpyBackend(Backend):
@@ -190,9 +190,7 @@ def project_back(dy: Array, W: Array) -> Array:
 
 @kernel
 def accumulate_outer(dy: Array, x: Array, dW: Array) -> None:
-    if not dy.dtype == x.dtype == dW.dtype:
-        raise BackendError(f"accumulate_outer takes arrays of one dtype, got {dy.dtype}, {x.dtype} "
-                           f"and {dW.dtype}: cast them with .astype()")
+    check_float("accumulate_outer", dy, x, dW)
     dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
     if dy.size == 0 or x.size == 0:
         return
@@ -206,9 +204,7 @@ def accumulate_outer(dy: Array, x: Array, dW: Array) -> None:
 
 @kernel
 def accumulate_sum(dy: Array, db: Array) -> None:
-    if dy.dtype != db.dtype or db.dtype.char not in GEMV:
-        raise BackendError(f"accumulate_sum takes arrays of one dtype, got {dy.dtype} and "
-                           f"{db.dtype}: cast one with .astype()")
+    check_float("accumulate_sum", dy, db)
     if dy.size == 0:
         return
     if not db.flags.c_contiguous:

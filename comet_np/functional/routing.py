@@ -161,15 +161,15 @@ def pack_masks(masks: Sequence[Array]) -> Array:
         Each layer begins at a whole byte; the highest bit of a byte comes first.
     """
     xp = xp_of(masks[0])
-    padded = [xp.pad(m, ((0, 0), (0, -m.shape[-1] % 8))) for m in masks]
-    return xp.concatenate([xp.packbits(m.reshape(-1)).reshape(len(m), -1) for m in padded], axis=1)
+    padded = xp.concatenate([xp.pad(m, ((0, 0), (0, -m.shape[1] % 8))) for m in masks], axis=1)
+    return xp.packbits(padded.reshape(-1)).reshape(len(padded), padded.shape[1] // 8)
 
 
 @overridable
 def unpack_masks(bits: Array, widths: Sequence[int]) -> tuple[Array, ...]:
     """Return what `pack_masks` packed: bits (B, bytes), the N_l -> bool arrays (B, N_l)."""
     xp = xp_of(bits)
-    flags = xp.unpackbits(bits.reshape(-1)).reshape(len(bits), -1).view(bool)
+    flags = xp.unpackbits(bits.reshape(-1)).reshape(len(bits), 8 * bits.shape[1]).view(bool)
     masks, start = [], 0
     for N in widths:
         masks.append(flags[:, start:start + N])
