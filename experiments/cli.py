@@ -22,7 +22,7 @@ from .fig2 import FIG2
 from .fig3 import FIG3
 from .grid import FIG4, FIG11, FIG33, QUICKSTART
 from .progress import duration
-from .sweep import Sweep, summary
+from .sweep import Sweep, expected_seconds, summary
 
 EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in
                                       (QUICKSTART, FIG2, FIG3, FIG4, FIG11, FIG33)}
@@ -104,8 +104,9 @@ def _add_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> No
     if name is None:
         return
     group = parser.add_argument_group(f"settings of {name} (those of the preset if not given)")
+    laptop = EXPERIMENTS[name].presets.get("laptop", {})
     for field in dataclasses.fields(EXPERIMENTS[name].config):
-        default = field.default
+        default = laptop.get(field.name, field.default)
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         group.add_argument("--" + field.name.replace("_", "-"), dest=f"set_{field.name}",
                            metavar="VALUE", default=argparse.SUPPRESS,
@@ -147,8 +148,9 @@ def _run(options: argparse.Namespace) -> int:
     write_atomically(out / "run.json", json.dumps(record, indent=1).encode() + b"\n")
     started = time.monotonic()
     cells = experiment.cells(config)
+    expected = expected_seconds([cell for cell in cells if cell.result(out) is None], backend)
     print(f"{experiment.name} ({options.preset}): {len(cells)} cells on "
-          f"{backend.describe()['device']}, into {out}", flush=True)
+          f"{backend.describe()['device']}, about {duration(expected)}, into {out}", flush=True)
     outcomes = Sweep(experiment.name, cells, out, options.backend, options.data, options.jobs,
                      options.mpi).run()
     print(summary(outcomes, time.monotonic() - started))

@@ -18,6 +18,7 @@ from . import figures
 from .experiment import Cell, Experiment, Place, columns, option
 
 PAIRS_A_CELL = 50
+WORK_A_WEIGHT = 400.0  # drawing a weight takes as long as so many operations of a product
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,21 @@ def _widths(config: Fig2Config | Fig2Spec) -> tuple[int, ...]:
     return (config.inputs, *[config.width] * config.hidden, 1)
 
 
+def network_work(config: Fig2Config | Fig2Spec) -> float:
+    """Return what drawing and running a network costs, in operations of a matrix product."""
+    return WORK_A_WEIGHT * 2 * mlp.parameter_count(mlp.MLPConfig(_widths(config)))
+
+
 def cells(config: Fig2Config) -> list[Cell]:
     """Return cells of up to 50 pairs."""
-    weights = 2 * mlp.parameter_count(mlp.MLPConfig(_widths(config)))
+    work = network_work(config)
     found = []
     for first in range(0, config.pairs, PAIRS_A_CELL):
         last = min(first + PAIRS_A_CELL, config.pairs)
         spec = Fig2Spec(first, last, config.networks, config.p_k, config.inputs, config.width,
                         config.hidden, config.std, config.activation, config.seed)
         found.append(Cell(f"pairs{first}-{last - 1}", spec,
-                          float(weights * config.networks * (last - first))))
+                          work * config.networks * (last - first)))
     return found
 
 
@@ -122,7 +128,7 @@ def run_cell(spec: Fig2Spec, place: Place) -> dict[str, Any]:
     """Measure the cosines of inputs, of masks (eq. 5) and of activations (eq. 8) of the pairs."""
     xp = place.backend.xp
     networks = Networks(spec, place.backend)
-    work = 2.0 * mlp.parameter_count(mlp.MLPConfig(_widths(spec)))
+    work = network_work(spec)
     result: dict[str, Any] = {"input": [], "mask": [], "activation": []}
     for pair in range(spec.first, spec.last):
         host_x = input_pair(spec, pair)

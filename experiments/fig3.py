@@ -19,6 +19,7 @@ from .training import EVALUATION_BATCH, blocks
 
 NETWORKS_A_CELL = 10
 HIDDEN = 3  # a 4-layer MLP
+NETWORK_WORK = 2.0 * (3072 * 550 + 2 * 550**2)  # an image through a network of mean widths
 PAPER = {"never active": 7.6e-6, "models with one": 0.02}
 
 
@@ -53,7 +54,7 @@ def cells(config: Fig3Config) -> list[Cell]:
     """Return cells of up to 10 networks."""
     return [Cell(f"networks{first}-{last - 1}",
                  Fig3Spec(first, last, config.images, config.datasets, config.seed),
-                 float(last - first))
+                 NETWORK_WORK * (config.images or 60_000) * len(config.datasets) * (last - first))
             for first in range(0, config.networks, NETWORKS_A_CELL)
             for last in [min(first + NETWORKS_A_CELL, config.networks)]]
 
@@ -98,7 +99,7 @@ def run_cell(spec: Fig3Spec, place: Place) -> dict[str, Any]:
             config = network(spec.seed, index, x.shape[1])
             _, routing = mlp.init(config, seed=index, backend=place.backend)
             used.append(utilisation(x, scale, shift, routing, config, place))
-            place.progress.advance(1 / len(spec.datasets), f"network {index}: {name}")
+            place.progress.advance(NETWORK_WORK * len(x), f"network {index}: {name}")
         asleep = [count == 0 for count in used[0]]
         woken = sum(int((other[sleeps] > 0).sum())
                     for other, sleeps in zip(used[1], asleep, strict=True))

@@ -15,11 +15,16 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..backends import get_backend
+import numpy as np
+
+from ..backends import Backend, get_backend
 from ..backends.numpy_backend import keep_freed_memory
 from ..errors import UserError
+from ..functional.linear import project
 from .experiment import Cell, Place
 from .progress import Progress, duration
+
+SHARE_IN_PRODUCTS = 0.6  # of a training step's time, at the speed of a large product: measured
 
 
 class Task(NamedTuple):
@@ -203,6 +208,20 @@ def _outcome(task: Task, future: "Future[Outcome]") -> Outcome:
     if error is None:
         return future.result()
     return Outcome(task.cell.name, "failed", f"its process ended: {error or type(error).__name__}")
+
+
+def expected_seconds(cells: list[Cell], backend: Backend) -> float:
+    """Return about how long the cells will take, from the speed of matrix products here."""
+    x = backend.asarray(np.ones((128, 1024), "float32"))
+    W = backend.asarray(np.ones((1024, 1024), "float32"))
+    rates = []
+    for _ in range(5):
+        started = time.perf_counter()
+        for _ in range(5):
+            project(x, W)
+        backend.synchronize()
+        rates.append(5 * 2 * x.size * len(W) / (time.perf_counter() - started))
+    return sum(cell.work for cell in cells) / (SHARE_IN_PRODUCTS * max(rates))
 
 
 def summary(outcomes: list[Outcome], seconds: float) -> str:
