@@ -1,6 +1,7 @@
 """What a backend is, and how a plain body (the specification) gives way to a faster kernel."""
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,18 +135,17 @@ def overridable(body: Body) -> Body:
     The backend is that of the first argument. The body stays at hand as ``operation.body``.
     """
     name = body.__name__
+    first_name = next(iter(inspect.signature(body).parameters))
 
     @functools.wraps(body)
     def operation(*args: Any, **kwargs: Any) -> Any:
-        kind = type(args[0])
+        first = args[0] if args else kwargs.get(first_name)
+        kind = type(first)
+        backend = _BACKENDS.get(kind) or _backend_of_one(first)
         if len(args) > 1 and type(args[1]) is not kind and type(args[1]) in _BACKENDS:
-            backend_of(args[0], args[1])  # raises where the two are mixed
-        if _kernels_on:
-            backend = _BACKENDS.get(kind) or _backend_of_one(args[0])
-            kernel = backend.kernels.get(name)
-            if kernel is not None:
-                return kernel(*args, **kwargs)
-        return body(*args, **kwargs)
+            backend_of(first, args[1])  # raises where the two are mixed
+        kernel = backend.kernels.get(name) if _kernels_on else None
+        return (kernel or body)(*args, **kwargs)
 
     operation.body = body  # type: ignore[attr-defined]
     OPERATIONS[name] = operation

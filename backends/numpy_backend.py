@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -217,12 +218,14 @@ def accumulate_sum(dy: Array, db: Array) -> None:
 
 # --- the cap ------------------------------------------------------------------------------------
 
+TIES = ("strict", "threshold", "index")
+
 
 @kernel
 def kwta_mask(scores: Array, k: int, ties: str = "strict") -> Array:
     body = OPERATIONS["kwta_mask"].body  # raises whatever is wrong with the arguments
     N = scores.shape[-1] if scores.ndim else 0
-    if ties not in ("strict", "threshold", "index") or not 1 <= k <= N:
+    if ties not in TIES or not isinstance(k, Integral) or not 1 <= k <= N:
         return body(scores, k, ties)
     check_float("kwta_mask", scores)
     rows = scores.reshape(-1, N)

@@ -6,6 +6,7 @@ fixed, so their derivative is taken as 0, as in the paper.
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 from ..backends import overridable, xp_of
@@ -93,9 +94,9 @@ def check_kwta_arguments(scores: Array, k: int, ties: str) -> None:
         raise UserError("k-winner-take-all needs scores of shape (..., N), got a scalar")
     if ties not in TIES:
         raise unknown("tie rule", ties, TIES)
-    if not 1 <= k <= scores.shape[-1]:
-        raise UserError(f"k must be between 1 and N = {scores.shape[-1]} (the last axis of the "
-                        f"scores, shape {scores.shape}), got {k}")
+    if not isinstance(k, Integral) or not 1 <= k <= scores.shape[-1]:
+        raise UserError(f"k must be an integer between 1 and N = {scores.shape[-1]} (the last axis "
+                        f"of the scores, shape {scores.shape}), got {k}")
 
 
 def check_no_nan(scores: Array, xp: Any) -> None:
