@@ -159,7 +159,7 @@ kwta(const T* scores, unsigned char* mask, unsigned char* bits, long long rows, 
         row.each([&](int, T v) { mine += v >= tied && !(v >= winning); });
         mine = warp_sum(mine);
         __shared__ int ties_of[GROUPS * WARPS];
-        ties_of[threadIdx.x / WARP] = mine;
+        if (lane == 0) ties_of[threadIdx.x / WARP] = mine;
         if constexpr (WARPS > 1) __syncthreads();
         for (int w = 0; w < warp; ++w) places_left -= ties_of[threadIdx.x / WARP - warp + w];
     }

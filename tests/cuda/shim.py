@@ -1,0 +1,130 @@
+"""Compile the CUDA kernels for the CPU with g++ (see cuda_shim.h), and launch them."""
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from comet_np.backends import cupy_backend
+from comet_np.backends.cupy_backend import source
+
+HERE = Path(__file__).resolve().parent
+GXX = shutil.which("g++")
+# The sanitizers' own libraries are not linked: shim_runtime.cpp implements their hooks. Without
+# -fno-gnu-unique all libraries of a process would share their kernels' shared arrays.
+KERNEL_FLAGS = ("-O1", "-fsanitize=thread,bounds,alignment", "-fno-gnu-unique", "-Wall", "-Werror",
+                "-Wno-unknown-pragmas", "-Wno-tsan")
+RUNTIME_FLAGS = ("-O2", "-Wall", "-Werror", "-U_FORTIFY_SOURCE")  # which forbids jumps of stacks
+
+FLOATS = ("float", "double")
+# Every instance that the backend may ask for.
+INSTANCES: dict[str, list[str]] = {
+    "masks": ["unpack", *(f"kwta<{T}, {warps}, {items}>" for T in FLOATS
+                          for warps, items in [*cupy_backend.CAPS.values(),
+                                               cupy_backend.LONG_CAP])],
+    "activation": [f"{kernel}<{T}{function}>" for T in FLOATS for kernel, function in (
+        ("column_sum", ""), *((kernel, f", f_{name}") for kernel in ("forward", "gradient")
+                              for name in cupy_backend.ACTIVATIONS))],
+    "loss": [f"{kernel}<{T}>" for T in FLOATS
+             for kernel in ("softmax_cross_entropy", "softmax_cross_entropy_gradient")],
+    "dropout": [f"dropout_factor<{T}>" for T in FLOATS],
+    "optimizer": [f"{kernel}<{T}>" for T in FLOATS
+                  for kernel in ("sgd", "momentum", "adam", "squared_norm")],
+}
+
+
+class Parameter(ctypes.Structure):
+    """ShimType of cuda_shim.h."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("pointer", ctypes.c_bool))
+
+
+class Memory(ctypes.Structure):
+    """Array of shim_runtime.cpp."""
+
+    _fields_ = (("begin", ctypes.c_void_p), ("bytes", ctypes.c_size_t))
+
+
+class Kernel:
+    """One compiled kernel: `parameters` are pairs of a dtype's name and whether it is a pointer."""
+
+    def __init__(self, library: ctypes.CDLL, number: int) -> None:
+        self._library, self._number = library, number
+        found = library.shim_parameters(number)
+        self.parameters = [(found[i].name.decode(), bool(found[i].pointer))
+                           for i in range(library.shim_parameter_count(number))]
+
+    def launch(self, grid: tuple[int, ...], block: tuple[int, ...], values: Sequence[Any],
+               watch: bool, seed: int) -> None:
+        """Run the kernel on NumPy arrays and scalars whose types are those of its parameters.
+
+        Raises
+        ------
+        RuntimeError
+            If it does what shim_runtime.cpp lists as errors.
+        """
+        arrays = [value for value in values if isinstance(value, np.ndarray)]
+        cells = [ctypes.c_void_p(value.ctypes.data) if isinstance(value, np.ndarray)
+                 else ctypes.create_string_buffer(value.tobytes(), value.nbytes)
+                 for value in values]
+        memory = (Memory * len(arrays))(*((a.ctypes.data, a.nbytes) for a in arrays))
+        pointers = (ctypes.c_void_p * len(cells))(*(ctypes.addressof(cell) for cell in cells))
+        sizes = ctypes.c_uint * 3
+        if self._library.shim_launch(self._number, sizes(*(*grid, 1, 1)[:3]),
+                                     sizes(*(*block, 1, 1)[:3]), pointers, memory, len(arrays),
+                                     int(watch), ctypes.c_uint64(seed)):
+            raise RuntimeError(self._library.shim_error().decode())
+
+
+def kernel(code: str, name: str) -> Kernel:
+    """Return the kernel `name` of a source, compiled with all other instances of its file."""
+    for file, names in INSTANCES.items():
+        if code == source(file):
+            return compiled(code, tuple(names))[name]
+    return compiled(code, (name,))[name]  # a mutant
+
+
+@functools.cache
+def compiled(code: str, names: tuple[str, ...]) -> dict[str, Kernel]:
+    """Return the kernels `names` of the CUDA source `code`, by name."""
+    exports = "".join(f'static ShimCall<{name}> shim_{i}("{name}");\n'
+                      for i, name in enumerate(names))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        (path / "kernels.cpp").write_text(f'#include "cuda_shim.h"\n{code}\n{exports}')
+        gxx("-c", *KERNEL_FLAGS, path / "kernels.cpp", "-o", path / "kernels.o")
+        (path / "runtime.o").write_bytes(runtime())
+        gxx("-shared", path / "kernels.o", path / "runtime.o", "-o", path / "kernels.so")
+        library = ctypes.CDLL(str(path / "kernels.so"))
+    library.shim_error.restype = library.shim_name.restype = ctypes.c_char_p
+    library.shim_parameters.restype = ctypes.POINTER(Parameter)
+    return {library.shim_name(i).decode(): Kernel(library, i)
+            for i in range(library.shim_count())}
+
+
+@functools.cache
+def runtime() -> bytes:
+    """Return shim_runtime.cpp as an object file."""
+    with tempfile.TemporaryDirectory() as folder:
+        gxx("-c", *RUNTIME_FLAGS, HERE / "shim_runtime.cpp", "-o", f"{folder}/runtime.o")
+        return Path(folder, "runtime.o").read_bytes()
+
+
+def gxx(*arguments: str | Path) -> None:
+    """Run g++.
+
+    Raises
+    ------
+    AssertionError
+        With its messages, if it fails.
+    """
+    assert GXX is not None
+    done = subprocess.run([GXX, "-std=c++17", "-fPIC", f"-I{HERE}", *map(str, arguments)],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,541 @@
+"""A stand-in for cupy on the CPU that is stricter than cupy, for tests of GPU code without a GPU.
+
+`strict_cupy()` installs it as the module ``cupy``. Its names and parameters are those of the real
+package (`surface.py`), its arrays are NumPy arrays in disguise, and its CUDA kernels run through
+`shim.py`. An error (`StrictError`) is whatever would fail, stall or silently differ on a GPU:
+
+- a name, method, parameter or attribute that cupy does not have;
+- an implicit conversion to NumPy, or an operation that mixes device and host arrays;
+- assignment through duplicate indices, whose result is undefined;
+- kernel arguments of another type than the kernel's parameters (cupy converts nothing), arrays
+  that are not contiguous, and all that `shim_runtime.cpp` finds;
+- waiting for the device (``float(x)``, ``if x:``, ``.get()``, boolean indexing ...) within
+  `Machine.no_waiting`, and during the capture of a graph;
+- during a capture also cuBLAS, uploads, and allocation outside a memory pool of one's own.
+
+A captured graph is a list of operations. Nothing is computed while it is recorded, and fresh memory
+is filled with NaN, here as in `empty`.
+"""
+
+import contextlib
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import scipy.special
+
+from comet_np.backends import base, cupy_backend
+
+from . import shim, surface
+
+SURFACE = json.loads(surface.FILE.read_text(encoding="utf-8"))
+SCALARS = (bool, int, float, complex, np.generic)
+UFUNC_KEYWORDS = {"out", "dtype", "casting"}
+WAITING_FUNCTIONS = {"argwhere", "array_repr", "array_str", "array2string", "bincount", "extract",
+                     "flatnonzero", "histogram", "nonzero", "save", "savetxt", "savez", "unique"}
+WAITING_METHODS = {"dump", "dumps", "item", "nonzero", "tobytes", "tofile", "tolist"}
+SELF_OPERATORS = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "truediv": np.true_divide,
+                  "floordiv": np.floor_divide, "mod": np.remainder, "pow": np.power,
+                  "matmul": np.matmul, "and": np.bitwise_and, "or": np.bitwise_or,
+                  "xor": np.bitwise_xor, "lshift": np.left_shift, "rshift": np.right_shift}
+COMPARISONS = {"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
+               "eq": np.equal, "ne": np.not_equal}
+UNARY = {"neg": np.negative, "pos": np.positive, "abs": np.absolute, "invert": np.invert}
+
+
+class StrictError(TypeError):
+    """What would fail, stall or differ on a GPU."""
+
+
+class CUDARuntimeError(RuntimeError):
+    """Stands for cupy.cuda.runtime.CUDARuntimeError."""
+
+
+class OutOfMemoryError(MemoryError):
+    """Stands for cupy.cuda.memory.OutOfMemoryError."""
+
+
+@dataclass
+class Machine:
+    """The GPU that the stand-in pretends to have, and what it is doing.
+
+    Attributes
+    ----------
+    devices, driver, runtime : int
+        Number of GPUs; CUDA versions of the driver (0: none is installed) and of CuPy.
+    memory : int
+        Bytes that one array may have at most.
+    watch : bool
+        Whether kernels are watched for races, which makes them slow.
+    seed : int
+        Of the order in which the threads of a kernel run.
+    """
+
+    devices: int = 1
+    driver: int = 13000
+    runtime: int = 13000
+    memory: int = 2**30
+    watch: bool = True
+    seed: int = 1
+    waits: list[str] = field(default_factory=list)  # what the host waited for, in order
+    waiting_forbidden: bool = False
+    recording: list[Callable[[], Any]] | None = None
+    allocator: Any = None  # None: the pool that all share
+    launches: list[str] = field(default_factory=list)  # kernels, in order
+
+    @contextlib.contextmanager
+    def no_waiting(self) -> Iterator[None]:
+        """Make it an error to wait for the device."""
+        self.waiting_forbidden = True
+        try:
+            yield
+        finally:
+            self.waiting_forbidden = False
+
+    def wait(self, what: str) -> None:
+        """Note that the host waits for the device."""
+        self.waits.append(what)
+        if self.waiting_forbidden or self.recording is not None:
+            raise StrictError(f"{what} makes the host wait for the device")
+
+    def allocate(self, array: np.ndarray) -> np.ndarray:
+        """Count an array as allocated on the device."""
+        if array.nbytes > self.memory:
+            raise OutOfMemoryError(f"Out of memory allocating {array.nbytes:,} bytes")
+        if self.recording is not None and self.allocator is None:
+            raise StrictError("allocation from the shared pool during a capture: others would get "
+                              "this memory while the graph still writes to it")
+        return array
+
+    def compute(self, operation: Callable[[], Any], *inputs: Any) -> Any:
+        """Return what `operation` returns as device arrays; while recording, what it will be."""
+        result = operation()
+        if isinstance(result, tuple | list):
+            return type(result)([self.compute(lambda part=part: part, *inputs) for part in result])
+        if not isinstance(result, np.ndarray | np.generic):
+            return result
+        array = np.asarray(result)
+        if any(isinstance(one, np.ndarray) and np.may_share_memory(one, array) for one in inputs):
+            return ndarray(array)  # a view: no operation
+        array = self.allocate(array)
+        if self.recording is not None:
+            self.recording.append(lambda: np.copyto(array, operation()))
+            poison(array)
+        return ndarray(array)
+
+    def change(self, operation: Callable[[], Any]) -> None:
+        """Perform an operation that changes arrays in place; while recording, later."""
+        if self.recording is not None:
+            self.recording.append(operation)
+        else:
+            operation()
+
+
+machine = Machine()  # replaced by strict_cupy
+
+
+def poison(array: np.ndarray) -> np.ndarray:
+    """Fill an array with NaN, or with the largest numbers where there is none."""
+    array.fill(np.nan if array.dtype.kind in "fc" else True if array.dtype == bool
+               else np.iinfo(array.dtype).max)
+    return array
+
+
+def plain(value: Any, context: str) -> Any:
+    """Return `value` with device arrays in it replaced by the NumPy arrays that they hide."""
+    if isinstance(value, ndarray):
+        return value._a
+    if isinstance(value, np.ndarray):
+        raise StrictError(f"{context}: a NumPy array among device arrays")
+    if isinstance(value, tuple | list) and type(value) in (tuple, list):
+        return type(value)(plain(one, context) for one in value)
+    return value
+
+
+def flat(values: Any) -> Iterator[Any]:
+    """Yield the values in nested tuples and lists."""
+    for value in values:
+        if isinstance(value, tuple | list):
+            yield from flat(value)
+        else:
+            yield value
+
+
+@functools.cache
+def signature(text: str) -> inspect.Signature:
+    """Return the signature that surface.py wrote as `text`."""
+    namespace: dict[str, Any] = {}
+    exec(f"def function({text.replace('=', '=None')}): pass", namespace)
+    return inspect.signature(namespace["function"])
+
+
+def bind(name: str, text: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise a StrictError unless the arguments fit the parameters of the real `name`."""
+    try:
+        signature(text).bind(*args, **kwargs)
+    except TypeError as error:
+        raise StrictError(f"cupy.{name}({text}): {error}") from None
+
+
+def call(name: str, function: Callable[..., Any], args: tuple[Any, ...],
+         kwargs: dict[str, Any]) -> Any:
+    """Call NumPy's double of a function of cupy whose arguments have been checked."""
+    kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    inner = plain(args, name)
+    inner_kwargs = {key: plain(value, name) for key, value in kwargs.items()}
+    if "out" in kwargs:
+        machine.change(lambda: function(*inner, **inner_kwargs))
+        return kwargs["out"]
+    return machine.compute(lambda: function(*inner, **inner_kwargs), *flat(inner))
+
+
+class ndarray:
+    """Stands for cupy.ndarray."""
+
+    __slots__ = ("_a",)
+    __array_ufunc__ = None  # NumPy's operators leave it to ours, which refuse
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, array: np.ndarray) -> None:
+        object.__setattr__(self, "_a", array)
+
+    def __array__(self, *args: Any, **kwargs: Any) -> None:
+        raise StrictError("implicit conversion of a device array to a NumPy array")
+
+    def __array_function__(self, function: Any, *args: Any) -> None:
+        raise StrictError(f"numpy.{function.__name__} of a device array: use xp_of(array)")
+
+    def __getattr__(self, name: str) -> Any:
+        if name in SURFACE["methods"]:
+            return functools.partial(self._method, name)
+        if name in SURFACE["attributes"]:
+            value = getattr(self._a, name)
+            return ndarray(value) if isinstance(value, np.ndarray) else value
+        raise AttributeError(f"cupy.ndarray has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise StrictError(f"assignment to the attribute {name} of a device array")
+
+    def _method(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        bind(f"ndarray.{name}", SURFACE["methods"][name], (self, *args), kwargs)
+        if name in WAITING_METHODS:
+            machine.wait(f".{name}()")
+        array = self._a
+        if name in ("fill", "sort", "partition", "put"):
+            inner = plain(args, name)
+            machine.change(lambda: getattr(array, name)(*inner, **kwargs))
+            return None
+        if name in ("max", "min", "sum", "mean") and array.size == 0:
+            raise StrictError(f".{name}() of an empty array")
+        return call(name, lambda a, *rest, **more: getattr(a, name)(*rest, **more),
+                    (self, *args), kwargs)
+
+    def get(self) -> np.ndarray:
+        machine.wait(".get()")
+        return self._a.copy()
+
+    def __float__(self) -> float:
+        machine.wait("float()")
+        return float(self._a)
+
+    def __int__(self) -> int:
+        machine.wait("int()")
+        return int(self._a)
+
+    def __bool__(self) -> bool:
+        machine.wait("bool()")
+        return bool(self._a)
+
+    __index__ = __int__
+
+    def __format__(self, specification: str) -> str:
+        machine.wait("format()")
+        return format(self._a.item() if self._a.ndim == 0 else self._a, specification)
+
+    def __repr__(self) -> str:
+        return f"device array({self._a!r})"
+
+    def __len__(self) -> int:
+        return len(self._a)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    def _index(self, index: Any) -> Any:
+        inner = plain(index, "index")
+        parts = inner if isinstance(inner, tuple) else (inner,)
+        if any(isinstance(one, list) for one in parts):
+            raise StrictError("a list as an index is uploaded at each use")
+        return inner
+
+    def __getitem__(self, index: Any) -> Any:
+        inner = self._index(index)
+        parts = inner if isinstance(inner, tuple) else (inner,)
+        if any(isinstance(one, np.ndarray) and one.dtype == bool for one in parts):
+            machine.wait("boolean indexing")
+        array = self._a
+        return machine.compute(lambda: array[inner], array)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        inner, new, array = self._index(index), plain(value, "assignment"), self._a
+        parts = inner if isinstance(inner, tuple) else (inner,)
+        places = [one for one in parts if isinstance(one, np.ndarray) and one.dtype != bool]
+        if places and np.ndim(new) and machine.recording is None:
+            flat_places = np.stack([one.ravel() for one in np.broadcast_arrays(*places)])
+            if np.unique(flat_places, axis=1).shape != flat_places.shape:
+                raise StrictError("assignment through duplicate indices is undefined")
+        machine.change(lambda: array.__setitem__(inner, new))
+
+
+def _operators() -> None:
+    """Give `ndarray` its operators."""
+    def binary(ufunc: np.ufunc) -> tuple[Callable[..., Any], ...]:
+        def known(other: Any) -> bool:
+            if isinstance(other, np.ndarray):
+                raise StrictError(f"{ufunc.__name__}: a NumPy array among device arrays")
+            return isinstance(other, (ndarray, *SCALARS))
+
+        def forward(self: ndarray, other: Any) -> Any:
+            return run_ufunc(ufunc, (self, other), {}) if known(other) else NotImplemented
+
+        def backward(self: ndarray, other: Any) -> Any:
+            return run_ufunc(ufunc, (other, self), {}) if known(other) else NotImplemented
+
+        def in_place(self: ndarray, other: Any) -> Any:
+            return (run_ufunc(ufunc, (self, other), {"out": self}) if known(other)
+                    else NotImplemented)
+
+        return forward, backward, in_place
+
+    for name, ufunc in SELF_OPERATORS.items():
+        for prefix, method in zip(("", "r", "i"), binary(ufunc), strict=True):
+            setattr(ndarray, f"__{prefix}{name}__", method)
+    for name, ufunc in COMPARISONS.items():
+        setattr(ndarray, f"__{name}__", binary(ufunc)[0])
+    for name, ufunc in UNARY.items():
+        setattr(ndarray, f"__{name}__",
+                lambda self, ufunc=ufunc: run_ufunc(ufunc, (self,), {}))
+
+
+def run_ufunc(ufunc: np.ufunc, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a ufunc as cupy would."""
+    if set(kwargs) - UFUNC_KEYWORDS:
+        raise StrictError(f"{ufunc.__name__}: cupy's ufuncs take only {UFUNC_KEYWORDS}")
+    for arg in args:
+        if not isinstance(arg, (ndarray, *SCALARS)):
+            raise StrictError(f"{ufunc.__name__}: unsupported type {type(arg)}")
+    if ufunc is np.matmul and machine.recording is not None:
+        raise StrictError("cuBLAS cannot be called during a capture")
+    return call(ufunc.__name__, ufunc, args, kwargs)
+
+
+_operators()
+ndarray.__module__ = "cupy"
+
+
+class RawModule:
+    """Stands for cupy.RawModule, with source that shim.py can compile."""
+
+    def __init__(self, *, code: str, options: tuple[str, ...] = (),
+                 name_expressions: tuple[str, ...]) -> None:
+        if machine.recording is not None:
+            raise StrictError("a kernel compiled during a capture")
+        if options != cupy_backend.OPTIONS:
+            raise StrictError(f"kernels are tested with the options {cupy_backend.OPTIONS}")
+        self._code, self._names = code, name_expressions
+
+    def get_function(self, name: str) -> Callable[..., None]:
+        if name not in self._names:
+            raise StrictError(f"{name} is not among the name expressions {self._names}")
+        kernel = shim.kernel(self._code, name)
+        return lambda grid, block, args: launch(name, kernel, grid, block, args)
+
+
+def launch(name: str, kernel: shim.Kernel, grid: tuple[int, ...], block: tuple[int, ...],
+           args: tuple[Any, ...]) -> None:
+    """Run a kernel after checking its arguments against the types of its parameters."""
+    if len(args) != len(kernel.parameters):
+        raise StrictError(f"{name} takes {len(kernel.parameters)} arguments, got {len(args)}")
+    values = []
+    for i, (arg, (dtype, pointer)) in enumerate(zip(args, kernel.parameters, strict=True)):
+        if pointer and isinstance(arg, ndarray):
+            if arg.dtype != dtype and (arg.dtype, dtype) != (np.dtype(bool), "uint8"):
+                raise StrictError(f"{name}: argument {i} points to {dtype}, got {arg.dtype}")
+            if not arg._a.flags.c_contiguous:
+                raise StrictError(f"{name}: argument {i} is not contiguous")
+            values.append(arg._a)
+        elif isinstance(arg, np.generic) and arg.dtype == ("uint64" if pointer else dtype):
+            if pointer and arg != 0:
+                raise StrictError(f"{name}: argument {i} is a number where a pointer is needed")
+            values.append(arg)
+        else:
+            raise StrictError(f"{name}: argument {i} is {'*' * pointer}{dtype}, got {type(arg)}")
+    if min(grid) < 1 or max((*grid, 1)[1:]) > 65535 or not 1 <= np.prod(block) <= 1024:
+        raise StrictError(f"{name}: grid {grid} or block {block} is out of CUDA's range")
+    machine.launches.append(name)
+    machine.change(lambda: kernel.launch(grid, block, values, machine.watch, machine.seed))
+
+
+def gemm(transa: str, transb: str, a: ndarray, b: ndarray, out: ndarray | None = None,
+         alpha: float = 1.0, beta: float = 0.0) -> ndarray:
+    """Stands for cupy.cublas.gemm."""
+    if machine.recording is not None:
+        raise StrictError("cuBLAS cannot be called during a capture")
+    assert out is not None and a.ndim == b.ndim == out.ndim == 2
+    assert a.dtype == b.dtype == out.dtype and a.dtype.char in "fdFD"
+    left, right = (array._a if trans == "N" else array._a.T
+                   for trans, array in ((transa, a), (transb, b)))
+    assert out.shape == (left.shape[0], right.shape[1]) and left.shape[1] == right.shape[0]
+    assert min(*left.shape, *right.shape) > 0
+    product = alpha * (left @ right)
+    out._a[...] = product + beta * out._a if beta else product
+    return out
+
+
+class Graph:
+    """Stands for cupy.cuda.Graph."""
+
+    def __init__(self, operations: list[Callable[[], Any]]) -> None:
+        self._operations = operations
+
+    def launch(self, stream: Any = None) -> None:
+        for operation in self._operations:
+            operation()
+
+
+class Stream:
+    """Stands for cupy.cuda.Stream."""
+
+    def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
+        self.ptr = 0 if null else id(self)
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        return
+
+    def synchronize(self) -> None:
+        machine.wait("synchronize()")
+
+    def begin_capture(self, mode: Any = None) -> None:
+        if self.ptr == 0 or machine.recording is not None:
+            raise StrictError("a capture on the default stream, or within another")
+        machine.recording = []
+
+    def end_capture(self) -> Graph:
+        assert machine.recording is not None
+        graph, machine.recording = Graph(machine.recording), None
+        return graph
+
+
+class MemoryPool:
+    """Stands for cupy.cuda.MemoryPool."""
+
+    def malloc(self, size: int) -> None:
+        raise StrictError("only passed to using_allocator")
+
+
+@contextlib.contextmanager
+def using_allocator(allocator: Any = None) -> Iterator[None]:
+    """Stands for cupy.cuda.using_allocator."""
+    before, machine.allocator = machine.allocator, allocator
+    try:
+        yield
+    finally:
+        machine.allocator = before
+
+
+def upload(name: str, value: Any, kwargs: dict[str, Any]) -> ndarray:
+    """Return `value` as cupy.array or cupy.asarray would."""
+    if isinstance(value, ndarray):
+        return call(name, getattr(np, name), (value,), kwargs)
+    if machine.recording is not None:
+        raise StrictError("an upload during a capture")
+    kwargs = {key: option for key, option in kwargs.items() if option is not None}
+    return ndarray(machine.allocate(np.array(value, **kwargs)))
+
+
+def function(name: str) -> Callable[..., Any]:
+    """Return the stand-in of a function of cupy."""
+    double = getattr(np, name)
+
+    def stand_in(*args: Any, **kwargs: Any) -> Any:
+        bind(name, SURFACE["functions"][name], args, kwargs)
+        if name in WAITING_FUNCTIONS or (name == "where" and len(args) == 1):
+            machine.wait(name)
+        if name in ("array", "asarray", "asanyarray", "ascontiguousarray"):
+            bound = signature(SURFACE["functions"][name]).bind(*args, **kwargs).arguments
+            return upload(name, next(iter(bound.values())), dict(list(bound.items())[1:]))
+        if name in ("empty", "empty_like"):
+            return call(name, lambda *a, **k: poison(double(*a, **k)), args, kwargs)
+        return call(name, double, args, kwargs)
+
+    return stand_in
+
+
+def asnumpy(a: Any, stream: Any = None, order: str = "C", out: Any = None, *,
+            blocking: bool = True) -> np.ndarray:
+    """Stands for cupy.asnumpy."""
+    return a.get() if isinstance(a, ndarray) else np.asarray(a)
+
+
+def modules(gpu: Machine) -> dict[str, ModuleType]:
+    """Return the modules of the stand-in by name."""
+    cupy, cuda, cublas = (ModuleType(name) for name in ("cupy", "cupy.cuda", "cupy.cublas"))
+    special = ModuleType("cupyx.scipy.special")
+
+    def device_count() -> int:
+        if gpu.driver < gpu.runtime:
+            raise CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is "
+                                   "insufficient for CUDA runtime version")
+        return gpu.devices
+
+    cuda.__dict__.update(
+        runtime=SimpleNamespace(
+            CUDARuntimeError=CUDARuntimeError, getDeviceCount=device_count, getDevice=lambda: 0,
+            getDeviceProperties=lambda device: {"name": b"stand-in", "totalGlobalMem": gpu.memory},
+            driverGetVersion=lambda: gpu.driver, runtimeGetVersion=lambda: gpu.runtime),
+        memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+        Stream=Stream, Graph=Graph, MemoryPool=MemoryPool, using_allocator=using_allocator,
+        get_current_stream=lambda: Stream(null=True))
+    cublas.__dict__.update(gemm=gemm)
+    special.__dict__.update(erf=lambda *args, **kwargs: run_ufunc(scipy.special.erf, args, kwargs))
+    cupy.__dict__.update(
+        {name: functools.partial(lambda ufunc, *args, **kwargs: run_ufunc(ufunc, args, kwargs),
+                                 getattr(np, name)) for name in SURFACE["ufuncs"]}
+        | {name: function(name) for name in SURFACE["functions"]}
+        | {name: getattr(np, name) for name in SURFACE["values"]}
+        | {"ndarray": ndarray, "RawModule": RawModule, "asnumpy": asnumpy, "cuda": cuda,
+           "cublas": cublas, "__version__": SURFACE["version"]})
+    return {"cupy": cupy, "cupy.cuda": cuda, "cupy.cublas": cublas, "cupyx": ModuleType("cupyx"),
+            "cupyx.scipy": ModuleType("cupyx.scipy"), "cupyx.scipy.special": special}
+
+
+@contextlib.contextmanager
+def strict_cupy(**settings: Any) -> Iterator[Machine]:
+    """Let ``import cupy`` give the stand-in, on a `Machine` of these settings, and yield that."""
+    global machine
+    ours = modules(gpu := Machine(**settings))
+    theirs = {name: module for name, module in sys.modules.items()
+              if name.split(".")[0] in ("cupy", "cupyx")}
+    before, machine = machine, gpu
+    for name in theirs:
+        del sys.modules[name]
+    sys.modules.update(ours)
+    cupy_backend.load.cache_clear()
+    try:
+        yield gpu
+    finally:
+        machine = before
+        for name in ours:
+            del sys.modules[name]
+        sys.modules.update(theirs)
+        cupy_backend.load.cache_clear()
+        base._BACKENDS.pop(ndarray, None)

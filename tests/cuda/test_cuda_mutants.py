@@ -1,0 +1,76 @@
+"""Deliberately wrong kernels: each must be caught by the comparison of kernel and body."""
+
+import numpy as np
+import pytest
+
+from comet_np.backends import cupy_backend, get_backend
+
+from .test_cuda_kernels import awkward_rows, cases, check_cap, check_layer, compare, random
+
+ADD_TIES = "if constexpr (WARPS > 1) __syncthreads();\n        for"
+# File, the right text, the wrong text, and the check that must fail.
+MUTANTS = {
+    "no barrier in a sum of several warps": (
+        "masks", "        __syncthreads();\n        x = 0;", "        x = 0;", "cap"),
+    "one buffer for sums that follow one another": (
+        "masks", "slots[turn][", "slots[0][", "cap"),
+    "no barrier before the ties are added up": (
+        "masks", ADD_TIES, ADD_TIES.replace("__syncthreads()", ""), "cap"),
+    "no barrier in a column sum": (
+        "activation", "    __syncthreads();\n    if (threadIdx.y", "    if (threadIdx.y", "layer"),
+    "no barrier after Adam's rates": (
+        "optimizer", "    __syncthreads();\n    const T factor", "    const T factor", "adam"),
+    "a shuffle that leaves out half the warp": (
+        "masks", "__shfl_xor_sync(ALL, x, step)", "__shfl_xor_sync(0xffffu, x, step)", "cap"),
+    "a ballot that not all lanes reach": (
+        "masks", "tied_lanes = __ballot_sync(ALL, is_tied)",
+        "tied_lanes = is_tied ? __ballot_sync(ALL, true) : 0", "cap"),
+    "a score too many at the end of a row": (
+        "masks", "score[j] = j * WARP < held ?", "score[j] = j * WARP <= held ?", "cap"),
+    "a mask element too many at the end of a row": (
+        "masks", "if (mask && place < row.held)", "if (mask && place <= row.held)", "cap"),
+    "a byte of bits too many": (
+        "masks", "place / 8 < bytes_left", "place / 8 <= bytes_left", "cap"),
+    "a row too many": (
+        "activation", "for (; cell.r < rows; cell.r", "for (; cell.r <= rows; cell.r", "layer"),
+    "an index beyond a shared array": (
+        "activation", "sums[threadIdx.y][threadIdx.x] = sum",
+        "sums[threadIdx.y + 1][threadIdx.x] = sum", "layer"),
+    "k + 1 winners": ("masks", "if (count > k) {", "if (count > k + 1) {", "cap"),
+    "an element that two threads update": (
+        "optimizer", "i += (long long)gridDim.x * blockDim.x)", "i += blockDim.x - 1)", "adam"),
+    "a bad label that is followed": (
+        "loss", "fits ? log_sum + top - z[label] : (T)NOT_A_NUMBER", "log_sum + top - z[label]",
+        "label"),
+}
+
+
+def check(gpu, what):
+    if what == "cap":
+        check_cap(gpu, awkward_rows(1090, "float32")[:2], [500], ["index"])
+    elif what == "layer":
+        check_layer(gpu, "tanh", random(40, 33), "bool")
+    elif what == "label":
+        logits, labels = gpu.asarray(random(2, 3)), gpu.asarray(np.array([0, 3]))
+        assert np.isnan(gpu.xp.asnumpy(gpu.softmax_cross_entropy(logits, labels)[0]))
+    else:
+        for operation, arguments, kind in cases("float32"):
+            if operation == what:
+                compare(gpu, operation, arguments, kind)
+
+
+@pytest.mark.parametrize("what", sorted({what for *_, what in MUTANTS.values()}))
+def test_the_right_kernels_pass(machine, what):
+    check(get_backend("cupy"), what)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_mutants_are_caught(machine, monkeypatch, mutant):
+    file, right, wrong, what = MUTANTS[mutant]
+    source = cupy_backend.source(file)
+    assert right in source
+    monkeypatch.setattr(cupy_backend, "source",
+                        lambda asked: source.replace(right, wrong) if asked == file else None)
+    with pytest.raises((AssertionError, RuntimeError)) as caught:
+        check(get_backend("cupy"), what)
+    print(f"{mutant}: {str(caught.value).strip().splitlines()[0]}")
