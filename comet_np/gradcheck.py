@@ -155,10 +155,10 @@ def check_gradients(forward: Forward, backward: Backward, at: Tree, *, full: boo
     Returns
     -------
     GradientCheck
-        A difference is relative to the derivative, or to its size in a typical direction if that
-        is larger, or so that what the rounding of y explains is within the tolerance, which is
-        half way, in digits, between the error of a right gradient and 1. Perturbations that flip
-        a mask are left out and reported.
+        Differences are relative to the largest of: the derivative; its typical size over
+        directions and cotangents; and that at which the rounding of y alone is just tolerated.
+        The tolerance lies half way, in digits, between the error of a right gradient and 1.
+        Perturbations that flip a mask are left out and reported.
 
     Raises
     ------
@@ -181,6 +181,8 @@ def check_gradients(forward: Forward, backward: Backward, at: Tree, *, full: boo
     perturbations, flips = 0, []
 
     for position, (name, x) in enumerate(inputs):
+        squares = [_norm(gradient[position]) ** 2 for gradient in gradients]
+        typical = math.sqrt(sum(squares) / (len(squares) * x.size))
         for element, d in _probes(name, x, full, probes, seed):
             d = d * (step / _norm(d))
             if complex_step:
@@ -201,7 +203,7 @@ def check_gradients(forward: Forward, backward: Backward, at: Tree, *, full: boo
             for (output, dy), gradient in zip(cotangents, gradients, strict=True):
                 dx, length = gradient[position], _norm(move)
                 numeric, analytic = float((dy * change).sum()), float((dx * move).sum())
-                scale = max(abs(numeric), _norm(dx) * length / math.sqrt(x.size),
+                scale = max(abs(numeric), typical * length,
                             EPS * float((abs(dy) * size).sum()) / tolerance)
                 error = abs(numeric - analytic)
                 if error:

@@ -51,11 +51,11 @@ def activation(name: str) -> Activation:
     UserError
         If there is no such activation (the nearest name is suggested).
     """
+    if name in ACTIVATIONS:
+        return ACTIVATIONS[name]
     factor, _, plain = name.rpartition("*")
     if plain not in ACTIVATIONS:
         raise unknown("activation", name, ACTIVATIONS)
-    if not factor:
-        return ACTIVATIONS[name]
     try:
         scale = float(factor)
     except ValueError:
