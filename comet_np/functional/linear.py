@@ -87,7 +87,15 @@ def linear_backward(dy: Array, cache: LinearCache, p: Linear, g: Linear,
         Parameters, and where their gradients are added.
     input_gradient : bool
         False returns None and saves the product, for the first layer of a network in training.
+
+    Raises
+    ------
+    UserError
+        If dy does not have the shape of the output.
     """
+    shape = (*cache.x.shape[:-1], p.weight.shape[0])
+    if dy.shape != shape:
+        raise UserError(f"dy must have the shape of the layer's output, {shape}, got {dy.shape}")
     dx = project_back(dy, p.weight) if input_gradient else None
     accumulate_outer(dy, cache.x, g.weight)
     if g.bias is not None:
