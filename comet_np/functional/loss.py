@@ -5,7 +5,7 @@ Both are means over the leading axes; sums are taken in float32 or better.
 
 from typing import Any, NamedTuple
 
-from ..backends import overridable, xp_of
+from ..backends import backend_of, overridable, xp_of
 from ..errors import UserError
 
 Array = Any
@@ -75,13 +75,13 @@ def softmax_cross_entropy_gradient(q: Array, labels: Array, scale: Array | float
 
 def check_labels(labels: Array, logits: Array) -> None:
     """Raise a UserError unless `labels` are class indices that fit `logits`."""
+    backend_of(labels, logits)
     if labels.shape != logits.shape[:-1]:
         raise UserError(f"labels must have the shape of the logits less the class axis, "
                         f"{logits.shape[:-1]}, got {labels.shape}")
     if labels.dtype.kind not in "iu":
         raise UserError(f"labels must be integer class indices, got dtype {labels.dtype}")
-    if labels.size == 0:
-        raise UserError("the mean loss of no examples is undefined: got an empty batch")
+    check_not_empty(labels)
     check_label_range(labels, logits.shape[-1])
 
 
@@ -92,6 +92,12 @@ def check_label_range(labels: Array, C: int) -> None:
     if low < 0 or high >= C:
         raise UserError(f"labels must lie in 0..{C - 1} for {C} classes, got {low}..{high}: check "
                         "the number of classes of the network or the labels of the data set")
+
+
+def check_not_empty(batch: Array) -> None:
+    """Raise a UserError if there is nothing to average over."""
+    if batch.size == 0:
+        raise UserError("the mean loss of no examples is undefined: got an empty batch")
 
 
 class SquaredErrorCache(NamedTuple):
@@ -117,11 +123,14 @@ def mean_squared_error_forward(y: Array, target: Array) -> tuple[Array, SquaredE
     Raises
     ------
     UserError
-        If the shapes differ: they are never broadcast, which would hide a missing axis.
+        If the shapes differ: they are never broadcast, which would hide a missing axis. If they
+        are empty.
     """
+    backend_of(y, target)
     if y.shape != target.shape:
         raise UserError(f"the target must have the shape of the output, {y.shape}, got "
                         f"{target.shape}")
+    check_not_empty(y)
     e = y - target
     return (_wide(e) ** 2).mean(), SquaredErrorCache(e)
 
