@@ -53,6 +53,9 @@ class OptimizerConfig:
         for field in ("momentum", "beta1", "beta2"):
             if not 0 <= getattr(self, field) < 1:
                 raise UserError(f"{field} must be in [0, 1), got {getattr(self, field)}")
+        for field in ("eps", "weight_decay"):
+            if not getattr(self, field) >= 0:
+                raise UserError(f"{field} must be at least 0, got {getattr(self, field)}")
         for field in ("clip_norm", "clip_value"):
             if getattr(self, field) is not None and not getattr(self, field) > 0:
                 raise UserError(f"{field} must be positive, got {getattr(self, field)}")

@@ -1,0 +1,170 @@
+"""The optimizers against their formulas, one parameter at a time, and gradient clipping."""
+
+import math
+
+import numpy as np
+import pytest
+
+from comet_np.backends import reference
+from comet_np.errors import UserError
+from comet_np.optim import OPTIMIZERS, OptimizerConfig, init_state, update
+from tests.tolerances import assert_close
+
+N, STEPS, LR = 7, 5, 0.1
+CONFIGS = [OptimizerConfig(name, **settings) for name in OPTIMIZERS for settings in (
+    {}, {"weight_decay": 0.2}, {"clip_norm": 0.5}, {"clip_value": 0.3, "weight_decay": 0.1},
+    {"clip_value": 0.9, "clip_norm": 1.0})]
+
+
+def naive_step(p, g, state, step, config):
+    """Return one parameter, its moments in `state` updated, after a step; g is clipped."""
+    decay = config.weight_decay
+    if config.name == "adamw":
+        p -= LR * decay * p
+    else:
+        g += decay * p
+    if config.name == "sgd":
+        return p - LR * g
+    if config.name == "momentum":
+        state[0] = config.momentum * state[0] + g
+        return p - LR * state[0]
+    state[0] = config.beta1 * state[0] + (1 - config.beta1) * g
+    state[1] = config.beta2 * state[1] + (1 - config.beta2) * g * g
+    first, second = state[0] / (1 - config.beta1**step), state[1] / (1 - config.beta2**step)
+    return p - LR * first / (math.sqrt(second) + config.eps)
+
+
+def check_optimizer(config, draw, step=update, dtype="float64"):
+    """Assert that a few steps on random gradients are those of the formulas."""
+    p = draw.standard_normal(N).astype(dtype)
+    naive, moments = [float(p_i) for p_i in p], [[0.0, 0.0] for _ in p]
+    state = init_state(p, config)
+    for number in range(1, STEPS + 1):
+        g = draw.standard_normal(N).astype(dtype)
+        clipped = [float(g_i) for g_i in g]
+        if config.clip_value is not None:
+            clipped = [min(max(g_i, -config.clip_value), config.clip_value) for g_i in clipped]
+        if config.clip_norm is not None:
+            norm = math.sqrt(sum(g_i * g_i for g_i in clipped))
+            clipped = [g_i * min(1, config.clip_norm / (norm + 1e-6)) for g_i in clipped]
+        naive = [naive_step(*each, number, config)
+                 for each in zip(naive, clipped, moments, strict=True)]
+        state = step(p, g, state, LR, config)
+        assert state.step == number
+    assert p.dtype == dtype
+    assert_close(p, naive, "sum")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_formulas(config, kernels, dtype, draw):
+    with reference() if not kernels else np.errstate():
+        check_optimizer(config, draw, dtype=dtype)
+
+
+def forgets(field):
+    """Return an update whose configuration has the default in this field."""
+    def step(p, g, state, lr, config):
+        settings = {**vars(config), field: getattr(OptimizerConfig(), field)}
+        return update(p, g, state, lr, OptimizerConfig(**settings))
+
+    return step
+
+
+def without_bias_correction(p, g, state, lr, config):
+    shift = 10**6
+    return update(p, g, state._replace(step=state.step + shift), lr, config)._replace(
+        step=state.step + 1)
+
+
+def without_moments(p, g, state, lr, config):
+    return update(p, g, init_state(p, config)._replace(step=state.step), lr, config)
+
+
+def ascending(p, g, state, lr, config):
+    return update(p, -g, state, lr, config)
+
+
+MUTANTS = {
+    "no weight decay": (forgets("weight_decay"), OptimizerConfig(weight_decay=0.1)),
+    "no clipping by norm": (forgets("clip_norm"), OptimizerConfig(clip_norm=0.5)),
+    "no clipping by value": (forgets("clip_value"), OptimizerConfig(clip_value=0.3)),
+    "other beta2": (forgets("beta2"), OptimizerConfig("adam", beta2=0.99)),
+    "Adam without bias correction": (without_bias_correction, OptimizerConfig("adam")),
+    "AdamW without bias correction": (without_bias_correction, OptimizerConfig("adamw")),
+    "momentum without velocity": (without_moments, OptimizerConfig("momentum")),
+    "Adam without moments": (without_moments, OptimizerConfig("adam")),
+    "ascent": (ascending, OptimizerConfig()),
+    "decay coupled": (lambda p, g, state, lr, config: update(
+        p, g, state, lr, OptimizerConfig("adam", weight_decay=config.weight_decay)),
+        OptimizerConfig("adamw", weight_decay=0.1)),
+}
+
+
+@pytest.mark.parametrize(("step", "config"), MUTANTS.values(), ids=MUTANTS)
+def test_mutants_are_caught(step, config, draw):
+    check_optimizer(config, draw)
+    with pytest.raises(AssertionError):
+        check_optimizer(config, draw, step)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_update_is_in_place(name, draw):
+    config = OptimizerConfig(name)
+    p, g = draw.standard_normal(N), draw.standard_normal(N)
+    whole, before = np.concatenate([p, p]), g.copy()
+    state = init_state(p, config)
+    after = update(whole[:N], g, state, LR, config)
+    update(p, g, init_state(p, config), LR, config)
+    np.testing.assert_array_equal(whole[:N], p)
+    np.testing.assert_array_equal(g, before)
+    assert after.first is state.first
+    assert after.second is state.second
+    assert (state.first is None) == (name == "sgd")
+    assert (state.second is None) == (name in ("sgd", "momentum"))
+
+
+def test_a_zero_gradient_is_clipped_to_zero():
+    p = np.ones(3)
+    config = OptimizerConfig(clip_norm=1.0)
+    update(p, np.zeros(3), init_state(p, config), LR, config)
+    np.testing.assert_array_equal(p, 1)
+
+
+def test_the_norm_of_a_float32_gradient_is_summed_in_float64():
+    p, g = np.zeros(2, "float32"), np.array([1e30, 1e30], "float32")  # its square overflows
+    config = OptimizerConfig(clip_norm=1.0)
+    for kernels in (True, False):
+        with reference() if not kernels else np.errstate():
+            p[:] = 0
+            update(p, g, init_state(p, config), 1.0, config)
+        assert_close(p, [-(0.5**0.5)] * 2, "sum")
+
+
+def test_only_plain_sgd_updates_in_the_backward_pass():
+    assert OptimizerConfig("sgd").updates_in_backward
+    for config in (OptimizerConfig("adam"), OptimizerConfig("sgd", weight_decay=0.1),
+                   OptimizerConfig("sgd", clip_norm=1.0), OptimizerConfig("sgd", clip_value=1.0)):
+        assert not config.updates_in_backward
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"name": "adma"}, 'unknown optimizer "adma"; did you mean "adam"'),
+    ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1\.0"),
+    ({"beta1": -0.1}, r"beta1 must be in \[0, 1\), got -0\.1"),
+    ({"beta2": float("nan")}, r"beta2 must be in \[0, 1\), got nan"),
+    ({"clip_norm": 0.0}, r"clip_norm must be positive, got 0\.0"),
+    ({"clip_value": -1.0}, r"clip_value must be positive, got -1\.0"),
+    ({"eps": -1e-8}, r"eps must be at least 0, got -1e-08"),
+    ({"weight_decay": -0.1}, r"weight_decay must be at least 0, got -0\.1"),
+])
+def test_bad_settings(settings, message):
+    with pytest.raises(UserError, match=message):
+        OptimizerConfig(**settings)
+
+
+def test_bad_shapes():
+    config = OptimizerConfig()
+    with pytest.raises(UserError, match=r"one shape, got \(3,\), \(4,\)"):
+        update(np.ones(3), np.ones(4), init_state(np.ones(3), config), LR, config)
