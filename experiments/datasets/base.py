@@ -1,0 +1,151 @@
+"""What a data set is, and what the loaders share: reading files, splits, standardisation."""
+
+import gzip
+import hashlib
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ...errors import UserError
+from ...rng import stream
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in the memory of the host.
+
+    Attributes
+    ----------
+    name : str
+    task : {"classification", "regression"}
+    x_train, x_val, x_test : arrays (n, N_0)
+        uint8 for images (32x32 pixels: the red plane, then green, then blue), else float32.
+        `x_test` and `y_test` may be None.
+    y_train, y_val, y_test : int64 class labels (n,), or float32 targets (n, outputs)
+    outputs : int
+        The number of classes, or of targets: the width of a network's output.
+    scale, shift : float
+        A network's input is ``x * scale + shift``.
+    notice : str
+        What the user should know about these data, one sentence; empty if nothing.
+    """
+
+    name: str
+    task: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_val: np.ndarray
+    y_val: np.ndarray
+    x_test: np.ndarray | None
+    y_test: np.ndarray | None
+    outputs: int
+    scale: float = 1.0
+    shift: float = 0.0
+    notice: str = ""
+
+
+# Bytes to [-1, 1], as published: (x/255 - 0.5) / 0.5.
+IMAGE_SCALE, IMAGE_SHIFT = 2 / 255, -1.0
+
+
+class OfficialFile(NamedTuple):
+    """A file to download: its name, address and hash (MD5 or SHA-256, in hex)."""
+
+    name: str
+    url: str
+    hash: str
+
+
+def new_hash(known: str) -> "hashlib._Hash":
+    """Return a fresh hash object of the kind that gave `known`: MD5 has 32 digits, SHA-256 64."""
+    return hashlib.new({32: "md5", 64: "sha256"}[len(known)], usedforsecurity=False)
+
+
+def is_official(content: bytes, known: str) -> bool:
+    """Return whether the hash of `content` is the `known` one."""
+    digest = new_hash(known)
+    digest.update(content)
+    return digest.hexdigest() == known
+
+
+def remedy(name: str, files: Sequence[OfficialFile]) -> str:
+    """Return what to do about a missing or damaged file of the data set `name`."""
+    return (f"fetch it with: comet-np data --data DIR --fetch {name} "
+            f"(from {' and '.join(file.url for file in files)})")
+
+
+def find_file(folder: Path, name: str) -> Path | None:
+    """Return the path of the file `name` in `folder`, as it is or gzipped, or None."""
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def read_file(folder: Path, name: str) -> bytes:
+    """Return the content of the file `name` in `folder`, which may be gzipped.
+
+    Raises
+    ------
+    UserError
+        If it cannot be read, or is a damaged gzip file.
+    """
+    path = find_file(folder, name) or folder / name
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"cannot read {path} ({error}): put the official file there") from error
+
+
+def split(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of the training set (80 %) and of the validation set (20 %), shuffled.
+
+    Returns
+    -------
+    train, val : int64 arrays, a partition of 0..n-1 that depends on `n` and `seed` alone
+    """
+    order = stream(seed, "split").permutation(n)
+    return order[n // 5:], order[:n // 5]
+
+
+def columns_of(name: str, target: int | str | None, known: range) -> list[int]:
+    """Return the columns that `target` means: one of the `known`, "all", or None for the first.
+
+    Raises
+    ------
+    UserError
+        If there is no such target.
+    """
+    if target == "all":
+        return list(known)
+    column = known[0] if target is None else target
+    if column not in known:
+        raise UserError(f'the target of "{name}" is one of {known[0]} to {known[-1]} or "all", '
+                        f"got {target}")
+    return [int(column)]
+
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def standardised(name: str, train: Pair, val: Pair, test: Pair | None = None,
+                 notice: str = "") -> Dataset:
+    """Return a regression data set with mean 0 and variance 1 in each column of the training set.
+
+    Parameters
+    ----------
+    name : str
+    train, val, test : pairs of float arrays x (n, N_0) and y (n, outputs)
+        All are scaled by the statistics of `train`.
+    notice : str
+    """
+    def scaled(part: Pair) -> Pair:
+        x, y = (((values - of_train.mean(axis=0)) / of_train.std(axis=0)).astype(np.float32)
+                for values, of_train in zip(part, train, strict=True))
+        return x, y
+
+    x_test, y_test = (None, None) if test is None else scaled(test)
+    return Dataset(name, "regression", *scaled(train), *scaled(val), x_test, y_test,
+                   outputs=train[1].shape[1], notice=notice)
