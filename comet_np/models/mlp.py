@@ -3,9 +3,10 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
 
-from ..backends import Backend, get_backend
+from ..backends import Backend, backend_of, get_backend
 from ..errors import UserError, unknown
 from ..functional.activations import (
     MaskedActivationCache,
@@ -63,9 +64,10 @@ class MLPConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
-        if len(self.widths) < 2 or min(self.widths) < 1:
+        if len(self.widths) < 2 or not all(isinstance(N, Integral) and N >= 1
+                                           for N in self.widths):
             raise UserError("widths are the layers' sizes from input to output, at least two and "
-                            f"each at least 1, got {self.widths}")
+                            f"each an integer of at least 1, got {self.widths}")
         activation(self.activation)
         activation(self.routing_activation)
         if self.ties not in TIES:
@@ -247,10 +249,12 @@ def _shapes(config: MLPConfig) -> Iterator[tuple[int, int]]:
 
 def check_arrays(x: Array, params: Params, config: MLPConfig) -> None:
     """Raise a UserError unless the shapes of x and of the parameters fit the configuration."""
-    shapes = [(N, N_in) for N_in, N in _shapes(config)]
-    got = [p.weight.shape for p in params]
+    backend_of(x, *(p.weight for p in params))
+    shapes = [((N, N_in), (N,) if config.bias else None) for N_in, N in _shapes(config)]
+    got = [(p.weight.shape, None if p.bias is None else p.bias.shape) for p in params]
     if got != shapes:
-        raise UserError(f"the widths {config.widths} need weights of shapes {shapes}, got {got}")
+        raise UserError(f"the widths {config.widths} with bias={config.bias} need weights and "
+                        f"biases of shapes {shapes}, got {got}")
     check_features(x, params[0].weight, "x")
 
 
