@@ -24,7 +24,7 @@ __global__ void softmax_cross_entropy(const T* logits, const long long* labels, 
     if (lane > 0) return;
     const long long label = labels[r];
     const bool fits = 0 <= label && label < C;
-    losses[r] = fits ? log_sum + top - z[label] : (T)NOT_A_NUMBER;
+    losses[r] = fits ? log_sum - (z[label] - top) : (T)NOT_A_NUMBER;
     if (!fits) note_error(error, r, label);
 }
 

@@ -1,20 +1,28 @@
 """The surface of cupy that the stand-in imitates, read off the real package and kept in a file.
 
-``python tests/cuda/surface.py`` writes the file afresh; it needs cupy, but no GPU. Only what has a
-double of the same name in NumPy is kept. A signature is kept as the names of its parameters, with
-``=`` behind those that have a default.
+``python tests/cuda/surface.py`` writes the file afresh; it needs cupy, but no GPU. Kept is what has
+a double of the same name in NumPy, and what the stand-in has besides (`EXTRAS`). A signature is
+kept as the names of its parameters, with ``=`` behind those that have a default.
 """
 
+import ast
 import inspect
 import json
 import re
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 FILE = Path(__file__).resolve().parent / "cupy_surface.json"
+EXTRAS = ("asnumpy", "RawModule.get_function", "ndarray.get", "cuda.get_current_stream",
+          "cuda.using_allocator", "cuda.MemoryPool.malloc", "cuda.Stream.__init__",
+          "cuda.Stream.begin_capture", "cuda.Stream.end_capture", "cuda.Stream.synchronize",
+          "cuda.Graph.launch", "cuda.runtime.getDeviceCount", "cuda.runtime.getDevice",
+          "cuda.runtime.getDeviceProperties", "cuda.runtime.driverGetVersion",
+          "cuda.runtime.runtimeGetVersion")
 
 
 def read() -> dict[str, Any]:
@@ -22,7 +30,10 @@ def read() -> dict[str, Any]:
     import cupy
 
     surface: dict[str, Any] = {"version": cupy.__version__, "ufuncs": [], "functions": {},
-                               "values": [], "methods": {}, "attributes": []}
+                               "values": [], "methods": {}, "attributes": [],
+                               "extras": {"cublas.gemm": gemm_parameters(cupy.__path__[0])}}
+    for name in EXTRAS:
+        surface["extras"][name] = parameters(attrgetter(name)(cupy))
     for name in dir(cupy):
         value = getattr(cupy, name)
         if name.startswith("_") or not hasattr(np, name) or inspect.ismodule(value):
@@ -52,10 +63,20 @@ def parameters(function: Callable[..., Any]) -> str:
         inside = re.search(r"\((.*)\)", (function.__doc__ or "").splitlines()[0])
         assert inside is not None, function
         parts = [part.partition("=") for part in inside[1].split(", ")]
-        return ", ".join(name.split()[-1] + equals for name, equals, _ in parts)
+        return ", ".join(name.split()[-1] + equals for name, equals, _ in parts if name)
     bare = [p.replace(annotation=p.empty, default=p.empty if p.default is p.empty else None)
             for p in signature.parameters.values()]
     return str(inspect.Signature(bare))[1:-1].replace("=None", "=")
+
+
+def gemm_parameters(folder: str) -> str:
+    """Return those of cupy.cublas.gemm, which cannot be imported where cuBLAS is missing."""
+    tree = ast.parse(Path(folder, "cublas.py").read_text(encoding="utf-8"))
+    gemm = next(node for node in tree.body
+                if isinstance(node, ast.FunctionDef) and node.name == "gemm")
+    names = [argument.arg for argument in gemm.args.args]
+    required = len(names) - len(gemm.args.defaults)
+    return ", ".join(names[:required] + [name + "=" for name in names[required:]])
 
 
 if __name__ == "__main__":
