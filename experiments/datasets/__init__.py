@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ...errors import UserError, unknown
 from . import arm, cifar, glyphs, sarcos
 from .base import Dataset, OfficialFile, remedy
-from .download import Progress, download
+from .download import Progress, fetch_file
 
 __all__ = ["DATASETS", "REGRESSION", "SIZES", "Dataset", "fetch", "load", "report"]
 
@@ -22,7 +22,7 @@ class Entry(NamedTuple):
     inputs, outputs, examples : N_0, classes or targets, and size of the training set
     load : function (seed, ...) if built in, else (folder, seed, ...) -> Dataset
     downloads : the official files; none if built in
-    status : function (folder) -> what is there in a word or two, and where
+    status : function (folder) -> what is there of the files in a word or two, and where
     """
 
     task: str
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
     examples: int
     load: Callable[..., Dataset]
     downloads: tuple[OfficialFile, ...] = ()
-    status: Callable[[Path], tuple[str, Path | None]] = lambda folder: ("built in", None)
+    status: Callable[[Path], tuple[str, Path | None]] = lambda folder: ("missing", None)
 
 
 def _cifar(kind: cifar.Cifar) -> Entry:
@@ -95,17 +95,19 @@ def report(folder: str | Path | None) -> list[tuple[str, str, str, str]]:
     """Return, for each data set, its name, status, where it lies, and where it comes from."""
     rows = []
     for name, entry in DATASETS.items():
-        # Without a folder nothing is found; what is built in does not look at it.
-        status, place = entry.status(Path(folder or os.devnull).expanduser())
-        source = " and ".join(file.url for file in entry.downloads)
-        rows.append((name, status, str(place or "-"), source or "generated"))
+        if not entry.downloads:
+            rows.append((name, "built in", "-", "generated"))
+            continue
+        status, place = entry.status(Path(folder).expanduser()) if folder else ("missing", None)
+        rows.append((name, status, str(place or "-"),
+                     " and ".join(file.url for file in entry.downloads)))
     return rows
 
 
 def fetch(name: str, folder: str | Path, progress: Progress | None = None) -> list[Path]:
     """Download the official files of a data set into `folder` and return their paths.
 
-    A download that broke off goes on where it stopped; see `download.download`.
+    A download that broke off goes on where it stopped; see `download.fetch_file`.
 
     Raises
     ------
@@ -115,7 +117,7 @@ def fetch(name: str, folder: str | Path, progress: Progress | None = None) -> li
     entry = _entry(name)
     if not entry.downloads:
         raise UserError(f"{name} is built in: there is nothing to download")
-    return [download(file, Path(folder).expanduser(), progress) for file in entry.downloads]
+    return [fetch_file(file, Path(folder).expanduser(), progress) for file in entry.downloads]
 
 
 def _entry(name: str) -> Entry:

@@ -78,11 +78,12 @@ def parse_binary(content: bytes, kind: Cifar) -> tuple[Array, Array]:
 def parse_python(content: bytes, kind: Cifar) -> tuple[Array, Array]:
     """Return pixels and labels of a file of the python version, a pickle, without executing it."""
     batch = read_pickle(content)
-    x, y = batch.get(b"data"), np.array(batch.get(kind.label_key))
-    if not isinstance(x, Array) or y.dtype.kind != "i" or x.shape != (*y.shape, PIXELS):
+    x, y = batch.get(b"data"), batch.get(kind.label_key)
+    if not (isinstance(x, Array) and isinstance(y, list) and x.shape == (len(y), PIXELS) and y
+            and all(isinstance(label, int) for label in y)):
         raise ValueError(f'expected "data", an array (n, {PIXELS}), and n labels in '
                          f'"{kind.label_key.decode()}", got a pickle without them')
-    return x, y
+    return x, np.array(y)
 
 
 CIFAR10 = Cifar("cifar10", 10, 1, b"labels", (

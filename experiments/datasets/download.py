@@ -17,7 +17,7 @@ CHUNK = 1 << 18
 TIMEOUT = 30  # seconds of silence after which a connection counts as broken
 
 
-def download(file: OfficialFile, folder: Path, progress: Progress | None = None) -> Path:
+def fetch_file(file: OfficialFile, folder: Path, progress: Progress | None = None) -> Path:
     """Download a file into `folder` and return its path; go on where an earlier try broke off.
 
     What is not complete lies in ``NAME.part``; only a file with the right hash gets its name.
