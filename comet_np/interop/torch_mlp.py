@@ -32,6 +32,8 @@ def mlp_from_torch(named: Mapping[str, Array], config: MLPConfig) -> tuple[Param
     ------
     UserError
         If a name is missing or unknown, or a shape does not fit.
+    BackendError
+        If a value is no array of a backend, or two are of different ones.
     """
     L = len(config.widths) - 1
     wanted: dict[str, tuple[int, ...]] = {}
@@ -51,11 +53,11 @@ def mlp_from_torch(named: Mapping[str, Array], config: MLPConfig) -> tuple[Param
         if name not in named:
             raise UserError(f'the parameter "{name}" of shape {expected} is missing (given: '
                             f"{', '.join(named) or 'none'})")
-        shape = tuple(named[name].shape)
-        if shape != expected:
-            raise UserError(f'"{name}" must have shape {expected} for the widths {config.widths}, '
-                            f"got {shape}")
     backend_of(*(named[name] for name in wanted))
+    for name, expected in wanted.items():
+        if named[name].shape != expected:
+            raise UserError(f'"{name}" must have shape {expected} for the widths {config.widths}, '
+                            f"got {named[name].shape}")
     params = tuple(Linear(named[f"fc{layer}.weight"], named.get(f"fc{layer}.bias"))
                    for layer in range(1, L + 1))
     routing = tuple(named[f"spec_{layer}.weight"] for layer in range(1, L)

@@ -1,0 +1,337 @@
+"""Against PyTorch in float64: the published network, built from scratch, one step and trained."""
+
+import functools
+import itertools
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from comet_np import interop
+from comet_np.backends import BackendError
+from comet_np.errors import UserError
+from comet_np.functional.activations import ACTIVATIONS, activation
+from comet_np.functional.loss import (
+    mean_squared_error_backward,
+    mean_squared_error_forward,
+    softmax_cross_entropy_backward,
+    softmax_cross_entropy_forward,
+)
+from comet_np.models import mlp
+from comet_np.models.mlp import MLPConfig
+from comet_np.optim import OPTIMIZERS, OptimizerConfig, init_state, update
+from comet_np.schedules import SCHEDULES, schedule
+from comet_np.tree import flatten, leaves
+from tests.tolerances import assert_close
+
+torch = pytest.importorskip("torch", reason="PyTorch, the crosscheck extra, is not installed")
+F = torch.nn.functional
+torch.set_num_threads(1)  # its idle threads spin, and would slow down ours
+
+TORCH_ACTIVATIONS = {
+    "identity": lambda a: a, "relu": F.relu, "leaky_relu": functools.partial(
+        F.leaky_relu, negative_slope=0.1), "tanh": torch.tanh, "sigmoid": torch.sigmoid,
+    # By default PyTorch takes log(1 + exp(a)) for a from 20 on, which is 2e-9 off.
+    "softplus": functools.partial(F.softplus, threshold=40),
+    "silu": F.silu, "gelu": F.gelu, "elu": F.elu, "selu": F.selu, "mish": F.mish,
+}
+
+
+class Published(torch.nn.Module):
+    """The published COMET MLP: fc1..fcL trainable, spec_1..spec_{L-1} fixed and without bias."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.L = config, len(config.widths) - 1
+        for layer in range(1, self.L + 1):
+            shape = config.widths[layer - 1], config.widths[layer]
+            setattr(self, f"fc{layer}", torch.nn.Linear(*shape, bias=config.bias))
+            if config.p_k is not None and layer < self.L:
+                spec = torch.nn.Linear(*shape, bias=False)
+                spec.weight.requires_grad_(False)
+                setattr(self, f"spec_{layer}", spec)
+
+    def forward(self, x):
+        f = TORCH_ACTIVATIONS[self.config.activation]
+        z, self.masks = x, []
+        for layer in range(1, self.L):
+            a = getattr(self, f"fc{layer}")(x)
+            if self.config.p_k is None:
+                x = f(a)
+                continue
+            c = getattr(self, f"spec_{layer}")(z)
+            k = max(1, int(self.config.p_k * c.shape[-1]))
+            m = c >= torch.topk(c, k).values[..., -1:]
+            self.masks.append(m)
+            z, x = m * c, m * f(a)
+        return getattr(self, f"fc{self.L}")(x)
+
+
+def published(config, seed=0):
+    """Return the network in float64, and its arrays by name."""
+    torch.manual_seed(seed)
+    network = Published(config).double()
+    return network, {name: p.detach().numpy().copy() for name, p in network.named_parameters()}
+
+
+def gradients(network):
+    """Return the gradients of all trainable parameters by name, as arrays."""
+    return {name: p.grad.numpy() for name, p in network.named_parameters() if p.requires_grad}
+
+
+NETWORK = MLPConfig((12, 20, 15, 17, 5), ties="threshold")
+CONFIGS = [
+    *(replace(NETWORK, p_k=p_k) for p_k in (None, 0.05, 0.1, 0.5, 0.9, 1.0)),
+    *(replace(NETWORK, activation=name) for name in ACTIVATIONS),
+    replace(NETWORK, bias=False),
+    *(replace(NETWORK, widths=(12, *[18] * hidden, 5)) for hidden in (0, 1, 2, 6)),
+]
+
+
+def losses(task, draw, batch):
+    """Return our pair, PyTorch's function, and a target, for classes or for values."""
+    if task == "classes":
+        return (softmax_cross_entropy_forward, softmax_cross_entropy_backward, F.cross_entropy,
+                draw.integers(0, 5, batch))
+    return (mean_squared_error_forward, mean_squared_error_backward, F.mse_loss,
+            draw.standard_normal((batch, 5)))
+
+
+@pytest.mark.parametrize("task", ["classes", "values"])
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_masks_output_loss_and_every_gradient(config, task, draw):
+    network, named = published(config)
+    loss_forward, loss_backward, torch_loss, target = losses(task, draw, 16)
+    x = torch.tensor(draw.standard_normal((16, 12)), requires_grad=True)
+    theirs = network(x)
+    their_loss = torch_loss(theirs, torch.tensor(target))
+    their_loss.backward()
+
+    params, routing = interop.mlp_from_torch(named, config)
+    ours, cache = mlp.forward(x.detach().numpy(), params, routing, config)
+    loss, loss_cache = loss_forward(ours, target)
+    grads = mlp.zeros_like(params)
+    dx = mlp.backward(loss_backward(1.0, loss_cache), cache, params, grads, config)
+
+    for m, their_m in zip(cache.masks, network.masks or [None] * len(cache.masks), strict=True):
+        np.testing.assert_array_equal(m, their_m if their_m is None else their_m.numpy())
+    assert_close(ours, theirs.detach().numpy(), "torch")
+    assert_close(loss, their_loss.item(), "torch")
+    assert_close(dx, x.grad.numpy(), "torch")
+    named_grads, their_grads = interop.mlp_to_torch(grads), gradients(network)
+    assert set(named_grads) == set(their_grads)
+    for name, grad in named_grads.items():
+        assert_close(grad, their_grads[name], "torch")
+
+
+def test_tied_scores_win_in_both(draw):
+    """Equal routing weights tie neurons on either side of rank k."""
+    network, named = published(NETWORK)
+    for name in ("spec_1.weight", "spec_2.weight"):
+        named[name][1::2] = named[name][:-1:2][:len(named[name][1::2])]
+    with torch.no_grad():
+        for name, p in network.named_parameters():
+            p.copy_(torch.tensor(named[name]))
+    x = draw.standard_normal((16, 12))
+    network(torch.tensor(x))
+    params, routing = interop.mlp_from_torch(named, NETWORK)
+    _, cache = mlp.forward(x, params, routing, NETWORK)
+    for m, theirs in zip(cache.masks, network.masks, strict=True):
+        np.testing.assert_array_equal(m, theirs.numpy())
+    winners = cache.masks[1].sum(axis=1)
+    assert (winners > 7).any()  # k = 7 is odd, and all but one neuron come in pairs
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(name):
+    a = torch.linspace(-30, 30, 601, dtype=torch.float64, requires_grad=True)  # 0 included
+    y = TORCH_ACTIVATIONS[name](a)
+    y.sum().backward()
+    f = activation(name)
+    assert_close(f.forward(a.detach().numpy()), y.detach().numpy(), "torch")
+    assert_close(f.derivative(a.detach().numpy()), a.grad.numpy(), "torch")
+
+
+# --- training -----------------------------------------------------------------------------------
+
+STEPS, WARMUP, LR = 20, 5, 0.05
+TRAINED = MLPConfig((12, 20, 15, 5), ties="threshold")
+
+
+def torch_optimizer(network, config):
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    if config.name in ("adam", "adamw"):
+        kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+        return kind(trainable, LR, betas=(config.beta1, config.beta2), eps=config.eps,
+                    weight_decay=config.weight_decay)
+    return torch.optim.SGD(trainable, LR, weight_decay=config.weight_decay,
+                           momentum=config.momentum if config.name == "momentum" else 0)
+
+
+def torch_schedule(optimizer, name):
+    if name == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+
+    def factor(step):
+        if name == "constant":
+            return 1.0
+        if step < WARMUP:
+            return step / WARMUP
+        return 0.5 + 0.5 * math.cos(math.pi * (step - WARMUP) / (STEPS - WARMUP))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def train_torch(network, x, labels, config, schedule_name):
+    optimizer = torch_optimizer(network, config)
+    rates = torch_schedule(optimizer, schedule_name)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        F.cross_entropy(network(x), labels).backward()
+        if config.clip_value is not None:
+            torch.nn.utils.clip_grad_value_(network.parameters(), config.clip_value)
+        if config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+        optimizer.step()
+        rates.step()
+
+
+def train(params, routing, x, labels, config, schedule_name):
+    """Train for STEPS steps and return the parameters."""
+    flat, params = flatten(params)
+    flat_grads, grads = flatten(mlp.zeros_like(params))
+    state = init_state(flat, config)
+    for step in range(STEPS):
+        flat_grads.fill(0)
+        logits, cache = mlp.forward(x, params, routing, TRAINED)
+        _, loss_cache = softmax_cross_entropy_forward(logits, labels)
+        mlp.backward(softmax_cross_entropy_backward(1.0, loss_cache), cache, params, grads, TRAINED)
+        lr = LR * schedule(schedule_name, step, STEPS, WARMUP)
+        state = update(flat, flat_grads, state, lr, config)
+    return params
+
+
+@pytest.mark.parametrize("schedule_name", SCHEDULES)
+@pytest.mark.parametrize("settings", [
+    {}, {"weight_decay": 0.1}, {"clip_norm": 0.05}, {"clip_value": 0.002},
+    {"weight_decay": 0.1, "clip_norm": 0.05, "clip_value": 0.01}], ids=str)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_twenty_steps(name, settings, schedule_name, draw):
+    config = OptimizerConfig(name, **settings)
+    network, named = published(TRAINED)
+    x, labels = draw.standard_normal((16, 12)), draw.integers(0, 5, 16)
+    train_torch(network, torch.tensor(x), torch.tensor(labels), config, schedule_name)
+    params, routing = interop.mlp_from_torch(named, TRAINED)
+    trained = interop.mlp_to_torch(train(params, routing, x, labels, config, schedule_name))
+    for parameter, p in network.named_parameters():
+        if p.requires_grad:
+            assert_close(trained[parameter], p.detach().numpy(), "training")
+            assert not np.array_equal(trained[parameter], named[parameter])
+
+
+@pytest.mark.parametrize(("name", "settings", "mutant"), [
+    ("adam", {"weight_decay": 0.1}, OptimizerConfig("adamw", weight_decay=0.1)),
+    ("momentum", {}, OptimizerConfig("momentum", momentum=0.901)),
+    ("sgd", {"clip_norm": 0.05}, OptimizerConfig("sgd", clip_norm=0.0501)),
+    ("adamw", {}, OptimizerConfig("adamw", eps=1e-7)),
+])
+def test_slightly_other_optimizers_are_told_apart(name, settings, mutant, draw):
+    network, named = published(TRAINED)
+    x, labels = draw.standard_normal((16, 12)), draw.integers(0, 5, 16)
+    train_torch(network, torch.tensor(x), torch.tensor(labels), OptimizerConfig(name, **settings),
+                "cosine")
+    params, routing = interop.mlp_from_torch(named, TRAINED)
+    trained = interop.mlp_to_torch(train(params, routing, x, labels, mutant, "cosine"))
+    with pytest.raises(AssertionError, match="relative error"):
+        assert_close(trained["fc2.weight"], network.fc2.weight.detach().numpy(), "training")
+
+
+# --- the names ----------------------------------------------------------------------------------
+
+
+def test_the_contract(draw):
+    """The calls that outside scripts make, as they were promised to them."""
+    widths = (3072, 64, 64, 64, 10)
+    W1, W2, W3, W4 = (draw.uniform(-1, 1, (n, n_in)) / n_in**0.5
+                      for n_in, n in itertools.pairwise(widths))
+    V1, V2, V3 = (draw.uniform(-1, 1, W.shape) for W in (W1, W2, W3))
+    b1, b2, b3, b4 = (np.zeros(n) for n in widths[1:])
+    x, dlogits = draw.standard_normal((32, 3072)), draw.standard_normal((32, 10))
+
+    from comet_np import interop, kwta_mask
+    from comet_np.models import mlp
+    config = mlp.MLPConfig(widths=(3072, 64, 64, 64, 10), activation="softplus", p_k=0.5,
+                           ties="threshold")
+    params, routing = interop.mlp_from_torch({
+        "fc1.weight": W1, "fc1.bias": b1, "fc2.weight": W2, "fc2.bias": b2, "fc3.weight": W3,
+        "fc3.bias": b3, "fc4.weight": W4, "fc4.bias": b4, "spec_1.weight": V1, "spec_2.weight": V2,
+        "spec_3.weight": V3}, config)
+    logits, cache = mlp.forward(x, params, routing, config)
+    grads = mlp.zeros_like(params)
+    dx = mlp.backward(dlogits, cache, params, grads, config)
+    named = interop.mlp_to_torch(grads)
+
+    assert (logits.shape, dx.shape) == ((32, 10), (32, 3072))
+    assert list(named) == [f"fc{layer}.{kind}" for layer in (1, 2, 3, 4)
+                           for kind in ("weight", "bias")]
+    assert all(type(array) is np.ndarray and array.any() for array in named.values())
+    assert [(m.dtype, m.shape) for m in cache.masks] == [(np.dtype(bool), (32, 64))] * 3
+    np.testing.assert_array_equal(cache.masks[0], kwta_mask(x @ V1.T, 32, ties="strict"))
+
+
+def test_names_come_back_and_arrays_are_not_copied():
+    _, named = published(NETWORK)
+    params, routing = interop.mlp_from_torch(named, NETWORK)
+    back = interop.mlp_to_torch(params, routing)
+    assert {name: id(array) for name, array in back.items()} == {
+        name: id(array) for name, array in named.items()}
+    assert len(routing) == 3
+    _, plain = published(replace(NETWORK, p_k=None, bias=False))
+    params, routing = interop.mlp_from_torch(plain, replace(NETWORK, p_k=None, bias=False))
+    assert routing == ()
+    assert len(list(leaves(params))) == 4
+
+
+def test_routing_weights_that_are_not_used_are_passed_over():
+    """The published model has a spec_L and never uses it; the standard model uses none."""
+    _, named = published(NETWORK)
+    named["spec_4.weight"] = np.zeros((5, 17))
+    assert len(interop.mlp_from_torch(named, NETWORK)[1]) == 3
+    assert interop.mlp_from_torch(named, replace(NETWORK, p_k=None))[1] == ()
+
+
+def without(name):
+    return lambda named: {key: array for key, array in named.items() if key != name}
+
+
+@pytest.mark.parametrize(("change", "error", "message"), [
+    (without("fc2.bias"), UserError,
+     'the parameter "fc2.bias" of shape (15,) is missing (given: fc1.weight, '),
+    (without("spec_1.weight"), UserError,
+     'the parameter "spec_1.weight" of shape (20, 12) is missing (given: '),
+    (lambda named: {}, UserError, "is missing (given: none)"),
+    (lambda named: named | {"fc1.wieght": named["fc1.weight"]}, UserError,
+     'no parameter of this MLP is called "fc1.wieght"; did you mean "fc1.weight"? (expected fc1.w'),
+    (lambda named: named | {"fc5.weight": named["fc1.weight"]}, UserError, 'called "fc5.weight"'),
+    (lambda named: named | {"fc1.weight": named["fc1.weight"].T}, UserError,
+     '"fc1.weight" must have shape (20, 12) for the widths (12, 20, 15, 17, 5), got (12, 20)'),
+    (lambda named: named | {"spec_2.weight": torch.zeros(15, 20)}, BackendError,
+     "expected a numpy.ndarray or cupy.ndarray, got torch.Tensor: convert it with "
+     'comet_np.backends.get_backend("numpy").asarray(x)'),
+    (lambda named: named | {"fc1.bias": [0.0] * 20}, BackendError, "got builtins.list"),
+])
+def test_bad_parameters(change, error, message):
+    _, named = published(NETWORK)
+    with pytest.raises(error, match=re.escape(message)):
+        interop.mlp_from_torch(change(named), NETWORK)
+
+
+def test_a_tensor_as_input_is_refused():
+    _, named = published(NETWORK)
+    params, routing = interop.mlp_from_torch(named, NETWORK)
+    with pytest.raises(BackendError, match=r"expected a numpy\.ndarray .* got torch\.Tensor"):
+        mlp.forward(torch.zeros(3, 12), params, routing, NETWORK)
+    with pytest.raises(BackendError, match=r"expected a numpy\.ndarray .* got torch\.Tensor"):
+        softmax_cross_entropy_forward(np.zeros((3, 5)), torch.zeros(3, dtype=torch.int64))
