@@ -7,8 +7,9 @@ import numpy as np
 
 from ..errors import UserError
 
-COLORS = {"standard": "#4c6a92", "comet": "#d9622b", "scaled": "#7a9a4a"}
-LABELS = {"standard": "standard", "comet": "COMET", "scaled": "standard x $p_k$"}
+COLORS = {"standard": "#4c6a92", "comet": "#d9622b", "scaled": "#7a9a4a", "centred": "#7d5a9e"}
+LABELS = {"standard": "standard", "comet": "COMET", "scaled": "standard, $p_k f$",
+          "centred": "standard, $f - f(0)$"}
 
 
 def pyplot() -> Any:

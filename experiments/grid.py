@@ -19,12 +19,15 @@ from . import datasets, figures
 from .experiment import Cell, Experiment, Place, columns, option, read_lines
 from .training import TrainConfig, Trainer
 
-# The models compared: what each makes of the grid's p_k and activation. "scaled" is a control: the
-# standard model with its hidden activations multiplied by p_k, as a mask does on average.
+# The models compared: what each makes of the grid's p_k and activation. Two are controls of what a
+# mask does besides routing: "scaled" is the standard model with its hidden activations multiplied
+# by p_k, as a mask does on average; "centred" the standard model with f(a) - f(0), without the
+# positive mean of softplus.
 MODELS: dict[str, Callable[[float, str], tuple[float | None, str]]] = {
     "standard": lambda p_k, f: (None, f),
     "comet": lambda p_k, f: (p_k, f),
     "scaled": lambda p_k, f: (None, f"{p_k:g}*{f}"),
+    "centred": lambda p_k, f: (None, f"centred_{f}"),
 }
 
 
@@ -74,7 +77,7 @@ class GridConfig:
     """
 
     datasets: tuple[str, ...] = option(("glyphs", "arm"), "data sets, see: comet-np data")
-    models: tuple[str, ...] = option(("standard", "comet"), "models to compare")
+    models: tuple[str, ...] = option(("standard", "comet", "centred"), "models to compare")
     widths: tuple[int, ...] = option((500,), "neurons in each hidden layer, N")
     p_k: tuple[float, ...] = option((0.1, 0.5), "proportion of neurons that stay active")
     seeds: int = option(3, "number of seeds: initial weights and data order")
@@ -284,8 +287,10 @@ def _lead(value: float, sign: int) -> str:
 
 def _won(standard: np.ndarray, comet: np.ndarray, sign: int) -> str:
     seeds = min(len(standard), len(comet))
+    if not seeds:
+        return "-"
     won = (sign * best(comet, sign)[:seeds] > sign * best(standard, sign)[:seeds]).sum()
-    return f"{won} of {seeds}" if seeds else "-"
+    return f"{won} of {seeds}"
 
 
 def grid(name: str, title: str, **presets: dict[str, Any]) -> Experiment:

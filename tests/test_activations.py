@@ -89,7 +89,7 @@ def masked_pair(f):
 
 
 @pytest.mark.parametrize("kernels", [True, False])
-@pytest.mark.parametrize("name", [*ACTIVATIONS, "0.5*softplus", "-2*tanh"])
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "0.5*softplus", "-2*tanh", "centred_softplus", "2*centred_elu"])
 def test_gradients(name, kernels, draw):
     at = {"s": 2 * draw.standard_normal((2, 6)), "b": draw.standard_normal(6)}
     with reference() if not kernels else np.errstate():
@@ -167,6 +167,13 @@ def test_bias_gradient_is_added_and_the_cotangent_left_alone(draw):
 def test_bad_names(name, message):
     with pytest.raises(UserError, match=message):
         activation(name)
+
+
+def test_centred_is_zero_at_zero(draw):
+    a = draw.standard_normal(7)
+    f, centred = activation("softplus"), activation("centred_softplus")
+    np.testing.assert_array_equal(centred.forward(a), f.forward(a) - np.log1p(1.0))
+    np.testing.assert_array_equal(centred.derivative(a), f.derivative(a))
 
 
 def test_a_factor_multiplies(draw):

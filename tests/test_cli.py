@@ -16,7 +16,7 @@ from comet_np.experiments.progress import Progress, duration
 
 ROOT = Path(__file__).resolve().parent.parent
 ARM = ("run", "quickstart", "--preset", "smoke", "--datasets", "arm", "--epochs", "1", "--train",
-       "200", "--widths", "20")
+       "200", "--widths", "20", "--models", "standard,comet")
 
 
 @pytest.fixture(autouse=True)

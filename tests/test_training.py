@@ -43,7 +43,8 @@ def lines(folder):
 
 
 def test_it_learns_and_reports(arm, tmp_path):
-    result = trainer(TrainConfig(ARM, epochs=4), arm, tmp_path).run()
+    config = TrainConfig(replace(ARM, activation="tanh"), lr=0.1, epochs=4)
+    result = trainer(config, arm, tmp_path).run()
     metrics = lines(tmp_path)
     assert [line["epoch"] for line in metrics] == [0, 1, 2, 3, 4]
     assert metrics[-1]["step"] == 4 * 7  # 200 examples in batches of 32, the last one short

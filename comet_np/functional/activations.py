@@ -43,8 +43,13 @@ def _register(name: str, forward: Callable[[Array], Array],
                                    _in_float32_or_better(derivative))
 
 
+CENTRED = "centred_"
+
+
 def activation(name: str) -> Activation:
-    """Return the activation called `name`, or a multiple of it, as in ``"0.5*softplus"``.
+    """Return the activation called `name`, or one made of it for a controlled experiment.
+
+    ``"0.5*softplus"`` is 0.5 f(a);  ``"centred_softplus"`` is f(a) - f(0).
 
     Raises
     ------
@@ -53,15 +58,26 @@ def activation(name: str) -> Activation:
     """
     if name in ACTIVATIONS:
         return ACTIVATIONS[name]
-    factor, _, plain = name.rpartition("*")
-    if plain not in ACTIVATIONS:
+    factor, star, plain = name.rpartition("*")
+    f = ACTIVATIONS.get(plain.removeprefix(CENTRED))
+    if f is None:
         raise unknown("activation", name, ACTIVATIONS)
+    if plain.startswith(CENTRED):
+        f = _centred(f)
+    if not star:
+        return f
     try:
         scale = float(factor)
     except ValueError:
         raise UserError(f'the activation "{name}" needs a number before the *') from None
-    f = ACTIVATIONS[plain]
     return Activation(name, lambda a: scale * f.forward(a), lambda a: scale * f.derivative(a))
+
+
+def _centred(f: Activation) -> Activation:
+    def forward(a: Array) -> Array:
+        return f.forward(a) - f.forward(xp_of(a).zeros(1, dtype=a.dtype))
+
+    return Activation(CENTRED + f.name, forward, f.derivative)
 
 
 # Each pair below is f(a) and f'(a). At a kink the derivative is that of the left side.
