@@ -61,6 +61,14 @@ class Backend:
         results are read. On the CPU kernels raise by themselves.
         """
 
+    def capture(self, work: Callable[[], Any]) -> Callable[[], Any]:
+        """Return a function that does what `work` does, as one launch where the backend can.
+
+        `work` must find its data where they were at the first call and change them in place; what
+        it returns is overwritten by the next call. On the CPU it is returned as it is.
+        """
+        return work
+
     def describe(self) -> dict[str, Any]:
         """Return the device, its threads or memory, and library versions, for a run's record."""
         raise NotImplementedError

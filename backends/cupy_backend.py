@@ -8,6 +8,7 @@ it, a training loop should whenever it reads its losses.
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from statistics import NormalDist
 from types import ModuleType
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .base import OPERATIONS, Backend, BackendError, backend_of, register_backend
+from .cuda_graph import CapturedWork
 
 Array = Any  # cupy.ndarray
 
@@ -43,7 +45,7 @@ ACTIVATIONS = ("identity", "relu", "leaky_relu", "tanh", "sigmoid", "softplus", 
                "elu", "selu", "mish")
 NO_MASK, BYTES, BITS = 0, 1, 2
 
-NO_ERROR = 2**64 - 1
+NO_ERROR = np.uint64(2**64 - 1)
 ERRORS = (
     "routing score {low} of example {row} is NaN, which has no rank: look for NaN or infinity in "
     "the input or in the routing weights",
@@ -107,6 +109,7 @@ class CupyBackend(Backend):
     def __init__(self, cupy: ModuleType, erf: Callable[[Array], Array]) -> None:
         self.xp = cupy
         self._erf = erf
+        self.gemm = cupy.cublas.gemm  # another one during a capture, see cuda_graph
         self.kernels = {
             kernel.__name__: self._within_memory(kernel)
             for kernel in (self.project, self.project_back, self.accumulate_outer,
@@ -149,6 +152,9 @@ class CupyBackend(Backend):
                 "memory": device["totalGlobalMem"], "driver": runtime.driverGetVersion(),
                 "cuda": runtime.runtimeGetVersion(), "cupy": self.xp.__version__,
                 "numpy": np.__version__}
+
+    def capture(self, work: Callable[[], Any]) -> Callable[[], Any]:
+        return CapturedWork(self, work)
 
     # --- what every kernel needs ---
 
@@ -222,9 +228,14 @@ class CupyBackend(Backend):
               beta: float) -> None:
         """c = op(a) op(b) + beta c, without copies of contiguous or transposed operands."""
         self._check(operation, a, b, c, kinds="fdFD")
+        rows, inner = a.shape if trans_a == "N" else a.shape[::-1]
+        inner_too, columns = b.shape if trans_b == "N" else b.shape[::-1]
+        if inner != inner_too or c.shape != (rows, columns):
+            raise BackendError(f"{operation}: the shapes {a.shape}, {b.shape} and {c.shape} do not "
+                               "fit together")
         if 0 in (a.size, c.size):  # no examples; cuBLAS refuses empty operands
             return
-        self.xp.cublas.gemm(trans_a, trans_b, a, b, out=c, alpha=1.0, beta=beta)
+        self.gemm(trans_a, trans_b, a, b, out=c, alpha=1.0, beta=beta)
 
     def project(self, x: Array, W: Array) -> Array:
         rows = x.reshape(-1, x.shape[-1])
@@ -245,27 +256,19 @@ class CupyBackend(Backend):
     # --- masks ---
 
     def kwta_mask(self, scores: Array, k: int, ties: str = "strict") -> Array:
-        mask = self.xp.empty(scores.shape, dtype=bool)
-        self._cap(scores, k, ties, mask, NULL)
-        return mask
+        return self._cap(scores, k, ties, packed=False)
 
     def kwta_bits(self, scores: Array, k: int, ties: str = "strict") -> Array:
         """Return the mask of `kwta_mask` bit-packed, as `pack_masks` packs it: (..., bytes)."""
-        self._check_cap(scores, k, ties)
-        bits = self.xp.empty((*scores.shape[:-1], -(-scores.shape[-1] // 8)), dtype=np.uint8)
-        self._cap(scores, k, ties, NULL, bits)
-        return bits
+        return self._cap(scores, k, ties, packed=True)
 
-    def _check_cap(self, scores: Array, k: int, ties: str) -> None:
-        if scores.ndim == 0 or ties not in TIES or not 1 <= k <= scores.shape[-1]:
+    def _cap(self, scores: Array, k: int, ties: str, packed: bool) -> Array:
+        N = scores.shape[-1] if scores.ndim else 0
+        if ties not in TIES or not isinstance(k, Integral) or not 1 <= k <= N:
             OPERATIONS["kwta_mask"].body(scores, k, ties)  # raises what is wrong with them
-        self._check("kwta_mask", scores)
-
-    def _cap(self, scores: Array, k: int, ties: str, mask: Any, bits: Any) -> None:
-        self._check_cap(scores, k, ties)
-        if scores.size == 0:
-            return
-        N = scores.shape[-1]
+        T = self._check("kwta_mask", scores).type
+        mask = self.xp.empty((*scores.shape[:-1], -(-N // 8) if packed else N),
+                             dtype=np.uint8 if packed else bool)
         rows = scores.size // N
         warps, items = cap_shape(N)
         quantile = gap = 0.0
@@ -274,18 +277,19 @@ class CupyBackend(Backend):
             # 1.6 times the mean distance of scores at the quantile: the second guess shall
             # overshoot, so that the answer lies between the two.
             gap = 1.6 / (N * NormalDist().pdf(quantile))
-        rows_a_block = max(1, 4 // warps)
-        T = scores.dtype.type
-        self._launch("masks", f"kwta<{CTYPES[scores.dtype.char]}, {warps}, {items}>",
-                     (-(-rows // rows_a_block),), (max(4, warps) * WARP,),
-                     self.xp.ascontiguousarray(scores), mask, bits, np.int64(rows), np.int32(N),
-                     np.int32(k), np.int32(TIES[ties]), T(quantile), T(gap),
-                     self._nan_score)
+        if rows:
+            self._launch("masks", f"kwta<{CTYPES[scores.dtype.char]}, {warps}, {items}>",
+                         (-(-rows // max(1, 4 // warps)),), (max(4, warps) * WARP,),
+                         self.xp.ascontiguousarray(scores), NULL if packed else mask,
+                         mask if packed else NULL, np.int64(rows), np.int32(N), np.int32(k),
+                         np.int32(TIES[ties]), T(quantile), T(gap), self._nan_score)
+        return mask
 
     def unpack_masks(self, bits: Array, widths: Sequence[int]) -> tuple[Array, ...]:
         self._check("unpack_masks", bits, kinds="B")
+        rows, row_bytes = len(bits), sum(-(-N // 8) for N in widths)
+        self._check_shape("unpack_masks", bits, (rows, row_bytes))
         bits = self.xp.ascontiguousarray(bits)
-        rows, row_bytes = bits.shape
         masks, offset = [], 0
         for N in widths:
             mask = self.xp.empty((rows, N), dtype=bool)

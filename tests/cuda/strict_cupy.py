@@ -18,6 +18,7 @@ is filled with NaN, here as in `empty`.
 """
 
 import contextlib
+import ctypes
 import functools
 import inspect
 import json
@@ -30,7 +31,7 @@ from typing import Any
 import numpy as np
 import scipy.special
 
-from comet_np.backends import base, cupy_backend
+from comet_np.backends import base, cuda_graph, cupy_backend
 
 from . import shim, surface
 
@@ -126,7 +127,10 @@ class Machine:
         array = self.allocate(array)
         if self.recording is not None:
             self.recording.append(lambda: np.copyto(array, operation()))
-            poison(array)
+            if array.dtype.kind in "iu":
+                array.fill(0)  # it may be an index of what is recorded next
+            else:
+                poison(array)
         return ndarray(array)
 
     def change(self, operation: Callable[[], Any]) -> None:
@@ -212,6 +216,8 @@ class ndarray:
         raise StrictError(f"numpy.{function.__name__} of a device array: use xp_of(array)")
 
     def __getattr__(self, name: str) -> Any:
+        if name == "data":
+            return SimpleNamespace(ptr=self._a.ctypes.data)
         if name in SURFACE["methods"]:
             return functools.partial(self._method, name)
         if name in SURFACE["attributes"]:
@@ -231,8 +237,6 @@ class ndarray:
             inner = plain(args, name)
             machine.change(lambda: getattr(array, name)(*inner, **kwargs))
             return None
-        if name in ("max", "min", "sum", "mean") and array.size == 0:
-            raise StrictError(f".{name}() of an empty array")
         return call(name, lambda a, *rest, **more: getattr(a, name)(*rest, **more),
                     (self, *args), kwargs)
 
@@ -398,6 +402,54 @@ def gemm(transa: str, transb: str, a: ndarray, b: ndarray, out: ndarray | None =
     return out
 
 
+def cublas_by_ctypes() -> SimpleNamespace:
+    """Return what stands for the shared library of cuBLAS, by the parameter types of its header."""
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    ready = {"stream": 0, "workspace": 0}
+
+    def create(handle: Any) -> int:
+        handle[0] = 1
+        return 0
+
+    def set_stream(handle: int, stream: int) -> int:
+        ready.update(stream=stream, workspace=0)
+        return 0
+
+    def set_workspace(handle: int, workspace: int, size: int) -> int:
+        ready["workspace"] = workspace
+        return 0
+
+    def gemm_of(real: Any) -> Any:
+        scalar = ctypes.POINTER(real)
+
+        def matrix(address: int, rows: int, columns: int, pitch: int) -> np.ndarray:
+            cells = np.ctypeslib.as_array((real * (pitch * columns)).from_address(address))
+            return cells.reshape(columns, pitch).T[:rows]
+
+        def gemm(handle: int, trans_a: int, trans_b: int, m: int, n: int, k: int, alpha: Any,
+                 a: int, lda: int, b: int, ldb: int, beta: Any, c: int, ldc: int) -> int:
+            if not (handle == 1 and ready["stream"] and ready["workspace"]):
+                return 1
+            left = matrix(a, k, m, lda).T if trans_a else matrix(a, m, k, lda)
+            right = matrix(b, n, k, ldb).T if trans_b else matrix(b, k, n, ldb)
+            factor, kept, out = alpha[0], beta[0], matrix(c, m, n, ldc)
+            machine.change(lambda: np.copyto(
+                out, factor * (left @ right) + (kept * out if kept else 0)))
+            return 0
+
+        return ctypes.CFUNCTYPE(integer, pointer, integer, integer, integer, integer, integer,
+                                scalar, pointer, integer, pointer, integer, scalar, pointer,
+                                integer)(gemm)
+
+    return SimpleNamespace(
+        cublasCreate_v2=ctypes.CFUNCTYPE(integer, ctypes.POINTER(pointer))(create),
+        cublasDestroy_v2=ctypes.CFUNCTYPE(integer, pointer)(lambda handle: 0),
+        cublasSetStream_v2=ctypes.CFUNCTYPE(integer, pointer, pointer)(set_stream),
+        cublasSetWorkspace_v2=ctypes.CFUNCTYPE(integer, pointer, pointer, ctypes.c_size_t)(
+            set_workspace),
+        cublasSgemm_v2=gemm_of(ctypes.c_float), cublasDgemm_v2=gemm_of(ctypes.c_double))
+
+
 class Graph:
     """Stands for cupy.cuda.Graph."""
 
@@ -526,6 +578,7 @@ def strict_cupy(**settings: Any) -> Iterator[Machine]:
     theirs = {name: module for name, module in sys.modules.items()
               if name.split(".")[0] in ("cupy", "cupyx")}
     before, machine = machine, gpu
+    load_cublas, cuda_graph.load_cublas = cuda_graph.load_cublas, lambda major: cublas_by_ctypes()
     for name in theirs:
         del sys.modules[name]
     sys.modules.update(ours)
@@ -533,7 +586,7 @@ def strict_cupy(**settings: Any) -> Iterator[Machine]:
     try:
         yield gpu
     finally:
-        machine = before
+        machine, cuda_graph.load_cublas = before, load_cublas
         for name in ours:
             del sys.modules[name]
         sys.modules.update(theirs)

@@ -178,13 +178,13 @@ def test_a_mini_batch_is_gathered_on_the_device(machine):
         np.testing.assert_array_equal(gpu.to_host(ours), gpu.to_host(fresh))
 
 
-def test_quickstart_runs(tmp_path, monkeypatch, capsys):
+def test_quickstart_runs(machine, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
-    with strict_cupy(watch=False):
-        command = ("run quickstart --preset smoke --backend cupy --datasets arm --epochs 1 "
-                   "--train 64 --widths 8 --seeds 1")
-        assert cli.main(command.split()) == 0
+    machine.watch = False
+    command = ("run quickstart --preset smoke --backend cupy --datasets arm --epochs 1 --train 64 "
+               "--widths 8 --seeds 1")
+    assert cli.main(command.split()) == 0
     assert "cells on stand-in" in capsys.readouterr().out
     record = json.loads(Path("runs/quickstart-smoke/run.json").read_text())
     assert record["backend"] == "cupy"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from comet_np import optim  # noqa: F401 (registers its operations)
-from comet_np.backends import OPERATIONS, BackendError, get_backend
+from comet_np.backends import OPERATIONS, BackendError, get_backend, reference
 from comet_np.errors import UserError
 from comet_np.functional.activations import (
     ACTIVATIONS,
@@ -122,6 +122,7 @@ def test_cap_tells_of_a_nan_when_asked(gpu):
 def test_cap_refuses_what_its_body_refuses(gpu):
     scores = gpu.asarray(random(2, 8))
     for wrong in (lambda: kwta_mask(scores, 0), lambda: kwta_mask(scores, 9),
+                  lambda: kwta_mask(scores, 3.0),
                   lambda: kwta_mask(scores, 3, "random"), lambda: kwta_mask(scores[0, 0], 1),
                   lambda: gpu.kwta_bits(scores, 9)):
         with pytest.raises(UserError):
@@ -223,6 +224,15 @@ def test_kernel_equals_body(gpu, name, dtype):
         compare(gpu, name, arguments)
 
 
+@pytest.mark.parametrize("name", SAMPLES)
+def test_bodies_run_on_cupy(gpu, name):
+    small = [arguments for arguments in samples(name, "float64")
+             if sum(a.size for a in arguments if isinstance(a, np.ndarray)) < SMALL]
+    with reference():
+        for arguments in small[::1 + len(small) // 50]:
+            compare(gpu, name, arguments)
+
+
 def test_every_operation_has_a_kernel(gpu):
     assert set(gpu.kernels) == set(OPERATIONS)
 
@@ -277,6 +287,9 @@ def test_wrong_arrays_are_refused(gpu):
         "two backends": lambda: OPERATIONS["momentum"](p, p, random(6), 0.1, 0.9, 0.0, 1.0),
         "C-contiguous arrays of one shape": lambda: OPERATIONS["sgd"](p, p[:3], 0.1, 0.0, 1.0),
         "expected shape": lambda: accumulate_sum(matrix, p[:5]),
+        "unpack_masks on CuPy expected shape": lambda: OPERATIONS["unpack_masks"](
+            gpu.asarray(np.zeros((2, 3), "uint8")), (8, 17)),
+        "do not fit together": lambda: OPERATIONS["project"](matrix, matrix.T),
         "float32, float64, complex64": lambda: OPERATIONS["project"](matrix.astype("float16"),
                                                                      matrix.astype("float16")),
     }
