@@ -83,7 +83,10 @@ __global__ void forward(const T* s, const T* b, const unsigned char* m, int kind
     for (; cell.r < rows; cell.r += cell.step) {
         const long long at = cell.r * n + cell.i;
         T value = s[at];
-        if (b) a[at] = value += bias;
+        if (b) {
+            value += bias;
+            a[at] = value;
+        }
         x[at] = masked(F::f(value), m, kind, cell.r, cell.i, n);
     }
 }
@@ -96,7 +99,8 @@ __global__ void gradient(const T* dx, const T* a, const unsigned char* m, int ki
     T sum = 0;
     for (; cell.i < n && cell.r < rows; cell.r += cell.step) {
         const long long at = cell.r * n + cell.i;
-        sum += da[at] = masked(dx[at] * F::d(a[at]), m, kind, cell.r, cell.i, n);
+        da[at] = masked(dx[at] * F::d(a[at]), m, kind, cell.r, cell.i, n);
+        sum += da[at];
     }
     if (db) finish_columns(sum, cell.i, n, db);
 }
