@@ -21,9 +21,6 @@ from comet_np.errors import UserError
 from comet_np.experiments import datasets
 from comet_np.experiments.datasets import arm, cifar, download, glyphs, pickles, sarcos
 from comet_np.experiments.datasets.base import OfficialFile
-from comet_np.experiments.training import Learner, TrainConfig
-from comet_np.models import mlp
-from comet_np.optim import OptimizerConfig
 from comet_np.rng import stream
 
 KINDS = [cifar.CIFAR10, cifar.CIFAR100]
@@ -131,9 +128,9 @@ def test_report_says_what_is_there_and_where_the_rest_comes_from(tmp_path):
 
 def test_glyphs_are_quick_and_each_is_a_function_of_its_number():
     pytest.importorskip("matplotlib")
-    started = time.monotonic()
+    started = time.process_time()  # not the clock's: other programs may be busy
     x, y = glyphs.images(0, "train", 10_000)
-    assert time.monotonic() - started < 3
+    assert time.process_time() - started < 3
     some_x, some_y = glyphs.images(0, "train", 300)
     np.testing.assert_array_equal(some_x, x[:300])
     np.testing.assert_array_equal(some_y, y[:300])
@@ -153,23 +150,23 @@ def test_every_font_draws_ten_different_digits():
     assert not ink[:, :, margin].any()  # so that looking beyond the edge finds no ink
 
 
-def test_glyphs_can_be_learned_but_not_at_once():
+def test_drawings_do_not_depend_on_the_users_settings():
+    matplotlib = pytest.importorskip("matplotlib")
+    with matplotlib.rc_context({"figure.facecolor": "black", "patch.antialiased": False,
+                                "figure.constrained_layout.use": True}):
+        np.testing.assert_array_equal(glyphs.drawings.__wrapped__()[0], glyphs.drawings()[0])
+
+
+def test_glyphs_are_neither_hopeless_nor_trivial():
+    """Ridge regression finds far more than chance (0.1), but far from all."""
     pytest.importorskip("matplotlib")
-    data = datasets.load("glyphs")
-    config = TrainConfig(mlp.MLPConfig((3072, 200, 200, 200, 10), p_k=None),
-                         OptimizerConfig("adam"), batch=64)
-    from comet_np.backends import get_backend
-
-    learner = Learner(config, data.task, get_backend("numpy"))
-
-    def scaled(x):
-        return (x * data.scale + data.shift).astype(np.float32)
-
-    order = stream(0, "order").permutation(np.tile(np.arange(len(data.x_train)), 4))
-    for rows in order.reshape(-1, 64):
-        learner.step(scaled(data.x_train[rows]), data.y_train[rows], 5e-4)
-    a_L, _ = mlp.forward(scaled(data.x_val), learner.params, learner.routing, config.model)
-    assert 0.3 < (a_L.argmax(axis=1) == data.y_val).mean() < 0.9
+    data = datasets.load("glyphs", train=4000)
+    x, x_val = ((part * data.scale + data.shift).astype(np.float32)
+                for part in (data.x_train, data.x_val))
+    targets = np.eye(10, dtype=np.float32)[data.y_train] - np.float32(0.1)
+    weights = np.linalg.solve(x @ x.T + 1000 * np.eye(len(x), dtype=np.float32), targets)
+    scores = x_val @ (x.T @ weights)
+    assert 0.4 < (scores.argmax(axis=1) == data.y_val).mean() < 0.8
 
 
 def test_without_matplotlib_one_sentence_says_what_to_install(monkeypatch):
@@ -454,7 +451,7 @@ class Malicious:
         return self.call
 
 
-@pytest.mark.parametrize("function", [os.mkdir, exec, getattr(np, "load"), bytearray])  # noqa: B009
+@pytest.mark.parametrize("function", [os.mkdir, exec, bytearray, np.fromfile])
 def test_no_pickle_is_executed(tmp_path, function):
     target = tmp_path / "was executed"
     content = pickle.dumps({b"data": Malicious(function, str(target)), b"labels": [1]})
@@ -528,6 +525,8 @@ def test_sarcos_without_its_training_file_is_for_trials(tmp_path):
     assert (len(data.x_train), len(data.x_val), data.x_test) == (40, 10, None)
     assert "lacks sarcos_inv.mat" in data.notice
     assert "trials only" in data.notice
+    write_sarcos(tmp_path, train=sarcos_rows(100), test=sarcos_rows(50))  # as `fetch` puts them
+    assert len(datasets.load("sarcos", tmp_path).x_train) == 80
 
 
 def test_damaged_sarcos_files_are_refused(tmp_path):
@@ -646,7 +645,7 @@ def test_unreachable_addresses_and_folders(server, tmp_path):
             "/missing")
     with Server(("127.0.0.1", 0), Handler) as closed:
         nobody = offered(closed)
-    refused(lambda: download.fetch_file(nobody, tmp_path), "no connection to", nobody.url)
+    refused(lambda: download.fetch_file(nobody, tmp_path), "could not download", nobody.url)
     (tmp_path / "file").touch()
     refused(lambda: download.fetch_file(offered(server), tmp_path / "file"), "cannot write",
             "--data")
@@ -676,9 +675,9 @@ def test_progress_line_on_a_terminal(monkeypatch, capsys):
 
 
 def test_official_cifar10(real):
-    started = time.monotonic()
+    started = time.process_time()
     data = real("cifar10")
-    assert time.monotonic() - started < 3
+    assert time.process_time() - started < 3
     assert (len(data.x_train), len(data.x_val), len(data.x_test)) == (40_000, 10_000, 10_000)
     assert data.notice == ""
     assert np.bincount(data.y_test).tolist() == [1000] * 10

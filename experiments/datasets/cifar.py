@@ -183,7 +183,8 @@ def _parse(kind: Cifar, version: Version, path: Path, content: bytes) -> Part:
             raise ValueError(f"expected labels from 0 to {kind.classes - 1}, got {y.min()} to "
                              f"{y.max()}")
     except ValueError as error:
-        raise UserError(f"{path}: {error}; {remedy(kind.name, kind.downloads)}") from error
+        raise UserError(f"{path}: {error}; remove it and "
+                        f"{remedy(kind.name, kind.downloads)}") from error
     return Part(x, y.astype(np.int64), is_official(content, version.files[path.name]))
 
 

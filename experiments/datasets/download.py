@@ -52,8 +52,8 @@ def fetch_file(file: OfficialFile, folder: Path, progress: Progress | None = Non
                             f"{digest}, expected {file.hash}; it was removed, try again")
         part.replace(path)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as e:
-        raise UserError(f"no connection to {file.url} ({e}): try again, it goes on where it "
-                        "stopped") from e
+        raise UserError(f"could not download {file.url} ({e}): try again, it goes on where "
+                        "it stopped") from e
     except OSError as error:
         raise UserError(f"cannot write {part} ({error.strerror}): choose another folder with "
                         "--data, or free some space") from error

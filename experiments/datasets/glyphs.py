@@ -91,20 +91,23 @@ def drawings() -> tuple[Array, Array]:
         raise UserError('the data set "glyphs" draws its digits with matplotlib: '
                         'pip install "comet-np[plots]"') from None
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    sheet = FigureCanvasAgg(Figure(figsize=(10 * CELL, len(FONTS) * CELL), dpi=1))
+    sheet = Figure(figsize=(10 * CELL, len(FONTS) * CELL), dpi=1, facecolor="white")
+    sheet.set_layout_engine("none")
+    canvas = FigureCanvasAgg(sheet)
     widths = np.zeros(len(FONTS), np.float32)
     for row, font in enumerate(FONTS):
         for digit in range(10):
             path = TextPath((0, 0), str(digit), prop=FontProperties(fname=folder / font))
             box = path.get_extents()
-            scale = HEIGHT / box.height
             widths[row] = max(widths[row], box.width / box.height)
             place = (Affine2D().translate(-box.x0 - box.width / 2, -box.y0 - box.height / 2)
-                     .scale(scale).translate((digit + 0.5) * CELL, (row + 0.5) * CELL))
-            sheet.figure.add_artist(PathPatch(path, transform=place, color="black", linewidth=0))
-    sheet.draw()
+                     .scale(HEIGHT / box.height)
+                     .translate((digit + 0.5) * CELL, (row + 0.5) * CELL))
+            sheet.add_artist(PathPatch(path, transform=place, color="black", linewidth=0,
+                                       antialiased=True))
+    canvas.draw()
     # (fonts * CELL, 10 * CELL), the first font at the bottom as matplotlib counts rows from there
-    page = 255 - np.asarray(sheet.buffer_rgba())[..., 0]
+    page = 255 - np.asarray(canvas.buffer_rgba())[..., 0]
     cells = page.reshape(len(FONTS), CELL, 10, CELL)[::-1].swapaxes(1, 2).reshape(-1, CELL, CELL)
     cells = np.concatenate([cells, np.zeros((1, CELL, CELL), np.uint8)])
     return np.stack([gaussian_filter(cells, (0, blur, blur)) for blur in BLURS]), widths

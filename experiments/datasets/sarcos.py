@@ -34,9 +34,9 @@ INPUTS, COLUMNS = 21, 28
 
 
 def locate(folder: Path) -> Path | None:
-    """Return the folder of the test file, `folder` or its subfolder ``sarcos``, or None."""
-    return next((place for place in (folder / "sarcos", folder) if find_file(place, TEST.name)),
-                None)
+    """Return `folder` or its subfolder ``sarcos``: where both files are, or just the test file."""
+    places = [place for place in (folder / "sarcos", folder) if find_file(place, TEST.name)]
+    return max(places, key=lambda place: find_file(place, TRAIN.name) is not None, default=None)
 
 
 def status(folder: Path) -> tuple[str, Path | None]:
@@ -75,10 +75,10 @@ def load(folder: Path, seed: int, target: int | str | None = None) -> Dataset:
     found = [file for file in DOWNLOADS if find_file(place, file.name)]
     rows, official = zip(*(_read(place, file) for file in found), strict=True)
     notices = [f"{file.name} in {place} is not the official file (unknown hash), but of the right "
-               f"format and used" for file, known in zip(found, official, strict=True) if not known]
+               "format and used" for file, known in zip(found, official, strict=True) if not known]
     if len(found) == 1:
         notices.append(f"{place} lacks {TRAIN.name}: the rows of {TEST.name} are used for training "
-                       f"and validation, good for trials only")
+                       "and validation, good for trials only")
     train, val = split(len(rows[0]), seed)
 
     def pair(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -98,5 +98,5 @@ def _read(place: Path, file: OfficialFile) -> tuple[np.ndarray, bool]:
     except Exception as error:  # a damaged file makes loadmat raise nearly anything
         raise UserError(f'{place / file.name}: expected a MATLAB file with an array '
                         f'"{Path(file.name).stem}" of {COLUMNS} columns, got something else '
-                        f"({error}): {remedy('sarcos', DOWNLOADS)}") from error
+                        f"({error}); remove it and {remedy('sarcos', DOWNLOADS)}") from error
     return rows, is_official(content, file.hash)
