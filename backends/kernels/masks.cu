@@ -11,8 +11,8 @@
 // to low are the tie group that straddles rank k. Scores are read once, into registers.
 //
 // Each count costs two instructions a score. Random projections are nearly normal, so the first
-// guess is the normal quantile, and interpolation between the counts ends after 5 or 6 on average
-// (N = 512 to 9216), where bisection takes 11 to 14.
+// guess is the normal quantile, and interpolation between the counts ends after 4 to 6 on average
+// (N = 512 to 9216), where bisection takes 9 to 14.
 
 enum Ties { STRICT, THRESHOLD, INDEX };
 
