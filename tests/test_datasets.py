@@ -218,6 +218,21 @@ def test_power_balance(motion):
     np.testing.assert_allclose(power, rate, rtol=1e-11, atol=1e-11 * np.abs(rate).max())
 
 
+def test_lagrange_equations(motion):
+    """tau_j = d/dt dT/dqd_j - dT/dq_j + dV/dq_j, which also sees the forces that do no work."""
+    q, qd, qdd = motion
+    q_later, qd_later = q + 1j * STEP * qd, qd + 1j * STEP * qdd
+    tau = []
+    for unit in np.eye(7):
+        # T is quadratic in qd, so its derivative by qd_j is this difference
+        momentum = (energies(q_later, qd_later + unit)[0] - energies(q_later, qd_later)[0]
+                    - energies(q_later, qd * 0 + unit)[0])
+        kinetic, potential = energies(q + 1j * STEP * unit, qd)
+        tau.append((momentum - kinetic + potential).imag / STEP)
+    tau = np.stack(tau, axis=1)
+    np.testing.assert_allclose(arm.torques(q, qd, qdd), tau, atol=1e-11 * np.abs(tau).max())
+
+
 def test_gravity_torque_is_the_gradient_of_the_potential_energy(motion):
     q, rest = motion[0], np.zeros_like(motion[0])
     tau = arm.torques(q, rest, rest)
