@@ -366,7 +366,10 @@ def _softplus_into(a: Array, y: Array) -> None:
 
 
 def _sigmoid_into(a: Array, y: Array) -> None:
-    """Write ``1 / (1 + exp(-a))`` into y, by ``(1 + tanh(a / 2)) / 2``, which cannot overflow."""
+    """Write ``1 / (1 + exp(-a))`` into y, by ``(1 + tanh(a / 2)) / 2``, which cannot overflow.
+
+    Exact to the rounding of 1, not to that of a y near 0, which would take three times as long.
+    """
     np.multiply(a, 0.5, out=y)
     np.tanh(y, out=y)
     y *= 0.5

@@ -111,10 +111,12 @@ def _unpack_masks(normal, draw):
 def _activation_arguments(normal, draw):
     """Yield s or a, b, m and f: every activation, and every combination of what may be None."""
     for f, batch in product(ACTIVATIONS.values(), ((0,), (5,), (2, 3))):
-        yield 3 * normal(*batch, 7), normal(7), normal(*batch, 7) > 0, f
+        yield normal(*batch, 7), normal(7), normal(*batch, 7) > 0, f
+        magnitudes = 10 ** (4 * normal(*batch, 7).clip(-1, 1))
+        yield magnitudes * np.sign(normal(7)), normal(7), None, f
     softplus = activation("softplus")
     for batch, N, with_b, with_m in product(BATCHES, (1, 130), (True, False), (True, False)):
-        s = 3 * normal(*batch, N)
+        s = normal(*batch, N)
         yield s, normal(N) if with_b else None, normal(*batch, N) > 0 if with_m else None, softplus
     for name in ("softplus", "gelu", "0.5*tanh"):
         s = 3 * normal(LARGE, WIDE)

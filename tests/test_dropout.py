@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from comet_np.errors import UserError
+from comet_np.functional import dropout
 from comet_np.functional.dropout import dropout_backward, dropout_forward
 from comet_np.gradcheck import check_gradients
 from comet_np.rng import key, random_bits
@@ -21,6 +22,14 @@ def test_element_i_uses_number_i_of_the_stream(rate, dtype, draw):
     for i, bits in enumerate(random_bits(KEY, x.size, np)):
         kept = bits / 2**32 >= rate
         assert_close(y.flat[i], float(x.flat[i]) / (1 - rate) if kept else 0, "elementwise")
+
+
+def test_the_number_at_the_rate_is_kept(monkeypatch):
+    """So that exactly the share `rate` of all numbers is dropped, and none at rate 0."""
+    bits = np.array([0, 2**30 - 1, 2**30, 2**32 - 1], "uint32")
+    monkeypatch.setattr(dropout, "random_bits", lambda key, n, xp: bits)
+    np.testing.assert_array_equal(dropout_forward(np.ones(4), 0.25, KEY)[0] > 0, [0, 0, 1, 1])
+    np.testing.assert_array_equal(dropout_forward(np.ones(4), 0.0, KEY)[0], 1)
 
 
 @pytest.mark.parametrize("layout", [np.asfortranarray, lambda a: np.repeat(a, 2, -1)[..., ::2]])
