@@ -29,8 +29,9 @@ __device__ T masked(T x, const unsigned char* m, int kind, long long r, int i, i
     return x;
 }
 
-// Adds up the threads' sums of each column of the block. If the block is the only one over the rows,
-// they are added to out (n); else they become row blockIdx.y of out (blocks, n), for column_sum.
+// Adds up the threads' sums of each column of the block. If the block is the only one over the
+// rows, they are added to out (n); else they become row blockIdx.y of out (blocks, n), for a
+// column_sum.
 template <class T> __device__ void finish_columns(T sum, int i, int n, T* out) {
     __shared__ T sums[BLOCK_ROWS][WARP];
     sums[threadIdx.y][threadIdx.x] = sum;

@@ -3,8 +3,8 @@
 //     softmax_cross_entropy:  q[i] = exp(z[i]) / sum_j exp(z[j]),   loss = -log q[y]
 //     gradient:               dz[i] = scale (q[i] - (i == y))
 //
-// A warp takes a row; z is lessened by its largest element first, so that nothing overflows. A label
-// outside 0..C-1 is noted in `error`, and makes the row's loss NaN.
+// A warp takes a row; z is lessened by its largest element first, so that nothing overflows. A
+// label outside 0..C-1 is noted in `error`, and makes the row's loss NaN.
 
 constexpr int ROWS = 4;  // a block: one a warp
 

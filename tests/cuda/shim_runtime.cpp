@@ -185,11 +185,15 @@ void touch(const char* at, bool write, bool shared) {
     if (shared && !write && last.write_era < block_era)
         return fail("a read of shared memory that this block has not written");
     // Blocks are not ordered among each other, so for them all eras of the launch are one.
-    const auto unordered = [&](unsigned when) { return when == era || (!shared && when && when < block_era); };
+    const auto unordered = [&](unsigned when) {
+        return when == era || (!shared && when && when < block_era);
+    };
     const unsigned other_writer = last.writer != current || last.write_era < block_era;
     const unsigned other_reader = last.reader != current || last.read_era < block_era;
-    if (unordered(last.write_era) && other_writer) fail("a race: a byte was written by another thread");
-    if (write && unordered(last.read_era) && other_reader) fail("a race: a byte was read by another thread");
+    if (unordered(last.write_era) && other_writer)
+        fail("a race: a byte was written by another thread");
+    if (write && unordered(last.read_era) && other_reader)
+        fail("a race: a byte was read by another thread");
     if (write) {
         last.write_era = era;
         last.writer = current;
@@ -228,7 +232,8 @@ void __syncthreads() {
 
 const uint64_t* shim_meet(Meeting kind, unsigned mask, uint64_t value) {
     Fiber& fiber = fibers[current];
-    if (!(mask >> current % WARP_SIZE & 1)) fail("a warp operation whose mask leaves out its caller");
+    if (!(mask >> current % WARP_SIZE & 1))
+        fail("a warp operation whose mask leaves out its caller");
     fiber.state = AT_MEETING;
     fiber.kind = kind;
     fiber.mask = mask;
