@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import __version__
 from ..backends import BackendError, get_backend
+from ..backends.numpy_backend import threads
 from ..checkpoint import write_atomically
 from ..errors import UserError, nearest, unknown
 from . import datasets
@@ -98,7 +99,8 @@ def _add_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> No
                         help="numpy: CPU; cupy: CUDA")
     parser.add_argument("--out", help="folder for results (default: runs/NAME-PRESET)")
     parser.add_argument("--data", help="folder of the data sets (default: $COMET_DATA)")
-    parser.add_argument("--jobs", type=int, default=1, help="cells run at a time, by processes")
+    parser.add_argument("--jobs", type=int, help="cells run at a time, by processes that share "
+                        "out the threads (default: one a core with numpy, else 1)")
     parser.add_argument("--mpi", action="store_true", help="run the cells on the ranks of MPI")
     name = next((a for a in arguments[1:] if a in EXPERIMENTS), None)
     if name is None:
@@ -131,9 +133,13 @@ def _run(options: argparse.Namespace) -> int:
     changes = {name: parse(field, getattr(options, f"set_{name}"))
                for name, field in fields.items() if hasattr(options, f"set_{name}")}
     config = experiment.configure(options.preset, changes)
-    if options.jobs < 1:
-        raise UserError(f"--jobs must be at least 1, got {options.jobs}")
     backend = get_backend(options.backend)  # a missing GPU is said before any work
+    cells = experiment.cells(config)
+    jobs = options.jobs
+    if jobs is None:
+        jobs = min(threads(), len(cells)) if options.backend == "numpy" else 1
+    if jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {jobs}")
     out = Path(options.out or f"runs/{experiment.name}-{options.preset}")
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -143,15 +149,14 @@ def _run(options: argparse.Namespace) -> int:
     record = {"experiment": experiment.name, "preset": options.preset,
               "config": dataclasses.asdict(config), "comet-np": __version__,
               "git": _git_revision(), "python": platform.python_version(),
-              "machine": platform.platform(), "jobs": options.jobs, "mpi": options.mpi,
+              "machine": platform.platform(), "jobs": jobs, "mpi": options.mpi,
               **backend.describe()}
     write_atomically(out / "run.json", json.dumps(record, indent=1).encode() + b"\n")
     started = time.monotonic()
-    cells = experiment.cells(config)
     expected = expected_seconds([cell for cell in cells if cell.result(out) is None], backend)
     print(f"{experiment.name} ({options.preset}): {len(cells)} cells on "
           f"{backend.describe()['device']}, about {duration(expected)}, into {out}", flush=True)
-    outcomes = Sweep(experiment.name, cells, out, options.backend, options.data, options.jobs,
+    outcomes = Sweep(experiment.name, cells, out, options.backend, options.data, jobs,
                      options.mpi).run()
     print(summary(outcomes, time.monotonic() - started))
     finished = [outcome for outcome in outcomes if outcome.status in ("done", "found")]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backends import Backend, get_backend
-from ..backends.numpy_backend import keep_freed_memory
+from ..backends.numpy_backend import keep_freed_memory, threads
 from ..errors import UserError
 from ..functional.linear import project
 from .experiment import Cell, Place
@@ -48,7 +48,8 @@ class Outcome(NamedTuple):
 class Sweep(NamedTuple):
     """Which cells to run and how.
 
-    jobs : int, processes; the machine's threads are shared out among them.
+    jobs : int, processes; the machine's threads are shared out among them. One thread each is
+        the best use of the cores: a product's threads wait for each other, cells do not.
     mpi : bool, run the cells on the ranks of an MPI job instead (``mpiexec -n 4 comet-np ...``).
     """
 
@@ -151,9 +152,8 @@ def _run_remote(task: Task, messages: Any) -> Outcome:
 
 
 def _with_processes(tasks: list[Task], jobs: int, progress: Progress) -> list[Outcome]:
-    threads = max(1, (os.cpu_count() or 1) // jobs)
     before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the workers' BLAS when it is loaded
+    os.environ["OMP_NUM_THREADS"] = str(max(1, threads() // jobs))  # read by the workers' BLAS when it is loaded
     context = get_context("spawn")
     try:
         with context.Manager() as manager, ProcessPoolExecutor(jobs, context) as pool:

@@ -100,7 +100,7 @@ def test_killed_25_times_ends_in_the_same_metrics(tmp_path):
         return subprocess.Popen(
             [sys.executable, "-c", program, "run", "quickstart", "--preset", "smoke", "--datasets",
              "arm", "--models", "comet", "--seeds", "1", "--epochs", "250", "--optimizer", "adam",
-             "--lr", "1e-3", "--out", str(out)], cwd=ROOT, stdout=subprocess.PIPE,
+             "--lr", "1e-3", "--jobs", "1", "--out", str(out)], cwd=ROOT, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True)
 
     undisturbed = start(tmp_path / "whole")
