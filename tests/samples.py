@@ -21,10 +21,7 @@ LARGE = MANY // WIDE + 2
 
 def strided(a):
     """Return a copy of `a` whose elements lie apart in memory."""
-    wide = np.zeros((*a.shape[:-1], 2 * a.shape[-1]), a.dtype) if a.ndim else np.zeros(2, a.dtype)
-    view = wide[..., ::2] if a.ndim else wide[0, ...]
-    view[...] = a
-    return view
+    return np.stack([a, a], axis=-1)[..., 0]
 
 
 def last_axis_first(a):
