@@ -89,7 +89,8 @@ def masked_pair(f):
 
 
 @pytest.mark.parametrize("kernels", [True, False])
-@pytest.mark.parametrize("name", [*ACTIVATIONS, "0.5*softplus", "-2*tanh", "centred_softplus", "2*centred_elu"])
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "0.5*softplus", "-2*tanh", "centred_softplus",
+                                  "2*centred_elu"])
 def test_gradients(name, kernels, draw):
     at = {"s": 2 * draw.standard_normal((2, 6)), "b": draw.standard_normal(6)}
     with reference() if not kernels else np.errstate():
