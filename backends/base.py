@@ -30,7 +30,7 @@ class Backend:
     kernels : dict of str to callable
         Faster versions of overridable bodies, by the body's name, with its signature.
     losses_at_once : int
-        After how many training steps to read their losses: reading stalls a GPU.
+        How many training steps to take before their losses are read: reading stalls a GPU.
     """
 
     name: str

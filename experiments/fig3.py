@@ -1,6 +1,5 @@
 """Figure 3: which neurons the fixed routing ever uses, over randomly drawn networks."""
 
-import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from . import datasets, figures
 from .experiment import Cell, Experiment, Place, columns, option
 from .training import EVALUATION_BATCH, blocks
 
-NETWORKS_A_CELL = 10
+NETWORKS_A_CELL = 25
 HIDDEN = 3  # a 4-layer MLP
 NETWORK_WORK = 2.0 * (3072 * 550 + 2 * 550**2)  # an image through a network of mean widths
 PAPER = {"never active": 7.6e-6, "models with one": 0.02}
@@ -51,7 +50,7 @@ class Fig3Config:
 
 
 def cells(config: Fig3Config) -> list[Cell]:
-    """Return cells of up to 10 networks."""
+    """Return cells of up to 25 networks."""
     return [Cell(f"networks{first}-{last - 1}",
                  Fig3Spec(first, last, config.images, config.datasets, config.seed),
                  NETWORK_WORK * (config.images or 60_000) * len(config.datasets) * (last - first))
@@ -67,10 +66,11 @@ def network(seed: int, index: int, inputs: int) -> mlp.MLPConfig:
     return mlp.MLPConfig((inputs, *map(int, N), 1), p_k=p_k)
 
 
-@functools.lru_cache(maxsize=2)
-def _images(name: str, folder: str | None, count: int | None) -> tuple[np.ndarray, float, float]:
+def _images(name: str, place: Place, count: int | None) -> tuple[np.ndarray, float, float]:
     """Return all images of a data set as bytes, and how they are scaled."""
-    data = datasets.load(name, folder)
+    data = datasets.load(name, place.data)
+    if data.notice:
+        place.progress.message(f"{name}: {data.notice}")
     parts = [x for x in (data.x_train, data.x_val, data.x_test) if x is not None]
     return np.concatenate(parts)[:count], data.scale, data.shift
 
@@ -92,10 +92,11 @@ def utilisation(x: np.ndarray, scale: float, shift: float, routing: mlp.Routing,
 def run_cell(spec: Fig3Spec, place: Place) -> dict[str, Any]:
     """Count, for each network, how often the images of both data sets activate each neuron."""
     results = []
+    images = {name: _images(name, place, spec.images) for name in spec.datasets}
     for index in range(spec.first, spec.last):
         used = []
         for name in spec.datasets:
-            x, scale, shift = _images(name, place.data, spec.images)
+            x, scale, shift = images[name]
             config = network(spec.seed, index, x.shape[1])
             _, routing = mlp.init(config, seed=index, backend=place.backend)
             used.append(utilisation(x, scale, shift, routing, config, place))

@@ -29,6 +29,7 @@ class Progress:
     def __init__(self, total: float, stream: TextIO | None = None) -> None:
         self.total, self.done, self.steps = total, 0.0, 0
         self._skipped = 0.0
+        self._said: set[str] = set()
         self._stream = stream or sys.stderr
         self._shown = self._stream.isatty()
         self._start = self._last = time.monotonic()
@@ -54,7 +55,10 @@ class Progress:
         self._stream.flush()
 
     def message(self, text: str) -> None:
-        """Print a line of its own."""
+        """Print a line of its own, once however often it comes."""
+        if text in self._said:
+            return
+        self._said.add(text)
         self.clear()
         self._stream.write(text + "\n")
         self._stream.flush()

@@ -153,7 +153,8 @@ def _run_remote(task: Task, messages: Any) -> Outcome:
 
 def _with_processes(tasks: list[Task], jobs: int, progress: Progress) -> list[Outcome]:
     before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(max(1, threads() // jobs))  # read by the workers' BLAS when it is loaded
+    # read by the workers' BLAS when it is loaded
+    os.environ["OMP_NUM_THREADS"] = str(max(1, threads() // jobs))
     context = get_context("spawn")
     try:
         with context.Manager() as manager, ProcessPoolExecutor(jobs, context) as pool:

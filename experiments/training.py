@@ -1,6 +1,5 @@
 """Training one model: steps, evaluation, metrics, checkpoints and resume, divergence."""
 
-import functools
 import json
 import math
 import os
@@ -18,6 +17,7 @@ import numpy as np
 
 from .. import checkpoint
 from ..backends import Backend
+from ..backends.device_steps import DeviceSteps
 from ..errors import UserError, unknown
 from ..functional.loss import (
     mean_squared_error_backward,
@@ -216,11 +216,12 @@ class Trainer:
         self.validation = split(data.x_val, data.y_val)
         self.test = None if data.x_test is None else split(data.x_test, data.y_test)
         self.steps_an_epoch = math.ceil(len(self.training) / config.batch)
+        self.total = self.steps_an_epoch * config.epochs
         self.work = step_work(config)
         self.seconds = {"prepare": time.monotonic() - started, "train": 0.0, "evaluate": 0.0,
                         "checkpoint": 0.0}
-        self.loss_sum = 0.0  # over the steps of this epoch whose losses have been read
-        self.unread: list[tuple[int, Array]] = []  # steps and losses that lie on the device
+        self.loss_sum = 0.0  # over the steps of this epoch
+        self.device_steps: DeviceSteps | None = None
         self.last: dict[str, Any] = {}  # the newest line of the metrics
         folder.mkdir(parents=True, exist_ok=True)
         self.metrics = open(folder / "metrics.jsonl", "ab")  # noqa: SIM115 (closed by run)
@@ -236,35 +237,72 @@ class Trainer:
         KeyboardInterrupt
             On Ctrl-C, after a checkpoint.
         """
-        config, learner = self.config, self.learner
-        total = self.steps_an_epoch * config.epochs
+        config = self.config
         with self.metrics, _ctrl_c() as interrupted, np.errstate(over="ignore", invalid="ignore"):
             self.resume()
             if not self.last:
                 self.report(0)
-            while learner.state.step < total:
-                epoch, first = divmod(learner.state.step, self.steps_an_epoch)
-                shuffled = stream(config.seed, "order", epoch).permutation(len(self.training))
-                order = self.backend.asarray(shuffled)
-                for i in range(first, self.steps_an_epoch):
+            while self.learner.state.step < self.total:
+                epoch, first = divmod(self.learner.state.step, self.steps_an_epoch)
+                order = stream(config.seed, "order", epoch).permutation(len(self.training))
+                for i in range(first, self.steps_an_epoch, self.backend.losses_at_once):
+                    last = min(i + self.backend.losses_at_once, self.steps_an_epoch)
                     started = time.monotonic()
-                    lr = config.lr * schedule(config.schedule, learner.state.step, total,
-                                              config.warmup)
-                    x, y, masks = self.training.batch(
-                        order[i * config.batch:(i + 1) * config.batch])
-                    learner.step(x, y, lr, masks, functools.partial(self.check, x=x))
+                    self.take_steps(order[i * config.batch:last * config.batch])
                     self.seconds["train"] += time.monotonic() - started
-                    self.progress.advance(self.work, self.folder.name)
-                    if i + 1 == self.steps_an_epoch:
-                        self.report(epoch + 1, train_loss=self.read_losses(x) / self.steps_an_epoch,
-                                    lr=lr)
+                    self.progress.advance(self.work * (last - i), self.folder.name, last - i)
+                    if last == self.steps_an_epoch:
+                        self.report(epoch + 1, train_loss=self.loss_sum / self.steps_an_epoch,
+                                    lr=self.rate(self.learner.state.step - 1))
                         self.loss_sum = 0.0
                     if interrupted.is_set() or self.due():
-                        self.read_losses(x)
                         self.save()
                     if interrupted.is_set():
                         raise KeyboardInterrupt
             return self.finish()
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        config = self.config
+        return config.lr * schedule(config.schedule, step, self.total, config.warmup)
+
+    def take_steps(self, order: np.ndarray) -> None:
+        """Take a step on each mini-batch of the examples `order`, the last of which may be short.
+
+        One step looks at its loss before its update. Where reading a number stalls the device,
+        whole mini-batches run from the device's memory alone and their losses are read together.
+        """
+        config = self.config
+        whole = len(order) // config.batch
+        if self.backend.losses_at_once > 1 and whole:
+            self._take_device_steps(order[:whole * config.batch], whole)
+            order = order[whole * config.batch:]
+        for start in range(0, len(order), config.batch):
+            step = self.learner.state.step
+            rows = self.backend.asarray(order[start:start + config.batch])
+            x, y, masks = self.training.batch(rows)
+            self.learner.step(x, y, self.rate(step), masks,
+                              lambda loss, step=step, x=x: self.check(step, float(loss), x))
+
+    def _take_device_steps(self, order: np.ndarray, steps: int) -> None:
+        learner, state = self.learner, self.learner.state
+
+        def one(rows: Array, lr: Array, done: Array) -> Array:
+            x, y, masks = self.training.batch(rows)
+            learner.state = state._replace(step=done)
+            return learner.step(x, y, lr, masks)
+
+        if self.device_steps is None:
+            self.device_steps = DeviceSteps(self.backend, one, self.backend.losses_at_once,
+                                            self.config.batch, self.config.dtype)
+        rates = np.array([self.rate(state.step + i) for i in range(steps)])
+        self.device_steps.begin(order, rates, state.step)
+        for _ in range(steps):
+            self.device_steps.run()
+        learner.state = state._replace(step=state.step + steps)
+        x = self.training.batch(self.backend.asarray(order[-self.config.batch:]))[0]
+        for i, loss in enumerate(self.device_steps.losses(steps)):
+            self.check(state.step + i, float(loss), x)
 
     def report(self, epoch: int, **values: float) -> None:
         """Measure on the validation split and add a line to the metrics."""
@@ -277,25 +315,16 @@ class Trainer:
         self.metrics.write(json.dumps(self.last).encode() + b"\n")
         self.metrics.flush()
 
-    def check(self, loss: Array, x: Array) -> None:
-        """Take the loss of a step with input x; look at it now, or on a GPU with many others."""
-        self.unread.append((self.learner.state.step, loss))
-        if len(self.unread) >= self.backend.losses_at_once:
-            self.read_losses(x)
-
-    def read_losses(self, x: Array) -> float:
-        """Read the unread losses and return the sum of this epoch's, if all are finite."""
-        unread, self.unread = self.unread, []
-        for step, loss in ((step, float(loss)) for step, loss in unread):
-            if not math.isfinite(loss):
-                state = self.folder / "diverged"
-                checkpoint.save(state, self._arrays(), self._description())
-                raise Diverged(
-                    f"training diverged at step {step} (loss {loss}): the first quantity that is "
-                    f"not finite is {first_not_finite(self.learner, x)}; lower --lr, or clip with "
-                    f"--clip-norm; the state is in {state}")
-            self.loss_sum += loss
-        return self.loss_sum
+    def check(self, step: int, loss: float, x: Array) -> None:
+        """Add the loss of a step with input x to the epoch's sum, if it is finite."""
+        if not math.isfinite(loss):
+            state = self.folder / "diverged"
+            checkpoint.save(state, self._arrays(), self._description())
+            raise Diverged(
+                f"training diverged at step {step} (loss {loss}): the first quantity that is not "
+                f"finite is {first_not_finite(self.learner, x)}; lower --lr, or clip with "
+                f"--clip-norm; the state is in {state}")
+        self.loss_sum += loss
 
     # --- checkpoints ---
 
