@@ -23,6 +23,7 @@ import functools
 import inspect
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
@@ -487,6 +488,27 @@ class Stream:
         return graph
 
 
+class Event:
+    """Stands for cupy.cuda.Event: a moment, by the CPU's clock."""
+
+    def __init__(self, block: bool = False, disable_timing: bool = False,
+                 interprocess: bool = False) -> None:
+        self.moment: float | None = None
+
+    def record(self, stream: Any = None) -> None:
+        self.moment = time.perf_counter()
+
+    def synchronize(self) -> None:
+        machine.wait("synchronize()")
+
+
+def get_elapsed_time(start_event: Event, end_event: Event) -> float:
+    """Stands for cupy.cuda.get_elapsed_time, in ms."""
+    if start_event.moment is None or end_event.moment is None:
+        raise StrictError("the time between events that were not recorded")
+    return 1e3 * (end_event.moment - start_event.moment)
+
+
 class MemoryPool:
     """Stands for cupy.cuda.MemoryPool."""
 
@@ -555,7 +577,8 @@ def modules(gpu: Machine) -> dict[str, ModuleType]:
             getDeviceProperties=lambda device: {"name": b"stand-in", "totalGlobalMem": gpu.memory},
             driverGetVersion=lambda: gpu.driver, runtimeGetVersion=lambda: gpu.runtime),
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
-        Stream=Stream, Graph=Graph, MemoryPool=MemoryPool, using_allocator=using_allocator,
+        Stream=Stream, Graph=Graph, Event=Event, get_elapsed_time=get_elapsed_time,
+        MemoryPool=MemoryPool, using_allocator=using_allocator,
         get_current_stream=lambda: Stream(null=True))
     cublas.__dict__.update(gemm=gemm)
     special.__dict__.update(erf=lambda *args, **kwargs: run_ufunc(scipy.special.erf, args, kwargs))

@@ -20,7 +20,8 @@ FILE = Path(__file__).resolve().parent / "cupy_surface.json"
 EXTRAS = ("asnumpy", "RawModule.get_function", "ndarray.get", "cuda.get_current_stream",
           "cuda.using_allocator", "cuda.MemoryPool.malloc", "cuda.Stream.__init__",
           "cuda.Stream.begin_capture", "cuda.Stream.end_capture", "cuda.Stream.synchronize",
-          "cuda.Graph.launch", "cuda.runtime.getDeviceCount", "cuda.runtime.getDevice",
+          "cuda.Graph.launch", "cuda.Event.__init__", "cuda.Event.record", "cuda.Event.synchronize",
+          "cuda.get_elapsed_time", "cuda.runtime.getDeviceCount", "cuda.runtime.getDevice",
           "cuda.runtime.getDeviceProperties", "cuda.runtime.driverGetVersion",
           "cuda.runtime.runtimeGetVersion")
 
