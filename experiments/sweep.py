@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..backends import Backend, get_backend
+from ..backends import Backend, BackendError, get_backend
 from ..backends.numpy_backend import keep_freed_memory, threads
 from ..errors import UserError
 from ..functional.linear import project
@@ -100,7 +100,7 @@ def run_task(task: Task, progress: Any) -> Outcome:
             place = Place(folder, get_backend(task.backend), task.data, progress)
             EXPERIMENTS[task.experiment].run_cell(cell.spec, place)
             return Outcome(cell.name, "done")
-    except UserError as error:
+    except (UserError, BackendError) as error:
         return Outcome(cell.name, "failed", str(error))
     except Exception as error:
         report = folder / "error.txt"
