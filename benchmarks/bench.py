@@ -1,6 +1,10 @@
-"""The CPU benchmark: every framework in processes of its own, in turn, medians and ranges."""
+"""The CPU benchmark: every framework in processes of its own, in turn, medians and ranges.
+
+What it shares with the GPU benchmark is here too.
+"""
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -30,8 +34,6 @@ Times = dict[str, list[float]]  # by "work N B name": one median a process
 def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
         compiled: bool) -> None:
     """Measure, print the table, and write ``bench.json`` and ``bench.png`` into `out`."""
-    if backend != "numpy":
-        raise UserError("this benchmark measures the CPU: use --backend numpy")
     if repeats < 1:
         raise UserError(f"--repeats must be at least 1, got {repeats}")
     try:
@@ -40,6 +42,11 @@ def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
         raise UserError('the benchmark compares with PyTorch: pip install "comet-np[crosscheck]"'
                         ) from None
     out.mkdir(parents=True, exist_ok=True)
+    if backend == "cupy":
+        from . import gpu  # which builds on this module
+
+        gpu.run(preset, out, repeats, compiled)
+        return
     threads = threads or len(os.sched_getaffinity(0))
     settings = {
         "machine": processor(), "cores": os.cpu_count(), "threads": threads,
@@ -49,17 +56,33 @@ def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
         "pytorch settings": f"eager, float32, torch.set_num_threads({threads}), torch.optim.SGD; "
                             "compiled: torch.compile with its defaults",
         "repeats": repeats, "preset": preset}
-    print("\n".join(f"{name}: {value}" for name, value in settings.items()), flush=True)
+    print_settings(settings)
     times = _measure(preset, repeats, threads, compiled)
     (out / "bench.json").write_text(
         json.dumps({"settings": settings, "times": times}, indent=1) + "\n")
     print(report(times))
-    print(f"figure: {draw(times, settings, out / 'bench.png')}")
+    points = [(N, B, p_k, row) for N, B in _cells(times) for p_k, row in ratios(times, N, B)]
+    title = (f"training step 3072-N-N-N-10, softplus, SGD; {settings['machine']}, "
+             f"{threads} threads, PyTorch {torch_version}")
+    print(f"figure: {draw(points, title, out / 'bench.png')}")
+
+
+def print_settings(settings: dict[str, Any]) -> None:
+    """Print what the figures below hold for."""
+    print("\n".join(f"{name}: {value}" for name, value in settings.items()), flush=True)
+
+
+def show_progress(text: str) -> None:
+    """Replace the progress line on a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def _measure(preset: str, repeats: int, threads: int, compiled: bool) -> Times:
     seconds = SECONDS[preset]
     largest = max(WIDTHS[preset])
+    environment = {name: str(threads) for name in
+                   ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     times: Times = {}
     for repeat in range(repeats):
         plan = [(work, N, B) for N in WIDTHS[preset] for B in BATCHES[preset]
@@ -70,26 +93,24 @@ def _measure(preset: str, repeats: int, threads: int, compiled: bool) -> Times:
         if compiled and repeat == 0:
             plan += [("pytorch_compiled", N, B) for N in WIDTHS[preset] for B in BATCHES[preset]]
         for work, N, B in plan:
-            if sys.stderr.isatty():
-                print(f"\r\x1b[Krepeat {repeat + 1} of {repeats}: {work} N = {N} batch {B}",
-                      end="", file=sys.stderr, flush=True)
-            for name, value in _in_a_process(work, N, B, seconds, threads).items():
+            show_progress(f"repeat {repeat + 1} of {repeats}: {work} N = {N} batch {B}")
+            for name, value in in_a_process("cpu_workers", environment, work, N, B,
+                                            seconds).items():
                 times.setdefault(f"{work} {N} {B} {name}", []).append(value)
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr)
+    show_progress("")
     return times
 
 
-def _in_a_process(work: str, N: int, B: int, seconds: float, threads: int) -> dict[str, float]:
-    environment = os.environ | {name: str(threads) for name in
-                                ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    answer = subprocess.run(
-        [sys.executable, "-m", "comet_np.benchmarks.cpu_workers", work, str(N), str(B),
-         str(seconds)], env=environment, capture_output=True, text=True, check=False)
+def in_a_process(module: str, environment: dict[str, str], *arguments: Any) -> dict[str, Any]:
+    """Return what a module of this folder prints as JSON in a process of its own."""
+    words = [str(argument) for argument in arguments]
+    answer = subprocess.run([sys.executable, "-m", f"comet_np.benchmarks.{module}", *words],
+                            env=os.environ | environment, capture_output=True, text=True,
+                            check=False)
     if answer.returncode:
         last = answer.stderr.strip().splitlines()[-1:]
-        raise UserError(f"the benchmark's process {work} (N = {N}, batch {B}) failed: {last}")
-    result: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
+        raise UserError(f"the benchmark's process {' '.join(words)} failed: {last}")
+    result: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
     return result
 
 
@@ -127,6 +148,11 @@ def ratios(times: Times, N: int, B: int) -> list[tuple[float, dict[str, Ratio]]]
     return rows
 
 
+def milliseconds(times: Times, key: str) -> str:
+    """Return the median of a time as text, or a dash where it was not measured."""
+    return f"{statistics.median(times[key]):.4g}" if key in times else "-"
+
+
 def _cells(times: Times) -> list[tuple[int, int]]:
     return sorted({(int(N), int(B)) for key in times for work, N, B, *_ in [key.split()]
                    if work == "ours"})
@@ -138,15 +164,12 @@ def report(times: Times) -> str:
         ("N, batch, p_k", "ours ms", "cached ms", "PyTorch ms", "compiled ms", "ours/PyTorch",
          "cached/PyTorch", "standard/PyTorch", "cached/standard", "ours/products",
          "cached/products")]
-
-    def ms(key: str) -> str:
-        return f"{statistics.median(times[key]):.2f}" if key in times else "-"
-
     for N, B in _cells(times):
         for p_k, row in ratios(times, N, B):
-            rows.append((f"{N}, {B}, {p_k}", ms(f"ours {N} {B} comet {p_k}"),
-                         ms(f"ours {N} {B} cached {p_k}"), ms(f"pytorch {N} {B} comet {p_k}"),
-                         ms(f"pytorch_compiled {N} {B} comet {p_k}"), *map(str, row.values())))
+            keys = (f"ours {N} {B} comet {p_k}", f"ours {N} {B} cached {p_k}",
+                    f"pytorch {N} {B} comet {p_k}", f"pytorch_compiled {N} {B} comet {p_k}")
+            rows.append((f"{N}, {B}, {p_k}", *(milliseconds(times, key) for key in keys),
+                         *map(str, row.values())))
     lines = [columns(rows), "ratio of medians (lowest-highest of the repeats); * misses the goal: "
              "ours 0.60 (batch 32), 0.75 (128); cached 0.45, 0.60; standard 1.0; cached/standard "
              "1.05; products 1.20 from N = 1000"]
@@ -162,31 +185,29 @@ def report(times: Times) -> str:
     return "\n".join(lines)
 
 
-def draw(times: Times, settings: dict[str, Any], file: Path) -> Path:
-    """Draw the ratios against N, a panel a batch size, with the goals as lines."""
+def draw(points: list[tuple[int, int, float, dict[str, Ratio]]], title: str, file: Path) -> Path:
+    """Draw the ratios of (N, batch, p_k) to PyTorch, a panel a batch size, goals as lines."""
     plt = figures.pyplot()
-    batches = sorted({B for _, B in _cells(times)})
+    batches = sorted({B for _, B, *_ in points})
     figure, panels = plt.subplots(1, len(batches), figsize=(4.2 * len(batches), 3.4),
                                   sharey=True, squeeze=False)
     looks = {"comet": ("#d9622b", "COMET"), "cached": ("#8a3f9e", "COMET, masks kept"),
              "standard": ("#4c6a92", "standard")}
-    for axes, B in zip(panels[0], batches, strict=True):
+    for axes, batch in zip(panels[0], batches, strict=True):
         for name, (color, label) in looks.items():
-            for N in (N for N, batch in _cells(times) if batch == B):
-                for p_k, row in ratios(times, N, B):
-                    x = N * {0.1: 0.94, 0.5: 1.0, 0.9: 1.06}[p_k]
-                    axes.plot([x, x], [row[name].low, row[name].high], color=color, linewidth=1)
-                    axes.plot(x, row[name].value, "o", color=color, markersize=4,
-                              label=label if (N, p_k) == (_cells(times)[0][0], P_K[0]) else None)
-            goal = GOALS[name]
-            axes.axhline(goal[B] if isinstance(goal, dict) else goal, color=color, linewidth=0.8,
-                         linestyle=":")
+            here = [(N * {0.1: 0.94, 0.5: 1.0, 0.9: 1.06}[p_k], row[name])
+                    for N, B, p_k, row in points if batch == B and name in row]
+            for x, ratio in here:
+                axes.plot([x, x], [ratio.low, ratio.high], color=color, linewidth=1)
+                if math.isfinite(ratio.goal):
+                    axes.axhline(ratio.goal, color=color, linewidth=0.8, linestyle=":")
+            axes.plot([x for x, _ in here], [ratio.value for _, ratio in here], "o", color=color,
+                      markersize=4, label=label)
         axes.set_xscale("log")
-        axes.set_ylim(0, 1.1)
-        axes.set_title(f"batch {B}")
+        axes.set_ylim(bottom=0)
+        axes.set_title(f"batch {batch}")
         axes.set_xlabel("N (at each: $p_k$ = 0.1, 0.5, 0.9)")
     panels[0][0].set_ylabel("our time / eager PyTorch's (dotted: goal)")
     panels[0][0].legend()
-    figure.suptitle(f"training step 3072-N-N-N-10, softplus, SGD; {settings['machine']}, "
-                    f"{settings['threads']} threads, PyTorch {settings['torch']}", fontsize=8)
+    figure.suptitle(title, fontsize=8)
     return figures.save(figure, file)

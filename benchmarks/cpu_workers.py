@@ -84,19 +84,20 @@ def pytorch_compiled(N: int, B: int, seconds: float) -> dict[str, float]:
             "comet 0.5": _torch_step(N, B, 0.5, True, seconds)}
 
 
-def _torch_step(N: int, B: int, p_k: float | None, compiled: bool, seconds: float) -> float:
-    import os
+def torch_network(N: int) -> tuple[Any, Callable[[Any, float | None], Any]]:
+    """Return PyTorch's trained layers, and the published network as a function of x and p_k.
 
+    It runs without routing, as the standard model, where p_k is None.
+    """
     import torch
     from torch.nn import functional as F
 
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     shapes = list(zip(widths(N), widths(N)[1:], strict=False))
     fc = torch.nn.ModuleList(torch.nn.Linear(n_in, n) for n_in, n in shapes)
     spec = torch.nn.ModuleList(torch.nn.Linear(n_in, n, bias=False) for n_in, n in shapes[:-1])
     spec.requires_grad_(False)
 
-    def network(x: Any) -> Any:
+    def network(x: Any, p_k: float | None) -> Any:
         z = x
         for layer in range(HIDDEN):
             if p_k is not None:
@@ -109,13 +110,24 @@ def _torch_step(N: int, B: int, p_k: float | None, compiled: bool, seconds: floa
                 x = m * x
         return fc[HIDDEN](x)
 
+    return fc, network
+
+
+def _torch_step(N: int, B: int, p_k: float | None, compiled: bool, seconds: float) -> float:
+    import os
+
+    import torch
+    from torch.nn import functional as F
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    fc, network = torch_network(N)
     model = torch.compile(network) if compiled else network
     optimizer = torch.optim.SGD(fc.parameters(), lr=LR)
     x, y = map(torch.from_numpy, batch(B))
 
     def step() -> float:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y)
+        loss = F.cross_entropy(model(x, p_k), y)
         loss.backward()
         optimizer.step()
         return loss.item()

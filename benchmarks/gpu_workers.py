@@ -1,0 +1,376 @@
+"""What the GPU benchmark times, one framework a process: ``...gpu_workers WORK N PRESET``.
+
+Each work prints one line of JSON: milliseconds a call by name, or why a call was left out.
+"""
+
+import functools
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .cpu_workers import CLASSES, LR, P_K, batch, torch_network, widths
+
+Array = Any
+Call = Callable[[], Any]
+Clock = Callable[[Call, int], float]  # ms of that many calls
+Times = dict[str, float | str]
+
+GROUPS = 5  # of calls; the time of a call is the median of their means
+STEPS_AHEAD = 1000  # as in training, the order of so many examples is uploaded at once
+COMPILE_SECONDS = 20.0  # no further network is compiled after these
+
+
+class Sizes(NamedTuple):
+    """What is measured.
+
+    widths, batches : N and B of the training steps; N = 1000 with B = 128 also by AdamW.
+    rows_of : N of the k-winner-take-all masks alone.
+    numbers : elements of the arrays of single kernels, far more than the GPU's cache holds.
+    seconds : of one timing.
+    """
+
+    widths: tuple[int, ...]
+    batches: tuple[int, ...]
+    rows_of: tuple[int, ...]
+    numbers: int
+    seconds: float
+
+
+PRESETS = {
+    "smoke": Sizes((100,), (32,), (512,), 2**16, 0.01),
+    "full": Sizes((100, 500, 1000, 3000, 9000), (32, 128, 512, 4096), (512, 1000, 3000, 9216),
+                  2**28, 0.1)}
+
+
+class Step(NamedTuple):
+    """One training step: mini-batch size, optimizer, and p_k (None: the standard model)."""
+
+    B: int
+    optimizer: str
+    p_k: float | None
+
+    def __str__(self) -> str:
+        return f"{self.B} {self.optimizer} {'standard' if self.p_k is None else self.p_k}"
+
+
+def steps(N: int, batches: tuple[int, ...]) -> list[Step]:
+    """Return the training steps that are measured at width N."""
+    chosen = [Step(B, "sgd", p_k) for B in batches
+              for p_k in (None, *(P_K if B == 128 else (0.5,)))]
+    if N == 1000 and 128 in batches:
+        chosen += [Step(128, "adamw", None), Step(128, "adamw", 0.5)]
+    return chosen
+
+
+# --- time ---------------------------------------------------------------------------------------
+
+
+def event_clock(event: Callable[[], Any], elapsed: Callable[[Any, Any], float]) -> Clock:
+    """Return the clock of a framework's CUDA events."""
+    def clock(call: Call, calls: int) -> float:
+        start, end = event(), event()
+        start.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        end.synchronize()
+        return elapsed(start, end)
+
+    return clock
+
+
+def cpu_clock(call: Call, calls: int) -> float:
+    """Return the time of that many calls on the CPU, on which PyTorch's part can run too."""
+    started = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return 1e3 * (time.perf_counter() - started)
+
+
+class Stopwatch:
+    """Times of calls by name, in ms, or why there is none.
+
+    Parameters
+    ----------
+    clock : Clock
+    seconds : float
+        About how long one measurement lasts.
+    """
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self.times: Times = {}
+        self._clock, self._seconds = clock, seconds
+
+    def add(self, name: str, prepare: Callable[..., Call], *arguments: Any) -> None:
+        """Measure the call that `prepare` returns, unless the GPU's memory is too small for it."""
+        try:
+            self.times[name] = self.median_ms(prepare(*arguments))
+        except Exception as error:
+            if type(error.__cause__ or error).__name__ != "OutOfMemoryError":
+                raise
+            self.times[name] = "the GPU's memory is too small"
+        gc.collect()  # a captured step keeps its memory, and lies in a cycle
+
+    def median_ms(self, call: Call) -> float:
+        """Return the time of a call: the median of the means of groups of calls."""
+        self._clock(call, 3)  # compiles, captures, fills the memory pool
+        once = self._clock(call, 2) / 2
+        calls = max(1, int(1e3 * self._seconds / GROUPS / max(once, 1e-3)))
+        return statistics.median(self._clock(call, calls) / calls for _ in range(GROUPS))
+
+
+# --- our side -----------------------------------------------------------------------------------
+
+
+def our_stopwatch(sizes: Sizes) -> tuple[Any, Stopwatch]:
+    """Return the CuPy backend and a stopwatch by its events."""
+    from ..backends import get_backend
+
+    backend = get_backend("cupy")
+    cuda = backend.xp.cuda
+    return backend, Stopwatch(event_clock(cuda.Event, cuda.get_elapsed_time), sizes.seconds)
+
+
+def ours(N: int, sizes: Sizes) -> Times:
+    """Time our training steps: as one graph, ordinary, and as one graph with masks kept."""
+    from ..experiments.training import Learner, TrainConfig
+    from ..models import mlp
+    from ..optim import OptimizerConfig
+
+    backend, watch = our_stopwatch(sizes)
+    learners: dict[str, Any] = {}  # the weights do not depend on p_k and take long to draw
+    for step in steps(N, sizes.batches):
+        if step.optimizer not in learners:
+            config = TrainConfig(mlp.MLPConfig(widths(N), "softplus", 0.5),
+                                 OptimizerConfig(step.optimizer))
+            learners[step.optimizer] = Learner(config, "classification", backend)
+        learner = learners[step.optimizer]
+        learner.config = replace(learner.config,
+                                 model=mlp.MLPConfig(widths(N), "softplus", step.p_k))
+        for how in ("graph", "ordinary") + ("cached",) * (step.p_k is not None):
+            watch.add(f"{step} {how}", our_step, backend, learner, step.B, how)
+    backend.synchronize()  # raises what the kernels found wrong
+    return watch.times
+
+
+def our_step(backend: Any, learner: Any, B: int, how: str) -> Call:
+    """Return a training step, mini-batch gathered on the device, ready to be called.
+
+    `how` is "graph", "ordinary", or "cached": a graph that unpacks masks computed before.
+    """
+    from ..backends.device_steps import DeviceSteps
+    from ..functional.routing import pack_masks, unpack_masks
+    from ..models import mlp
+
+    x, y = map(backend.asarray, batch(B))
+    model = learner.config.model
+    bits = pack_masks(mlp.masks_of(x, learner.routing, model)) if how == "cached" else None
+
+    def step(rows: Array, lr: Any, done: Any) -> Array:
+        masks = None if bits is None else unpack_masks(bits[rows], model.widths[1:-1])
+        state = learner.state
+        learner.state = state._replace(step=done)
+        loss = learner.step(x[rows], y[rows], lr, masks)
+        learner.state = state
+        return loss
+
+    if how == "ordinary":
+        rows = backend.asarray(np.arange(B))
+        return lambda: step(rows, LR, 0)
+    ahead = DeviceSteps(backend, step, STEPS_AHEAD, B, "float32")
+    order, rates = np.tile(np.arange(B), STEPS_AHEAD), np.full(STEPS_AHEAD, LR)
+    left = 0
+
+    def graph() -> None:
+        nonlocal left
+        if left == 0:
+            ahead.begin(order, rates, 0)
+            left = STEPS_AHEAD
+        left -= 1
+        ahead.run()
+
+    return graph
+
+
+def kwta_ours(N: int, sizes: Sizes) -> Times:
+    """Time our masks alone, bool and bit-packed, and copies that move the same bytes."""
+    backend, watch = our_stopwatch(sizes)
+    scores = scores_of(N, sizes)
+
+    def on_device(mask: Callable[..., Array]) -> Call:
+        return functools.partial(mask, backend.asarray(scores), N // 2, "threshold")
+
+    for name, mask, out in (("bool", backend.kernels["kwta_mask"], scores.size),
+                            ("bits", backend.kwta_bits, len(scores) * -(-N // 8))):
+        watch.add(name, on_device, mask)
+        watch.add(f"{name} copy", copy, backend, scores.nbytes + out)
+    backend.synchronize()
+    return watch.times
+
+
+def scores_of(N: int, sizes: Sizes) -> np.ndarray:
+    """Return routing scores, `sizes.numbers` of them in rows of N."""
+    return np.random.default_rng(0).standard_normal((sizes.numbers // N, N), dtype="float32")
+
+
+def copy(backend: Any, moved: int) -> Call:
+    """Return a copy on the device that reads and writes `moved` bytes together."""
+    xp = backend.xp
+    source, target = (xp.zeros(moved // 2, dtype=np.uint8) for _ in range(2))
+    return functools.partial(xp.copyto, target, source)
+
+
+def kernels(N: int, sizes: Sizes) -> Times:
+    """Time each kernel over rows of N, and a copy that moves as many bytes as it must."""
+    backend, watch = our_stopwatch(sizes)
+    per_byte = watch.median_ms(copy(backend, 4 * sizes.numbers)) / (4 * sizes.numbers)
+    for name, moved, prepare in kernel_calls(backend, N, sizes.numbers // 2):
+        watch.add(name, prepare)
+        watch.times[f"{name} copy"] = per_byte * moved
+    backend.synchronize()
+    return watch.times
+
+
+def kernel_calls(backend: Any, N: int,
+                 numbers: int) -> Iterator[tuple[str, int, Callable[[], Call]]]:
+    """Yield each kernel's name, the bytes that it must move, and what prepares a call of it."""
+    from ..functional.activations import activation
+
+    f, run, rows = activation("softplus"), backend.kernels, numbers // N
+    n, bits = rows * N, rows * -(-N // 8)
+
+    def array(*shape: int) -> Array:
+        return backend.xp.full(shape, 0.5, dtype=np.float32)
+
+    def mask(kind: str) -> Array:
+        return (backend.xp.ones((rows, N), dtype=bool) if kind == "bool"
+                else backend.xp.full((rows, -(-N // 8)), 255, dtype=np.uint8))
+
+    def forward(kind: str) -> Call:
+        return functools.partial(run["bias_activation_mask"], array(rows, N), array(N),
+                                 mask(kind), f)
+
+    def gradient(kind: str) -> Call:
+        return functools.partial(run["bias_activation_mask_gradient"], array(rows, N),
+                                 array(rows, N), mask(kind), f, array(N))
+
+    for kind, mask_bytes in (("bool", n), ("bits", bits)):
+        yield (f"bias + softplus + mask, {kind}", 12 * n + mask_bytes,
+               functools.partial(forward, kind))
+        yield (f"its gradient with column sums, {kind}", 12 * n + mask_bytes,
+               functools.partial(gradient, kind))
+    for C in (CLASSES, 1000):
+        def loss(C: int = C) -> Call:
+            return functools.partial(run["softmax_cross_entropy"], array(numbers // C, C),
+                                     backend.xp.zeros(numbers // C, dtype=np.int64))
+
+        def loss_gradient(C: int = C) -> Call:
+            return functools.partial(run["softmax_cross_entropy_gradient"], array(numbers // C, C),
+                                     backend.xp.zeros(numbers // C, dtype=np.int64), 1.0)
+
+        # labels; losses, written and read again by their mean
+        yield f"softmax cross-entropy, {C} classes", (8 * C + 16) * (numbers // C), loss
+        yield f"its gradient, {C} classes", (8 * C + 8) * (numbers // C), loss_gradient
+    yield ("column sums", 4 * n,
+           lambda: functools.partial(run["accumulate_sum"], array(rows, N), array(N)))
+    yield ("sgd", 12 * numbers,
+           lambda: functools.partial(run["sgd"], array(numbers), array(numbers), LR, 0.0, 1.0))
+    yield ("adam", 28 * numbers,
+           lambda: functools.partial(run["adam"], *(array(numbers) for _ in range(4)), 1, LR, 0.9,
+                                     0.999, 1e-8, 0.0, False, 1.0))
+    yield ("unpack", n + bits, lambda: functools.partial(run["unpack_masks"], mask("bits"), (N,)))
+
+
+# --- PyTorch ------------------------------------------------------------------------------------
+
+
+def torch_stopwatch(sizes: Sizes, device: str) -> Stopwatch:
+    """Return a stopwatch by PyTorch's events."""
+    import torch
+
+    if device == "cpu":
+        return Stopwatch(cpu_clock, sizes.seconds)
+    event = functools.partial(torch.cuda.Event, enable_timing=True)
+    return Stopwatch(event_clock(event, lambda start, end: start.elapsed_time(end)), sizes.seconds)
+
+
+def pytorch(N: int, sizes: Sizes, device: str = "cuda") -> Times:
+    """Time PyTorch's training steps, eager, without and with TF32."""
+    watch, prepare = torch_stopwatch(sizes, device), torch_steps(N, device)
+    for how, precision in (("eager", "highest"), ("tf32", "high")):
+        for step in steps(N, sizes.batches):
+            watch.add(f"{step} {how}", prepare, step, precision)
+    return watch.times
+
+
+def pytorch_compiled(N: int, sizes: Sizes, device: str = "cuda") -> Times:
+    """Time the COMET steps at p_k = 0.5 under torch.compile with CUDA graphs, while time lasts."""
+    import torch
+
+    def compiled(network: Any) -> Any:
+        torch.compiler.reset()  # each shape is compiled for itself
+        return torch.compile(network, mode="reduce-overhead", dynamic=False)
+
+    watch, prepare = torch_stopwatch(sizes, device), torch_steps(N, device)
+    end = time.monotonic() + COMPILE_SECONDS
+    for step in steps(N, sizes.batches):
+        if step.p_k == 0.5 and time.monotonic() > end:
+            watch.times[f"{step} compiled"] = f"others took {COMPILE_SECONDS:.0f} s to compile"
+        elif step.p_k == 0.5:
+            watch.add(f"{step} compiled", prepare, step, "highest", compiled)
+    return watch.times
+
+
+def torch_steps(N: int, device: str) -> Callable[..., Call]:
+    """Return what prepares one of PyTorch's training steps at width N."""
+    import torch
+    from torch.nn import functional as F
+
+    with torch.device(device):
+        fc, network = torch_network(N)
+
+    def prepare(step: Step, precision: str,
+                made: Callable[[Any], Any] = lambda network: network) -> Call:
+        torch.set_float32_matmul_precision(precision)
+        optimizer = (torch.optim.SGD(fc.parameters(), lr=LR, fused=True)
+                     if step.optimizer == "sgd" else
+                     torch.optim.AdamW(fc.parameters(), lr=LR, weight_decay=0.0, fused=True))
+        model = made(network)
+        x, y = (torch.from_numpy(array).to(device) for array in batch(step.B))
+
+        def call() -> None:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x, step.p_k), y).backward()
+            optimizer.step()
+
+        return call
+
+    return prepare
+
+
+def kwta_pytorch(N: int, sizes: Sizes, device: str = "cuda") -> Times:
+    """Time the published form of the mask: torch.topk, then >= the k-th value."""
+    import torch
+
+    def on_device() -> Call:
+        c = torch.from_numpy(scores_of(N, sizes)).to(device)
+        return lambda: c >= torch.topk(c, N // 2, dim=1).values[:, -1:]
+
+    watch = torch_stopwatch(sizes, device)
+    watch.add("topk", on_device)
+    return watch.times
+
+
+WORKS = {work.__name__: work for work in (ours, pytorch, pytorch_compiled, kwta_ours, kwta_pytorch,
+                                          kernels)}
+
+if __name__ == "__main__":
+    name, N, preset = sys.argv[1:]
+    print(json.dumps(WORKS[name](int(N), PRESETS[preset])))

@@ -1,0 +1,77 @@
+"""What training costs besides its steps: ``python -m comet_np.benchmarks.training_loop``.
+
+Prints the share of the loop (mini-batches, order, progress, loss checks) in a step at N = 1000 and
+batch 32, the cost of a checkpoint at N = 3000 and its share of the time at the pace at which they
+are written, and, with the data at hand, the time that loading CIFAR10 takes.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..backends import get_backend
+from ..backends.numpy_backend import keep_freed_memory
+from ..errors import UserError
+from ..experiments import datasets, training
+from ..experiments.progress import Progress
+from ..experiments.training import TrainConfig, Trainer
+from ..models.mlp import MLPConfig
+from ..optim import OptimizerConfig
+
+
+def trainer(N: int, epochs: int, optimizer: str, folder: str) -> Trainer:
+    """Return a run of the COMET MLP 3072-N-N-N-10 on the built-in images."""
+    data = datasets.load("glyphs")
+    config = TrainConfig(MLPConfig((3072, N, N, N, 10)), OptimizerConfig(optimizer), lr=1e-3,
+                         epochs=epochs)
+    return Trainer(config, data, Path(folder), get_backend("numpy"), Progress(1))
+
+
+def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    """Return `function`, with the time of each call appended to `seconds`."""
+    def call(*arguments: Any) -> Any:
+        started = time.perf_counter()
+        result = function(*arguments)
+        seconds.append(time.perf_counter() - started)
+        return result
+
+    return call
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", default=os.environ.get("COMET_DATA"), help="folder with CIFAR10")
+    options = parser.parse_args()
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        run = trainer(1000, 4, "sgd", folder)
+        steps: list[float] = []
+        run.learner.step = timed(run.learner.step, steps)  # type: ignore[method-assign]
+        whole = run.run()["seconds"]["train"]
+        print(f"loop: {1e6 * (whole - sum(steps)) / len(steps):.0f} us of a step of "
+              f"{1e6 * whole / len(steps):.0f} us, {1 - sum(steps) / whole:.1%} (N = 1000, batch "
+              "32, masks kept)")
+    with tempfile.TemporaryDirectory() as folder:
+        run = trainer(3000, 0, "adam", folder)
+        run.save()
+        run.save()
+        pace = max(training.LEAST_CHECKPOINT_SECONDS, run.save_cost / training.CHECKPOINT_SHARE)
+        size = (Path(folder) / "checkpoint").stat().st_size / 2**20
+        print(f"checkpoint: {size:.0f} MiB in {run.save_cost:.2f} s, one in {pace:.0f} s: "
+              f"{run.save_cost / pace:.1%} of the time (N = 3000, Adam)")
+        run.metrics.close()
+    try:
+        started = time.perf_counter()
+        datasets.load("cifar10", options.data)
+        print(f"CIFAR10 loaded in {time.perf_counter() - started:.2f} s")
+    except UserError as error:
+        print(f"CIFAR10 not measured: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""The GPU benchmark without a GPU: our part on the stand-in, PyTorch's on the CPU, the tables."""
+
+import importlib.util
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from comet_np.backends import BackendError, get_backend
+from comet_np.benchmarks import bench, gpu, gpu_workers
+from comet_np.benchmarks.gpu_workers import Sizes, Step
+from comet_np.errors import UserError
+
+TINY = Sizes(widths=(6,), batches=(2,), rows_of=(40,), numbers=4000, seconds=0.0)
+TORCH = importlib.util.find_spec("torch") is not None
+needs_torch = pytest.mark.skipif(not TORCH, reason="PyTorch is not installed")
+
+
+@pytest.fixture
+def tiny_inputs(monkeypatch):
+    """Give the benchmarked network few inputs: the stand-in runs each thread of a kernel."""
+    from comet_np.benchmarks import cpu_workers
+
+    monkeypatch.setattr(cpu_workers, "INPUTS", 12)
+    monkeypatch.setattr(gpu_workers, "STEPS_AHEAD", 5)  # fewer than are taken
+
+
+def test_our_steps(machine, tiny_inputs):
+    machine.watch = False
+    times = gpu_workers.ours(6, TINY)
+    assert set(times) == {"2 sgd standard graph", "2 sgd standard ordinary", "2 sgd 0.5 graph",
+                          "2 sgd 0.5 ordinary", "2 sgd 0.5 cached"}
+    assert all(time > 0 for time in times.values())
+
+
+@pytest.mark.parametrize("how", ["graph", "ordinary", "cached"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_timed_step_trains(machine, tiny_inputs, optimizer, how):
+    from comet_np.benchmarks.cpu_workers import widths
+    from comet_np.experiments.training import Learner, TrainConfig
+    from comet_np.models import mlp
+    from comet_np.optim import OptimizerConfig
+
+    machine.watch = False
+    backend = get_backend("cupy")
+    config = TrainConfig(mlp.MLPConfig(widths(6)), OptimizerConfig(optimizer))
+    learner = Learner(config, "classification", backend)
+    step = gpu_workers.our_step(backend, learner, 2, how)
+    before = [backend.to_host(learner.flat)]
+    for _ in range(12):
+        step()
+        before.append(backend.to_host(learner.flat))
+        assert np.isfinite(before[-1]).all()
+        assert (before[-1] != before[-2]).any()
+
+
+def test_masks_alone(machine):
+    machine.watch = False
+    times = gpu_workers.kwta_ours(40, TINY)
+    assert set(times) == {"bool", "bool copy", "bits", "bits copy"}
+
+
+def test_kernels(machine):
+    machine.watch = False
+    times = gpu_workers.kernels(40, TINY)
+    names = {name for name in times if not name.endswith(" copy")}
+    assert len(names) == 12 and set(times) == names | {f"{name} copy" for name in names}
+    kernels = {name.partition("<")[0] for name in machine.launches}
+    assert {"forward", "gradient", "softmax_cross_entropy", "softmax_cross_entropy_gradient",
+            "column_sum", "sgd", "adam", "unpack"} <= kernels
+
+
+def test_what_does_not_fit_into_memory_is_left_out(machine):
+    machine.memory = 3000
+    assert gpu_workers.kwta_ours(40, TINY) == dict.fromkeys(
+        ("bool", "bool copy", "bits", "bits copy"), "the GPU's memory is too small")
+
+
+def test_other_errors_are_raised(machine):
+    watch = gpu_workers.Stopwatch(gpu_workers.cpu_clock, 0.0)
+    with pytest.raises(ZeroDivisionError):
+        watch.add("call", lambda: lambda: 1 / 0)
+
+
+def test_the_time_of_a_call_is_the_median_of_groups():
+    asked = []
+
+    def clock(call, calls):
+        asked.append(calls)
+        return calls * [2.0, 2.0, 9.0, 1.0, 3.0, 2.0, 4.0][len(asked) - 1]
+
+    assert gpu_workers.Stopwatch(clock, 0.1).median_ms(lambda: None) == 3.0
+    assert asked == [3, 2, *[10] * 5]  # 5 groups of 10 calls of 2 ms are 0.1 s
+
+
+def test_the_steps_that_are_measured():
+    full = gpu_workers.PRESETS["full"]
+    chosen = [(N, *step) for N in full.widths for step in gpu_workers.steps(N, full.batches)]
+    assert len(chosen) == 5 * (4 + 3 + 3) + 2
+    assert (9000, 4096, "sgd", 0.5) in chosen and (100, 128, "sgd", 0.9) in chosen
+    assert [step for step in chosen if "adamw" in step] == [(1000, 128, "adamw", None),
+                                                            (1000, 128, "adamw", 0.5)]
+
+
+# --- PyTorch ------------------------------------------------------------------------------------
+
+
+@needs_torch
+def test_pytorchs_part(tiny_inputs):
+    assert set(gpu_workers.pytorch(6, TINY, "cpu")) == {
+        f"2 sgd {p_k} {how}" for p_k in ("standard", "0.5") for how in ("eager", "tf32")}
+    assert set(gpu_workers.kwta_pytorch(40, TINY, "cpu")) == {"topk"}
+
+
+@needs_torch
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_pytorchs_step_trains_as_ours(machine, tiny_inputs, optimizer):
+    import torch
+
+    from comet_np.benchmarks.cpu_workers import torch_network
+
+    fc, network = torch_network(6)
+    x, y = map(torch.from_numpy, gpu_workers.batch(2))
+    assert network(x, 0.5).shape == network(x, None).shape == (2, 10)
+    call = gpu_workers.torch_steps(6, "cpu")(Step(2, optimizer, 0.5), "highest")
+    call()
+    assert len(fc) == 4 and y.shape == (2,)
+
+
+@needs_torch
+def test_networks_are_compiled_while_time_lasts(tiny_inputs, monkeypatch):
+    import torch
+
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda network, **how: compiled.append(how) or network)
+    assert set(gpu_workers.pytorch_compiled(6, TINY, "cpu")) == {"2 sgd 0.5 compiled"}
+    assert compiled == [{"mode": "reduce-overhead", "dynamic": False}]
+    monkeypatch.setattr(gpu_workers, "COMPILE_SECONDS", -1.0)
+    assert gpu_workers.pytorch_compiled(6, TINY, "cpu") == {
+        "2 sgd 0.5 compiled": "others took -1 s to compile"}
+
+
+# --- the run as a whole -------------------------------------------------------------------------
+
+SMOKE = gpu_workers.PRESETS["smoke"]
+
+
+def answers(module, environment, work, N, preset):
+    """Stand for a worker's process: ours takes 1 ms, a copy 0.5, PyTorch 4, its TF32 nothing."""
+    names = {"ours": [f"{step} {how}" for step in gpu_workers.steps(N, SMOKE.batches)
+                      for how in ("graph", "ordinary", "cached")],
+             "pytorch": [f"{step} {how}" for step in gpu_workers.steps(N, SMOKE.batches)
+                         for how in ("eager", "tf32")],
+             "pytorch_compiled": ["32 sgd 0.5 compiled"], "kwta_pytorch": ["topk"],
+             "kwta_ours": ["bool", "bool copy", "bits", "bits copy"],
+             "kernels": ["sgd", "sgd copy"]}[work]
+    assert module == "gpu_workers" and preset == "smoke"
+    return {name: "the GPU's memory is too small" if name.endswith("tf32") else
+            0.5 if name.endswith("copy") else 4.0 if "pytorch" in work else 1.0 for name in names}
+
+
+@pytest.fixture
+def whole(machine, monkeypatch):
+    """Let the benchmark run on the stand-in, with worker processes and PyTorch made up."""
+    monkeypatch.setattr(gpu, "in_a_process", answers)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(
+        __version__="2.9", cuda=SimpleNamespace(is_available=lambda: True),
+        version=SimpleNamespace(cuda="13.0")))
+    monkeypatch.setattr(bench.metadata, "version", lambda package: "2.9")
+
+
+def test_a_whole_run(whole, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    bench.run("cupy", "smoke", tmp_path, 2, None, True)
+    printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert {"device", "driver", "cuda", "cupy", "torch", "pytorch settings"} <= set(
+        result["settings"])
+    assert result["times"]["ours 100 32 sgd 0.5 graph"] == [1.0, 1.0]
+    assert result["left out"]["pytorch 100 32 sgd 0.5 tf32"] == "the GPU's memory is too small"
+    assert (tmp_path / "bench.png").stat().st_size > 1000
+    lines = {line.split("  ")[0]: line.split("  ") for line in printed.splitlines()}
+    masks = [cell.strip() for cell in lines["512"] if cell][1:]
+    assert masks == ["1", "1", "4", "2.00* (2.00-2.00)", "2.00* (2.00-2.00)",
+                     "0.25* (0.25-0.25)", "0.25* (0.25-0.25)"]
+    step = [cell.strip() for cell in lines["100, 32, sgd, 0.5"] if cell][1:]
+    assert step == ["1", "1", "1", "1", "4", "-", "4", "4", "0.25  (0.25-0.25)".split("  ")[0],
+                    *step[9:]]
+    assert "left out: pytorch 100 32 sgd 0.5 tf32 (the GPU's memory is too small)" in printed
+
+
+def test_repeats_end_in_time(whole, monkeypatch):
+    monkeypatch.setattr(gpu, "REPEATS_END", 0.0)
+    monkeypatch.setattr(gpu, "COMPILE_END", 0.0)
+    times, left_out = gpu.measure("smoke", SMOKE, 5, True)
+    assert {len(values) for values in times.values()} == {1}
+    assert left_out["repeats from 2 on"] == left_out["pytorch_compiled 100"] == "no time"
+
+
+def test_missing_times_are_dashes():
+    text = gpu.report({"ours 100 32 sgd 0.5 graph": [1.0]}, {}, SMOKE)
+    row = next(line for line in text.splitlines() if line.startswith("100, 32"))
+    assert row.split()[4:] == ["1", *["-"] * 13]
+
+
+def test_what_is_missing_is_said_in_one_sentence(machine, monkeypatch, tmp_path):
+    monkeypatch.setattr(bench.metadata, "version", lambda package: "2.9")
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(
+        __version__="2.9+cpu", cuda=SimpleNamespace(is_available=lambda: False)))
+    with pytest.raises(UserError, match=r"2\.9\+cpu cannot use the GPU.*pip install .*whl/cu130"):
+        bench.run("cupy", "smoke", tmp_path, 1, None, True)
+    machine.devices = 0
+    get_backend("cupy").__class__  # noqa: B018
+    from comet_np.backends import cupy_backend
+    cupy_backend.load.cache_clear()
+    with pytest.raises(BackendError, match="CUDA sees no GPU"):
+        bench.run("cupy", "smoke", tmp_path, 1, None, True)
