@@ -213,17 +213,20 @@ def draw(config: GridConfig, out: Path, name: str) -> Path:
                 axes.set_yscale("log")
             if j == 0:
                 axes.set_ylabel(label)
-            axes.set_xlabel("epoch", loc="right", labelpad=-8)
-            axes.legend(loc="upper left", bbox_to_anchor=(0, -0.22), title="best (parameters)",
+            axes.set_xlabel("epoch", labelpad=1)
+            axes.legend(loc="upper left", bbox_to_anchor=(0, -0.24), title="best (parameters)",
                         title_fontsize=7, alignment="left")
     for i, dataset in enumerate(config.datasets):
         height = len(config.widths)
         _draw_advantage(figure.add_subplot(grid[i * height:(i + 1) * height, -1]), config, out,
                         dataset)
     examples = "" if config.train is None else f", {config.train} training examples"
-    figure.suptitle(f"{name}: {config.optimizer} lr {config.lr:g}, batch {config.batch}, "
-                    f"{config.epochs} epochs, {config.seeds} seeds (band: lowest to highest)"
-                    f"{examples}", fontsize=8)
+    notices = {cell.spec.dataset: result["notice"] for cell in cells(config)
+               if (result := cell.result(out)) and result["notice"]}
+    figure.suptitle("\n".join([
+        f"{name}: {config.optimizer} lr {config.lr:g}, batch {config.batch}, {config.epochs} epochs,"
+        f" {config.seeds} seeds (band: lowest to highest){examples}",
+        *(f"{dataset}: {notice}" for dataset, notice in notices.items())]), fontsize=8)
     return figures.save(figure, out / f"{name}.png")
 
 
@@ -231,10 +234,10 @@ def _draw_advantage(axes: Any, config: GridConfig, out: Path, dataset: str) -> N
     sign = _metric(dataset)[2]
     table = np.array([[_advantage_at(config, out, dataset, width, level) for level in config.p_k]
                       for width in config.widths])
-    largest = np.nanmax(np.abs(table)) if np.isfinite(table).any() else 1.0
+    largest = min(np.nanmax(np.abs(table)), 100) if np.isfinite(table).any() else 1.0
     axes.imshow(table, cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto")
     for (i, j), value in np.ndenumerate(table):
-        axes.text(j, i, f"{value:+.1f}", ha="center", va="center", fontsize=9,
+        axes.text(j, i, f"{value:+.1f}" if abs(value) < 100 else f"{value:+.0f}", ha="center", va="center", fontsize=9,
                   color="white" if abs(value) > 0.7 * largest else "black")
     axes.set_xticks(range(len(config.p_k)), [f"{level:g}" for level in config.p_k])
     axes.set_yticks(range(len(config.widths)), [str(width) for width in config.widths])

@@ -207,6 +207,7 @@ class Trainer:
                  progress: Progress) -> None:
         started = time.monotonic()
         self.config, self.folder, self.backend, self.progress = config, folder, backend, progress
+        self.notice = data.notice
         self.learner = Learner(config, data.task, backend)
 
         def split(x: np.ndarray, y: np.ndarray) -> Split:
@@ -383,7 +384,7 @@ class Trainer:
     def finish(self) -> dict[str, Any]:
         """Measure on the test split, write the result, and remove the checkpoints."""
         result: dict[str, Any] = {"parameters": mlp.parameter_count(self.config.model),
-                                  "last": self.last}
+                                  "last": self.last, "notice": self.notice}
         if self.test is not None:
             result |= {f"test_{name}": value
                        for name, value in evaluate(self.learner, self.test).items()}

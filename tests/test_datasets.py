@@ -538,7 +538,7 @@ def test_sarcos_without_its_training_file_is_for_trials(tmp_path):
     write_sarcos(tmp_path / "sarcos", test=sarcos_rows(50))
     data = datasets.load("sarcos", tmp_path)
     assert (len(data.x_train), len(data.x_val), data.x_test) == (40, 10, None)
-    assert "lacks sarcos_inv.mat" in data.notice
+    assert "sarcos_inv.mat is missing" in data.notice
     assert "trials only" in data.notice
     write_sarcos(tmp_path, train=sarcos_rows(100), test=sarcos_rows(50))  # as `fetch` puts them
     assert len(datasets.load("sarcos", tmp_path).x_train) == 80

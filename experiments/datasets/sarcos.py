@@ -77,8 +77,8 @@ def load(folder: Path, seed: int, target: int | str | None = None) -> Dataset:
     notices = [f"{file.name} in {place} is not the official file (unknown hash), but of the right "
                "format and used" for file, known in zip(found, official, strict=True) if not known]
     if len(found) == 1:
-        notices.append(f"{place} lacks {TRAIN.name}: the rows of {TEST.name} are used for training "
-                       "and validation, good for trials only")
+        notices.append(f"{TRAIN.name} is missing: rows of {TEST.name} are used for training and "
+                       "validation, good for trials only")
     train, val = split(len(rows[0]), seed)
 
     def pair(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
