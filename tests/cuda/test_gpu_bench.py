@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 
 from comet_np.backends import BackendError, get_backend
-from comet_np.benchmarks import bench, gpu, gpu_workers
+from comet_np.benchmarks import bench, cpu_workers, gpu, gpu_workers
 from comet_np.benchmarks.gpu_workers import Sizes, Step
 from comet_np.errors import UserError
+from comet_np.experiments.training import Learner, TrainConfig
+from comet_np.models import mlp
+from comet_np.optim import OptimizerConfig
+
+from .strict_cupy import strict_cupy
 
 TINY = Sizes(widths=(6,), batches=(2,), rows_of=(40,), numbers=4000, seconds=0.0)
 TORCH = importlib.util.find_spec("torch") is not None
@@ -21,8 +26,6 @@ needs_torch = pytest.mark.skipif(not TORCH, reason="PyTorch is not installed")
 @pytest.fixture
 def tiny_inputs(monkeypatch):
     """Give the benchmarked network few inputs: the stand-in runs each thread of a kernel."""
-    from comet_np.benchmarks import cpu_workers
-
     monkeypatch.setattr(cpu_workers, "INPUTS", 12)
     monkeypatch.setattr(gpu_workers, "STEPS_AHEAD", 5)  # fewer than are taken
 
@@ -38,14 +41,9 @@ def test_our_steps(machine, tiny_inputs):
 @pytest.mark.parametrize("how", ["graph", "ordinary", "cached"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_timed_step_trains(machine, tiny_inputs, optimizer, how):
-    from comet_np.benchmarks.cpu_workers import widths
-    from comet_np.experiments.training import Learner, TrainConfig
-    from comet_np.models import mlp
-    from comet_np.optim import OptimizerConfig
-
     machine.watch = False
     backend = get_backend("cupy")
-    config = TrainConfig(mlp.MLPConfig(widths(6)), OptimizerConfig(optimizer))
+    config = TrainConfig(mlp.MLPConfig(cpu_workers.widths(6)), OptimizerConfig(optimizer))
     learner = Learner(config, "classification", backend)
     step = gpu_workers.our_step(backend, learner, 2, how)
     before = [backend.to_host(learner.flat)]
@@ -115,18 +113,15 @@ def test_pytorchs_part(tiny_inputs):
 
 
 @needs_torch
+@pytest.mark.parametrize("p_k", [None, 0.5])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_pytorchs_step_trains_as_ours(machine, tiny_inputs, optimizer):
-    import torch
-
-    from comet_np.benchmarks.cpu_workers import torch_network
-
-    fc, network = torch_network(6)
-    x, y = map(torch.from_numpy, gpu_workers.batch(2))
-    assert network(x, 0.5).shape == network(x, None).shape == (2, 10)
-    call = gpu_workers.torch_steps(6, "cpu")(Step(2, optimizer, 0.5), "highest")
-    call()
-    assert len(fc) == 4 and y.shape == (2,)
+def test_pytorchs_timed_step_trains(tiny_inputs, monkeypatch, optimizer, p_k):
+    fc, network = cpu_workers.torch_network(6)
+    monkeypatch.setattr(gpu_workers, "torch_network", lambda N: (fc, network))
+    before = [p.detach().clone() for p in fc.parameters()]
+    gpu_workers.torch_steps(6, "cpu")(Step(2, optimizer, p_k), "highest")()
+    assert len(before) == 8
+    assert all((p != old).any() for p, old in zip(fc.parameters(), before, strict=True))
 
 
 @needs_torch
@@ -171,6 +166,12 @@ def whole(machine, monkeypatch):
     monkeypatch.setattr(bench.metadata, "version", lambda package: "2.9")
 
 
+def words_of(report, first):
+    """Return the words of the report's line that begins so, after its first column."""
+    line = next(line for line in report.splitlines() if line.startswith(first + " "))
+    return line.removeprefix(first).split()
+
+
 def test_a_whole_run(whole, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     bench.run("cupy", "smoke", tmp_path, 2, None, True)
@@ -181,13 +182,12 @@ def test_a_whole_run(whole, tmp_path, capsys):
     assert result["times"]["ours 100 32 sgd 0.5 graph"] == [1.0, 1.0]
     assert result["left out"]["pytorch 100 32 sgd 0.5 tf32"] == "the GPU's memory is too small"
     assert (tmp_path / "bench.png").stat().st_size > 1000
-    lines = {line.split("  ")[0]: line.split("  ") for line in printed.splitlines()}
-    masks = [cell.strip() for cell in lines["512"] if cell][1:]
-    assert masks == ["1", "1", "4", "2.00* (2.00-2.00)", "2.00* (2.00-2.00)",
-                     "0.25* (0.25-0.25)", "0.25* (0.25-0.25)"]
-    step = [cell.strip() for cell in lines["100, 32, sgd, 0.5"] if cell][1:]
-    assert step == ["1", "1", "1", "1", "4", "-", "4", "4", "0.25  (0.25-0.25)".split("  ")[0],
-                    *step[9:]]
+    quarter, missed_quarter, one, two = (f"{text} ({text[:4]}-{text[:4]})".split() for text in
+                                         ("0.25", "0.25*", "1.00", "2.00*"))
+    assert words_of(printed, "512") == ["1", "1", "4", *2 * two, *2 * missed_quarter]
+    assert words_of(printed, "100, 32, sgd, 0.5") == [
+        *["1"] * 4, "4", "-", "4", "4", *quarter, "-", *3 * quarter, *one]
+    assert words_of(printed, "sgd") == ["1", "0.5", "2.00", "(2.00-2.00)"]  # has no goal
     assert "left out: pytorch 100 32 sgd 0.5 tf32 (the GPU's memory is too small)" in printed
 
 
@@ -201,19 +201,15 @@ def test_repeats_end_in_time(whole, monkeypatch):
 
 def test_missing_times_are_dashes():
     text = gpu.report({"ours 100 32 sgd 0.5 graph": [1.0]}, {}, SMOKE)
-    row = next(line for line in text.splitlines() if line.startswith("100, 32"))
-    assert row.split()[4:] == ["1", *["-"] * 13]
+    assert words_of(text, "100, 32, sgd, 0.5") == ["1", *["-"] * 13]
 
 
-def test_what_is_missing_is_said_in_one_sentence(machine, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("devices", "error", "message"), [
+    (1, UserError, r"2\.9\+cpu cannot use the GPU.*pip install .*whl/cu130"),
+    (0, BackendError, "CUDA sees no GPU")])
+def test_what_is_missing_is_said_in_one_sentence(monkeypatch, tmp_path, devices, error, message):
     monkeypatch.setattr(bench.metadata, "version", lambda package: "2.9")
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(
         __version__="2.9+cpu", cuda=SimpleNamespace(is_available=lambda: False)))
-    with pytest.raises(UserError, match=r"2\.9\+cpu cannot use the GPU.*pip install .*whl/cu130"):
-        bench.run("cupy", "smoke", tmp_path, 1, None, True)
-    machine.devices = 0
-    get_backend("cupy").__class__  # noqa: B018
-    from comet_np.backends import cupy_backend
-    cupy_backend.load.cache_clear()
-    with pytest.raises(BackendError, match="CUDA sees no GPU"):
+    with strict_cupy(devices=devices), pytest.raises(error, match=message):
         bench.run("cupy", "smoke", tmp_path, 1, None, True)
