@@ -146,8 +146,9 @@ def report(times: Times, left_out: dict[str, str], sizes: Sizes) -> str:
     """Return the tables: masks alone, training steps, kernels; and what was left out."""
     lines = ["k-winner-take-all alone, k = N / 2, "
              f"{sizes.numbers:,} scores in rows of N; copy: a copy on the device of as many bytes",
-             columns(_masks(times, sizes)), "", "training step of 3072-N-N-N-10, softplus",
-             columns(_steps(times, sizes)), "", "kernels over their floor, the time of a copy of "
+             columns(_masks(times, sizes)), "",
+             "training step of 3072-N-N-N-10, softplus: ms, then ratios",
+             *map(columns, _steps(times, sizes)), "", "kernels over their floor, the time of a copy of "
              "the bytes that they must move", columns(_kernels(times)), "",
              "ratio of medians (lowest-highest of the repeats); * misses the goal: masks "
              f"{GOALS['copy']:.2f} of the copy (60 % of the bandwidth), {GOALS['topk']:.3f} of "
@@ -162,33 +163,39 @@ def _shown(row: Row, *names: str) -> list[str]:
 
 def _masks(times: Times, sizes: Sizes) -> list[list[str]]:
     rows = [["N", "bool ms", "bits ms", "topk ms", "bool/copy", "bits/copy", "bool/topk",
-             "bits/topk"]]
+             "bits/topk", "bool, share of bandwidth", "bits, share of bandwidth"]]
     for N in sizes.rows_of:
         ours, topk = f"kwta_ours {N}", f"kwta_pytorch {N} topk"
-        pairs = {f"{out}/copy": (f"{ours} {out}", f"{ours} {out} copy", GOALS["copy"])
-                 for out in ("bool", "bits")}
-        pairs |= {f"{out}/topk": (f"{ours} {out}", topk, GOALS["topk"])
-                  for out in ("bool", "bits")}
+        outputs = ("bool", "bits")
+        row = ratios_of(times, {
+            f"{out}/copy": (f"{ours} {out}", f"{ours} {out} copy", GOALS["copy"])
+            for out in outputs} | {
+            f"{out}/topk": (f"{ours} {out}", topk, GOALS["topk"]) for out in outputs})
+        shares = [f"{1 / row[f'{out}/copy'].value:.0%}" if f"{out}/copy" in row else "-"
+                  for out in outputs]
         rows.append([str(N), *(milliseconds(times, key) for key in
                                (f"{ours} bool", f"{ours} bits", topk)),
-                     *_shown(ratios_of(times, pairs), *pairs)])
+                     *_shown(row, *rows[0][4:8]), *shares])
     return rows
 
 
-def _steps(times: Times, sizes: Sizes) -> list[list[str]]:
-    names = ("comet", "comet/tf32", "comet/compiled", "cached", "standard", "cached/standard")
-    rows = [["N, batch, optimizer, p_k", "graph ms", "ordinary ms", "cached ms", "standard ms",
-             "PyTorch ms", "TF32 ms", "compiled ms", "PyTorch standard ms", "graph/PyTorch",
-             "graph/TF32", "graph/compiled", "cached/PyTorch", "standard/PyTorch",
-             "cached/standard"]]
+def _steps(times: Times, sizes: Sizes) -> tuple[list[list[str]], list[list[str]]]:
+    names = {"comet": "graph/PyTorch", "comet/tf32": "graph/TF32",
+             "comet/compiled": "graph/compiled", "cached": "cached/PyTorch",
+             "standard": "standard/PyTorch", "cached/standard": "cached/standard"}
+    cell = "N, batch, optimizer, p_k"
+    times_rows = [[cell, "graph", "ordinary", "cached", "standard", "PyTorch", "TF32", "compiled",
+                   "PyTorch standard"]]
+    ratio_rows = [[cell, *names.values()]]
     for N, step, row in ratios(times, sizes):
         ours, standard = f"ours {N} {step}", _standard(step)
         keys = (f"{ours} graph", f"{ours} ordinary", f"{ours} cached", f"ours {N} {standard} graph",
                 f"pytorch {N} {step} eager", f"pytorch {N} {step} tf32",
                 f"pytorch_compiled {N} {step} compiled", f"pytorch {N} {standard} eager")
-        rows.append([f"{N}, {step.B}, {step.optimizer}, {step.p_k}",
-                     *(milliseconds(times, key) for key in keys), *_shown(row, *names)])
-    return rows
+        cell = f"{N}, {step.B}, {step.optimizer}, {step.p_k}"
+        times_rows.append([cell, *(milliseconds(times, key) for key in keys)])
+        ratio_rows.append([cell, *_shown(row, *names)])
+    return times_rows, ratio_rows
 
 
 def _kernels(times: Times) -> list[list[str]]:

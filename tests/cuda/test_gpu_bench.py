@@ -106,7 +106,10 @@ def test_the_steps_that_are_measured():
 
 
 @needs_torch
-def test_pytorchs_part(tiny_inputs):
+def test_pytorchs_part(tiny_inputs, request):
+    import torch
+
+    request.addfinalizer(lambda: torch.set_float32_matmul_precision("highest"))  # for other tests
     assert set(gpu_workers.pytorch(6, TINY, "cpu")) == {
         f"2 sgd {p_k} {how}" for p_k in ("standard", "0.5") for how in ("eager", "tf32")}
     assert set(gpu_workers.kwta_pytorch(40, TINY, "cpu")) == {"topk"}
@@ -167,9 +170,9 @@ def whole(machine, monkeypatch):
 
 
 def words_of(report, first):
-    """Return the words of the report's line that begins so, after its first column."""
-    line = next(line for line in report.splitlines() if line.startswith(first + " "))
-    return line.removeprefix(first).split()
+    """Return the words of the report's lines that begin so, after their first column."""
+    return [word for line in report.splitlines() if line.startswith(first + " ")
+            for word in line.removeprefix(first).split()]
 
 
 def test_a_whole_run(whole, tmp_path, capsys):
@@ -184,7 +187,8 @@ def test_a_whole_run(whole, tmp_path, capsys):
     assert (tmp_path / "bench.png").stat().st_size > 1000
     quarter, missed_quarter, one, two = (f"{text} ({text[:4]}-{text[:4]})".split() for text in
                                          ("0.25", "0.25*", "1.00", "2.00*"))
-    assert words_of(printed, "512") == ["1", "1", "4", *2 * two, *2 * missed_quarter]
+    assert words_of(printed, "512") == ["1", "1", "4", *2 * two, *2 * missed_quarter,
+                                         "50%", "50%"]
     assert words_of(printed, "100, 32, sgd, 0.5") == [
         *["1"] * 4, "4", "-", "4", "4", *quarter, "-", *3 * quarter, *one]
     assert words_of(printed, "sgd") == ["1", "0.5", "2.00", "(2.00-2.00)"]  # has no goal
@@ -202,6 +206,7 @@ def test_repeats_end_in_time(whole, monkeypatch):
 def test_missing_times_are_dashes():
     text = gpu.report({"ours 100 32 sgd 0.5 graph": [1.0]}, {}, SMOKE)
     assert words_of(text, "100, 32, sgd, 0.5") == ["1", *["-"] * 13]
+    assert words_of(text, "512") == ["-"] * 9
 
 
 @pytest.mark.parametrize(("devices", "error", "message"), [
