@@ -224,8 +224,8 @@ def draw(config: GridConfig, out: Path, name: str) -> Path:
     notices = {cell.spec.dataset: result["notice"] for cell in cells(config)
                if (result := cell.result(out)) and result["notice"]}
     figure.suptitle("\n".join([
-        f"{name}: {config.optimizer} lr {config.lr:g}, batch {config.batch}, {config.epochs} epochs,"
-        f" {config.seeds} seeds (band: lowest to highest){examples}",
+        f"{name}: {config.optimizer} lr {config.lr:g}, batch {config.batch}, {config.epochs} "
+        f"epochs, {config.seeds} seeds (band: lowest to highest){examples}",
         *(f"{dataset}: {notice}" for dataset, notice in notices.items())]), fontsize=8)
     return figures.save(figure, out / f"{name}.png")
 
@@ -237,7 +237,8 @@ def _draw_advantage(axes: Any, config: GridConfig, out: Path, dataset: str) -> N
     largest = min(np.nanmax(np.abs(table)), 100) if np.isfinite(table).any() else 1.0
     axes.imshow(table, cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto")
     for (i, j), value in np.ndenumerate(table):
-        axes.text(j, i, f"{value:+.1f}" if abs(value) < 100 else f"{value:+.0f}", ha="center", va="center", fontsize=9,
+        text = f"{value:+.1f}" if abs(value) < 100 else f"{value:+.0f}"
+        axes.text(j, i, text, ha="center", va="center", fontsize=9,
                   color="white" if abs(value) > 0.7 * largest else "black")
     axes.set_xticks(range(len(config.p_k)), [f"{level:g}" for level in config.p_k])
     axes.set_yticks(range(len(config.widths)), [str(width) for width in config.widths])

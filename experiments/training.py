@@ -1,5 +1,6 @@
 """Training one model: steps, evaluation, metrics, checkpoints and resume, divergence."""
 
+import functools
 import json
 import math
 import os
@@ -215,7 +216,8 @@ class Trainer:
 
         self.training = split(data.x_train, data.y_train)
         self.validation = split(data.x_val, data.y_val)
-        self.test = None if data.x_test is None else split(data.x_test, data.y_test)
+        self.test = (None if data.x_test is None or data.y_test is None
+                     else split(data.x_test, data.y_test))
         self.steps_an_epoch = math.ceil(len(self.training) / config.batch)
         self.total = self.steps_an_epoch * config.epochs
         self.work = step_work(config)
@@ -283,7 +285,7 @@ class Trainer:
             rows = self.backend.asarray(order[start:start + config.batch])
             x, y, masks = self.training.batch(rows)
             self.learner.step(x, y, self.rate(step), masks,
-                              lambda loss, step=step, x=x: self.check(step, float(loss), x))
+                              functools.partial(self.check, step, x))
 
     def _take_device_steps(self, order: np.ndarray, steps: int) -> None:
         learner, state = self.learner, self.learner.state
@@ -303,7 +305,7 @@ class Trainer:
         learner.state = state._replace(step=state.step + steps)
         x = self.training.batch(self.backend.asarray(order[-self.config.batch:]))[0]
         for i, loss in enumerate(self.device_steps.losses(steps)):
-            self.check(state.step + i, float(loss), x)
+            self.check(state.step + i, x, loss)
 
     def report(self, epoch: int, **values: float) -> None:
         """Measure on the validation split and add a line to the metrics."""
@@ -316,8 +318,9 @@ class Trainer:
         self.metrics.write(json.dumps(self.last).encode() + b"\n")
         self.metrics.flush()
 
-    def check(self, step: int, loss: float, x: Array) -> None:
+    def check(self, step: int, x: Array, loss: Array | float) -> None:
         """Add the loss of a step with input x to the epoch's sum, if it is finite."""
+        loss = float(loss)
         if not math.isfinite(loss):
             state = self.folder / "diverged"
             checkpoint.save(state, self._arrays(), self._description())

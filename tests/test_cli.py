@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from comet_np.experiments import cli
+from comet_np.backends import OPERATIONS, get_backend
+from comet_np.experiments import check, cli
 from comet_np.experiments.cli import EXPERIMENTS, main
 from comet_np.experiments.experiment import columns
 from comet_np.experiments.progress import Progress, duration
@@ -223,3 +224,15 @@ def test_durations_and_columns():
     assert [duration(s) for s in (0.04, 9.94, 59.4, 185, 7800)] == [
         "0.0 s", "9.9 s", "59 s", "3 min 05 s", "2 h 10 min"]
     assert columns([("a", "bb"), ("ccc", "d")]) == "a    bb\nccc   d"
+
+
+def test_check_covers_every_operation_and_finds_a_wrong_kernel(capsys, monkeypatch):
+    backend = get_backend("numpy")
+    assert set(check._samples(backend)) == set(OPERATIONS)
+    assert main(["check"]) == 0
+    assert "FAILED" not in capsys.readouterr().out
+    monkeypatch.setitem(backend.kernels, "project", lambda x, W: 1.001 * (x @ W.T))
+    assert main(["check"]) == 1
+    out = capsys.readouterr().out
+    assert "FAILED  kernel against body: project " in out
+    assert "checks FAILED on" in out

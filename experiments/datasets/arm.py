@@ -110,7 +110,7 @@ def load(seed: int, target: int | str | None = None) -> Dataset:
         motion = movements(rng, MOVEMENTS[split])
         # Shuffled, so that the first examples already come from many movements.
         rows = rng.permutation(len(motion[0]))
-        return np.concatenate(motion, axis=1)[rows], torques(*motion)[np.ix_(rows, joints)]
+        return np.concatenate(motion, axis=1)[rows], torques(*motion)[rows][:, joints]
 
     return standardised("arm", part("train"), part("val"), part("test"))
 
