@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backends.numpy_backend import processor
+from ..backends.numpy_backend import threads as usable_threads
 from ..errors import UserError
 from ..experiments import figures
 from ..experiments.experiment import columns
@@ -41,13 +42,17 @@ def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
     except metadata.PackageNotFoundError:
         raise UserError('the benchmark compares with PyTorch: pip install "comet-np[crosscheck]"'
                         ) from None
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out} ({error.strerror}): choose another with "
+                        "--out") from error
     if backend == "cupy":
         from . import gpu  # which builds on this module
 
         gpu.run(preset, out, repeats, compiled)
         return
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or usable_threads()
     settings = {
         "machine": processor(), "cores": os.cpu_count(), "threads": threads,
         "python": platform.python_version(), "numpy": metadata.version("numpy"),

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -70,15 +71,15 @@ def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     _add_experiment(run, arguments)
     plot = command("plot", _plot, "draw an experiment's figure again from its files")
     plot.add_argument("name", help="experiment, see: comet-np list")
-    plot.add_argument("--preset", choices=PRESETS, default="laptop")
+    plot.add_argument("--preset", default="laptop", help=", ".join(PRESETS))
     plot.add_argument("--out", help="folder of the run (default: runs/NAME-PRESET)")
     data = command("data", _data, "list the data sets: what is there, what is missing")
     data.add_argument("--data", help="folder of the data sets (default: $COMET_DATA)")
     data.add_argument("--fetch", metavar="NAME", help="download a data set into the folder")
     check = command("check", _check, "check gradients and kernels on this machine, a line each")
-    check.add_argument("--backend", choices=("numpy", "cupy"), default="numpy")
+    check.add_argument("--backend", default="numpy", help="numpy or cupy")
     bench = command("bench", _bench, "measure speed against PyTorch and the machine's limits")
-    bench.add_argument("--backend", choices=("numpy", "cupy"), default="numpy")
+    bench.add_argument("--backend", default="numpy", help="numpy or cupy")
     bench.add_argument("--preset", choices=("smoke", "full"), default="full")
     bench.add_argument("--out", default="runs/bench", help="folder for the result and the plot")
     bench.add_argument("--repeats", type=int, default=5, help="processes a cell and framework")
@@ -93,16 +94,19 @@ def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
 
 def _add_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     parser.add_argument("name", help="experiment, see: comet-np list")
-    parser.add_argument("--preset", choices=PRESETS, default="laptop",
+    parser.add_argument("--preset", default="laptop",
                         help="smoke: seconds; laptop: minutes on 2 cores; paper: its numbers")
-    parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy",
+    parser.add_argument("--backend", default="numpy",
                         help="numpy: CPU; cupy: CUDA")
     parser.add_argument("--out", help="folder for results (default: runs/NAME-PRESET)")
     parser.add_argument("--data", help="folder of the data sets (default: $COMET_DATA)")
     parser.add_argument("--jobs", type=int, help="cells run at a time, by processes that share "
                         "out the threads (default: one a core with numpy, else 1)")
     parser.add_argument("--mpi", action="store_true", help="run the cells on the ranks of MPI")
-    name = next((a for a in arguments[1:] if a in EXPERIMENTS), None)
+    # the name is the first argument that is not the value of a flag: its settings become flags
+    name = next((a for before, a in itertools.pairwise(arguments)
+                 if a in EXPERIMENTS and (not before.startswith("--") or "=" in before
+                                          or before == "--mpi")), None)
     if name is None:
         return
     group = parser.add_argument_group(f"settings of {name} (those of the preset if not given)")
@@ -183,10 +187,15 @@ def _plot(options: argparse.Namespace) -> int:
     if not (out / "run.json").exists():
         raise UserError(f"{out} holds no run of {experiment.name}: run it first, or name its "
                         "folder with --out")
-    record = json.loads((out / "run.json").read_text())
-    if record["experiment"] != experiment.name:
-        raise UserError(f"{out} holds a run of {record['experiment']}, not of {experiment.name}")
-    config = experiment.restore(record["config"])
+    try:
+        record = json.loads((out / "run.json").read_text())
+        name, fields = record["experiment"], record["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{out / 'run.json'} is damaged: run the experiment again with its "
+                        "settings, finished cells are kept") from error
+    if name != experiment.name:
+        raise UserError(f"{out} holds a run of {name}, not of {experiment.name}")
+    config = experiment.restore(fields)
     print(experiment.table(config, out))
     print(f"figure: {experiment.draw(config, out)}")
     return 0
@@ -212,6 +221,7 @@ def _check(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from ..benchmarks import bench
 
+    get_backend(options.backend)  # an unknown name or a missing GPU is said before any work
     started = time.monotonic()
     bench.run(options.backend, options.preset, Path(options.out), options.repeats,
               options.threads, not options.no_compile)

@@ -1,5 +1,6 @@
 """What an experiment is: a configuration with presets, a list of cells, a figure and a table."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -40,8 +41,10 @@ class Cell(NamedTuple):
 
     def result(self, out: Path) -> dict[str, Any] | None:
         """Return the result of a finished cell, or None."""
-        file = self.folder(out) / "result.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
+            result: dict[str, Any] = json.loads((self.folder(out) / "result.json").read_text())
+            return result
+        return None
 
 
 class Place(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from .. import checkpoint
-from ..errors import UserError
+from ..errors import UserError, unknown
 from ..models import mlp
 from ..rng import stream
 from . import datasets, figures
@@ -47,6 +47,9 @@ class Fig3Config:
         if self.networks < 1 or len(self.datasets) != 2:
             raise UserError("fig3 needs at least 1 network and exactly 2 data sets, got "
                             f"{self.networks} and {', '.join(self.datasets)}")
+        for name in self.datasets:
+            if name not in datasets.DATASETS:
+                raise unknown("data set", name, datasets.DATASETS)
 
 
 def cells(config: Fig3Config) -> list[Cell]:
@@ -94,11 +97,12 @@ def run_cell(spec: Fig3Spec, place: Place) -> dict[str, Any]:
     results = []
     images = {name: _images(name, place, spec.images) for name in spec.datasets}
     for index in range(spec.first, spec.last):
+        config = network(spec.seed, index, images[spec.datasets[0]][0].shape[1])
+        weights = int(stream(spec.seed, "weights", index).integers(2**63))
+        _, routing = mlp.init(config, weights, place.backend)
         used = []
         for name in spec.datasets:
             x, scale, shift = images[name]
-            config = network(spec.seed, index, x.shape[1])
-            _, routing = mlp.init(config, seed=index, backend=place.backend)
             used.append(utilisation(x, scale, shift, routing, config, place))
             place.progress.advance(NETWORK_WORK * len(x), f"network {index}: {name}")
         asleep = [count == 0 for count in used[0]]

@@ -45,6 +45,11 @@ def seed_band(axes: Any, x: np.ndarray, curves: np.ndarray, color: Any, label: s
 
 def save(figure: Any, file: Path) -> Path:
     """Write the figure as PNG, free its memory, and return the file's path."""
-    figure.savefig(file)
-    pyplot().close(figure)
+    try:
+        figure.savefig(file)
+    except OSError as error:
+        raise UserError(f"cannot write {file} ({error.strerror}): choose another folder with --out"
+                        ) from error
+    finally:
+        pyplot().close(figure)
     return file

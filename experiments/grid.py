@@ -26,7 +26,7 @@ from .training import TrainConfig, Trainer
 MODELS: dict[str, Callable[[float, str], tuple[float | None, str]]] = {
     "standard": lambda p_k, f: (None, f),
     "comet": lambda p_k, f: (p_k, f),
-    "scaled": lambda p_k, f: (None, f"{p_k:g}*{f}"),
+    "scaled": lambda p_k, f: (None, f"{p_k}*{f}"),
     "centred": lambda p_k, f: (None, f"centred_{f}"),
 }
 
@@ -100,6 +100,12 @@ class GridConfig:
     dtype: str = option("float32", "float32 or float64")
 
     def __post_init__(self) -> None:
+        for field in ("datasets", "models", "widths", "p_k"):
+            if not getattr(self, field):
+                raise UserError(f"--{field.replace('_', '-')} needs at least one value")
+        if self.layers < 1 or (self.train is not None and self.train < 1):
+            raise UserError("a network needs at least 1 layer and 1 training example, got "
+                            f"layers = {self.layers}, train = {self.train}")
         for name in self.models:
             if name not in MODELS:
                 raise unknown("model", name, MODELS)
@@ -108,7 +114,8 @@ class GridConfig:
                 raise unknown("data set", name, datasets.DATASETS)
         if self.seeds < 1:
             raise UserError(f"an experiment needs at least 1 seed, got {self.seeds}")
-        cells(self)[0].spec.configure(1, 1)  # bad settings are refused before the first cell runs
+        for cell in cells(self):  # bad settings are refused before the first cell runs
+            cell.spec.configure(1, 1)
 
 
 def cells(config: GridConfig) -> list[Cell]:
@@ -131,7 +138,7 @@ def cells(config: GridConfig) -> list[Cell]:
 
 def _cell(spec: GridSpec) -> Cell:
     inputs, outputs, examples = datasets.SIZES[spec.dataset]
-    level = "" if spec.p_k is None else f"-pk{spec.p_k:g}"
+    level = "" if spec.p_k is None else f"-pk{spec.p_k}"
     if spec.model == "scaled":
         level = "-" + spec.activation.replace("*", "")
     parameters = parameter_count(spec.configure(inputs, outputs).model)
@@ -195,6 +202,8 @@ def advantage(standard: np.ndarray, comet: np.ndarray, sign: int) -> float:
 def draw(config: GridConfig, out: Path, name: str) -> Path:
     """Draw a panel for each data set, width and p_k, and COMET's advantage in one more each."""
     plt = figures.pyplot()
+    if not any(cell.result(out) for cell in cells(config)):
+        raise UserError(f"{out} holds no finished cell of {name}: run it first")
     rows = [(dataset, width) for dataset in config.datasets for width in config.widths]
     figure = plt.figure(figsize=(2.6 * (len(config.p_k) + 1), 3.0 * len(rows) + 0.3))
     grid = figure.add_gridspec(len(rows), len(config.p_k) + 1)
@@ -214,8 +223,9 @@ def draw(config: GridConfig, out: Path, name: str) -> Path:
             if j == 0:
                 axes.set_ylabel(label)
             axes.set_xlabel("epoch", labelpad=1)
-            axes.legend(loc="upper left", bbox_to_anchor=(0, -0.24), title="best (parameters)",
-                        title_fontsize=7, alignment="left")
+            if axes.lines:
+                axes.legend(loc="upper left", bbox_to_anchor=(0, -0.24), title="best (parameters)",
+                            title_fontsize=7, alignment="left")
     for i, dataset in enumerate(config.datasets):
         height = len(config.widths)
         _draw_advantage(figure.add_subplot(grid[i * height:(i + 1) * height, -1]), config, out,

@@ -4,12 +4,16 @@ A finished cell is skipped, a stopped one goes on, a failed one does not end the
 sweeps may share a folder: each cell is locked while it runs.
 """
 
+import contextlib
 import os
 import queue
+import signal
+import threading
 import time
 import traceback
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,6 +28,7 @@ from ..functional.linear import project
 from .experiment import Cell, Place
 from .progress import Progress, duration
 
+MPI_START = "mpiexec -n RANKS python -m mpi4py.futures -m comet_np.experiments.cli run ... --mpi"
 SHARE_IN_PRODUCTS = 0.6  # of a training step's time, at the speed of a large product: measured
 
 
@@ -50,7 +55,7 @@ class Sweep(NamedTuple):
 
     jobs : int, processes; the machine's threads are shared out among them. One thread each is
         the best use of the cores: a product's threads wait for each other, cells do not.
-    mpi : bool, run the cells on the ranks of an MPI job instead (``mpiexec -n 4 comet-np ...``).
+    mpi : bool, run the cells on the ranks of an MPI job instead, started as `MPI_START` says.
     """
 
     experiment: str
@@ -102,9 +107,13 @@ def run_task(task: Task, progress: Any) -> Outcome:
             return Outcome(cell.name, "done")
     except (UserError, BackendError) as error:
         return Outcome(cell.name, "failed", str(error))
+    except OSError as error:
+        return Outcome(cell.name, "failed", f"cannot write into {folder} ({error.strerror}): free "
+                       "some space or choose another folder with --out, then run it again")
     except Exception as error:
         report = folder / "error.txt"
-        report.write_text(traceback.format_exc())
+        with contextlib.suppress(OSError):
+            report.write_text(traceback.format_exc())
         return Outcome(cell.name, "failed",
                        f"{type(error).__name__}: {error} (the traceback is in {report})")
 
@@ -147,8 +156,31 @@ class _Remote:
         self._messages.put(("message", text))
 
 
+_stopped = False  # in a worker: whether its cell was interrupted, so that it takes no other
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when the parent does, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _run_remote(task: Task, messages: Any) -> Outcome:
-    return run_task(task, _Remote(messages))
+    global _stopped
+    if _stopped:
+        return Outcome(task.cell.name, "busy", "not started")
+    try:
+        return run_task(task, _Remote(messages))
+    except KeyboardInterrupt:
+        _stopped = True
+        return Outcome(task.cell.name, "busy", "stopped")
 
 
 def _with_processes(tasks: list[Task], jobs: int, progress: Progress) -> list[Outcome]:
@@ -157,9 +189,22 @@ def _with_processes(tasks: list[Task], jobs: int, progress: Progress) -> list[Ou
     os.environ["OMP_NUM_THREADS"] = str(max(1, threads() // jobs))
     context = get_context("spawn")
     try:
-        with context.Manager() as manager, ProcessPoolExecutor(jobs, context) as pool:
+        with context.Manager() as manager:
             messages = manager.Queue()
-            return _collect(pool, tasks, messages, progress)
+
+            def attempt(tasks: list[Task]) -> list[Outcome | None]:
+                with ProcessPoolExecutor(jobs, context, _start_worker) as pool:
+                    return _collect(pool, tasks, messages, progress)
+
+            outcomes = attempt(tasks)
+            # A worker that was killed takes the pool with it, and cells that did nothing wrong:
+            # each of them is tried again, alone, and may be killed once more.
+            for i, outcome in enumerate(outcomes):
+                if outcome is None:
+                    outcomes[i] = attempt([tasks[i]])[0] or attempt([tasks[i]])[0]
+            return [outcome or Outcome(task.cell.name, "failed", "its process was killed, again "
+                                       "and again: is there too little memory? --jobs 1 needs less")
+                    for task, outcome in zip(tasks, outcomes, strict=True)]
     finally:
         if before is None:
             del os.environ["OMP_NUM_THREADS"]
@@ -172,43 +217,42 @@ def _with_mpi(tasks: list[Task], progress: Progress) -> list[Outcome]:
         from mpi4py.futures import MPIPoolExecutor
     except ImportError:
         raise UserError('--mpi needs mpi4py: pip install "comet-np[mpi]", then start with '
-                        "mpiexec -n RANKS python -m mpi4py.futures -m comet_np.experiments.cli "
-                        "run ... --mpi") from None
+                        f"{MPI_START}") from None
     with MPIPoolExecutor() as pool:
-        return _collect(pool, tasks, None, progress)
-
-
-def _collect(pool: Executor, tasks: list[Task], messages: Any,
-             progress: Progress) -> list[Outcome]:
-    if messages is None:
-        futures: list[Future[Outcome]] = [pool.submit(_run_silent, task) for task in tasks]
-    else:
-        futures = [pool.submit(_run_remote, task, messages) for task in tasks]
-    try:
-        while not all(future.done() for future in futures):
-            if messages is None:
-                time.sleep(0.2)
-                continue
-            try:
-                method, *arguments = messages.get(timeout=0.2)
-                getattr(progress, method)(*arguments)
-            except queue.Empty:
-                pass
-    except KeyboardInterrupt:
-        pool.shutdown(wait=True, cancel_futures=True)  # the workers got Ctrl-C too, and save
-        raise
-    return [_outcome(task, future) for task, future in zip(tasks, futures, strict=True)]
+        futures = [pool.submit(_run_silent, task) for task in tasks]
+        outcomes = []
+        for task, future in zip(tasks, futures, strict=True):
+            outcomes.append(future.result())
+            progress.advance(task.cell.work, task.cell.name)
+        return outcomes
 
 
 def _run_silent(task: Task) -> Outcome:
-    return run_task(task, Progress(task.cell.work, open(os.devnull, "w")))
+    with open(os.devnull, "w") as nowhere:
+        return run_task(task, Progress(task.cell.work, nowhere))
 
 
-def _outcome(task: Task, future: "Future[Outcome]") -> Outcome:
-    error = future.exception()
-    if error is None:
-        return future.result()
-    return Outcome(task.cell.name, "failed", f"its process ended: {error or type(error).__name__}")
+def _collect(pool: ProcessPoolExecutor, tasks: list[Task], messages: Any,
+             progress: Progress) -> list[Outcome | None]:
+    """Return the outcomes of the tasks, showing their progress; None where a worker was killed."""
+    futures = [pool.submit(_run_remote, task, messages) for task in tasks]
+    workers = list((pool._processes or {}).values())
+    try:
+        while not all(future.done() for future in futures):
+            with contextlib.suppress(queue.Empty):
+                method, *arguments = messages.get(timeout=0.2)
+                getattr(progress, method)(*arguments)
+    except KeyboardInterrupt:
+        for worker in workers:
+            worker.terminate()  # SIGTERM: a cell in training saves a checkpoint and stops
+        try:
+            pool.shutdown(wait=True, cancel_futures=True)
+        except KeyboardInterrupt:
+            for worker in workers:
+                worker.kill()
+        raise
+    return [None if isinstance(future.exception(), BrokenProcessPool) else future.result()
+            for future in futures]
 
 
 def expected_seconds(cells: list[Cell], backend: Backend) -> float:

@@ -1,6 +1,7 @@
 """Training one model: steps, evaluation, metrics, checkpoints and resume, divergence."""
 
 import functools
+import hashlib
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -80,6 +81,8 @@ class TrainConfig:
         if self.batch < 1 or self.epochs < 0:
             raise UserError("a run needs a batch of at least 1 and 0 or more epochs, got "
                             f"batch = {self.batch}, epochs = {self.epochs}")
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"the learning rate must be positive and finite, got {self.lr}")
         if self.dtype not in ("float32", "float64"):
             raise UserError(f'dtype must be "float32" or "float64", got "{self.dtype}"')
 
@@ -144,7 +147,7 @@ class Split:
         self.y = backend.asarray(y, dtype=None if y.dtype.kind in "iu" else config.dtype)
         self.widths = config.model.widths[1:-1]
         self.bits: Array | None = None
-        if config.model.p_k is not None:
+        if config.model.p_k is not None and self.widths:
             packed = [pack_masks(mlp.masks_of(self._input(rows), routing, config.model))
                       for rows in blocks(len(x), EVALUATION_BATCH)]
             self.bits = backend.xp.concatenate(packed)
@@ -209,6 +212,7 @@ class Trainer:
         started = time.monotonic()
         self.config, self.folder, self.backend, self.progress = config, folder, backend, progress
         self.notice = data.notice
+        self.digest = hashlib.sha256(np.ascontiguousarray(data.x_train).data).hexdigest()
         self.learner = Learner(config, data.task, backend)
 
         def split(x: np.ndarray, y: np.ndarray) -> Split:
@@ -262,7 +266,10 @@ class Trainer:
                         self.save()
                     if interrupted.is_set():
                         raise KeyboardInterrupt
-            return self.finish()
+            result = self.finish()
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+            return result
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -278,8 +285,17 @@ class Trainer:
         config = self.config
         whole = len(order) // config.batch
         if self.backend.losses_at_once > 1 and whole:
-            self._take_device_steps(order[:whole * config.batch], whole)
-            order = order[whole * config.batch:]
+            before = [array.copy() for array in self._state().values()]
+            losses = self._take_device_steps(order[:whole * config.batch], whole)
+            if np.isfinite(losses).all():
+                for loss in losses:  # one by one, as on the CPU: the same sum
+                    self.loss_sum += float(loss)
+                order = order[whole * config.batch:]
+            else:  # again from before the group, to find the step and the layer
+                for array, saved in zip(self._state().values(), before, strict=True):
+                    array[...] = saved
+                self.learner.state = self.learner.state._replace(
+                    step=self.learner.state.step - whole)
         for start in range(0, len(order), config.batch):
             step = self.learner.state.step
             rows = self.backend.asarray(order[start:start + config.batch])
@@ -287,7 +303,7 @@ class Trainer:
             self.learner.step(x, y, self.rate(step), masks,
                               functools.partial(self.check, step, x))
 
-    def _take_device_steps(self, order: np.ndarray, steps: int) -> None:
+    def _take_device_steps(self, order: np.ndarray, steps: int) -> np.ndarray:
         learner, state = self.learner, self.learner.state
 
         def one(rows: Array, lr: Array, done: Array) -> Array:
@@ -303,9 +319,7 @@ class Trainer:
         for _ in range(steps):
             self.device_steps.run()
         learner.state = state._replace(step=state.step + steps)
-        x = self.training.batch(self.backend.asarray(order[-self.config.batch:]))[0]
-        for i, loss in enumerate(self.device_steps.losses(steps)):
-            self.check(state.step + i, x, loss)
+        return self.device_steps.losses(steps)
 
     def report(self, epoch: int, **values: float) -> None:
         """Measure on the validation split and add a line to the metrics."""
@@ -313,6 +327,9 @@ class Trainer:
         measured = {f"val_{name}": value
                     for name, value in evaluate(self.learner, self.validation).items()}
         self.seconds["evaluate"] += time.monotonic() - started
+        if not math.isfinite(measured["val_loss"]):
+            self.diverge(self.learner.state.step, measured["val_loss"],
+                         self.validation.batch(slice(0, EVALUATION_BATCH))[0])
         self.last = {"epoch": epoch, "step": self.learner.state.step, **values, **measured,
                      "seconds": round(self.seconds["train"], 3)}
         self.metrics.write(json.dumps(self.last).encode() + b"\n")
@@ -322,24 +339,32 @@ class Trainer:
         """Add the loss of a step with input x to the epoch's sum, if it is finite."""
         loss = float(loss)
         if not math.isfinite(loss):
-            state = self.folder / "diverged"
-            checkpoint.save(state, self._arrays(), self._description())
-            raise Diverged(
-                f"training diverged at step {step} (loss {loss}): the first quantity that is not "
-                f"finite is {first_not_finite(self.learner, x)}; lower --lr, or clip with "
-                f"--clip-norm; the state is in {state}")
+            self.diverge(step, loss, x)
         self.loss_sum += loss
+
+    def diverge(self, step: int, loss: float, x: Array) -> NoReturn:
+        """Save the state and raise Diverged, for a loss that is not finite on the input x."""
+        state = self.folder / "diverged"
+        checkpoint.save(state, self._arrays(), self._description())
+        raise Diverged(
+            f"training diverged at step {step} (loss {loss}): the first quantity that is not "
+            f"finite is {first_not_finite(self.learner, x)}; lower --lr, or clip with "
+            f"--clip-norm; the state is in {state}")
 
     # --- checkpoints ---
 
-    def _arrays(self) -> dict[str, np.ndarray]:
+    def _state(self) -> dict[str, Array]:
+        """Return all arrays that training changes, by name."""
         arrays = {"flat": self.learner.flat, "first": self.learner.state.first,
                   "second": self.learner.state.second}
-        return {name: self.backend.to_host(array) for name, array in arrays.items()
-                if array is not None}
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {name: self.backend.to_host(array) for name, array in self._state().items()}
 
     def _description(self) -> dict[str, Any]:
-        return {"config": json.loads(json.dumps(asdict(self.config))), "last": self.last,
+        config = json.loads(json.dumps(asdict(self.config))) | {"data": self.digest}
+        return {"config": config, "last": self.last,
                 "step": self.learner.state.step, "loss_sum": self.loss_sum,
                 "metrics_bytes": self.metrics.tell(), "seconds": self.seconds}
 
@@ -351,6 +376,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of this moment."""
         started = time.monotonic()
+        os.fsync(self.metrics.fileno())
         checkpoint.save(self.folder / "checkpoint", self._arrays(), self._description())
         self.saved_at = time.monotonic()
         self.save_cost = self.saved_at - started
@@ -372,22 +398,25 @@ class Trainer:
             raise checkpoint.CheckpointError(
                 f"the checkpoint in {self.folder} belongs to another run ({'; '.join(differences)})"
                 ": choose another --out, or move that folder away to start again")
-        state = self.learner.state
-        for name, array in (("flat", self.learner.flat), ("first", state.first),
-                            ("second", state.second)):
-            if array is not None:
-                array[...] = self.backend.asarray(arrays[name])
-        self.learner.state = state._replace(step=description["step"])
+        length = description["metrics_bytes"]
+        if os.fstat(self.metrics.fileno()).st_size < length:
+            raise checkpoint.CheckpointError(
+                f"{self.folder / 'metrics.jsonl'} is shorter than when the checkpoint beside it "
+                "was written: restore it, or move that folder away to start again")
+        for name, array in self._state().items():
+            array[...] = self.backend.asarray(arrays[name])
+        self.learner.state = self.learner.state._replace(step=description["step"])
         self.loss_sum, self.last = description["loss_sum"], description["last"]
         self.seconds |= description["seconds"]
-        self.metrics.truncate(description["metrics_bytes"])
+        self.metrics.truncate(length)
         self.metrics.seek(0, os.SEEK_END)
         self.progress.skip(description["step"] * self.work)
 
     def finish(self) -> dict[str, Any]:
         """Measure on the test split, write the result, and remove the checkpoints."""
         result: dict[str, Any] = {"parameters": mlp.parameter_count(self.config.model),
-                                  "last": self.last, "notice": self.notice}
+                                  "last": self.last, "notice": self.notice,
+                                  "data": self.digest}
         if self.test is not None:
             result |= {f"test_{name}": value
                        for name, value in evaluate(self.learner, self.test).items()}
@@ -419,7 +448,10 @@ def first_not_finite(learner: Learner, x: Array) -> str:
 
 @contextmanager
 def _ctrl_c() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, so that a step is not cut in two; a second one ends."""
+    """Turn the first Ctrl-C, or SIGTERM, into an event, so that a step is not cut in two.
+
+    A second one ends at once. Where Ctrl-C is ignored, as in the workers of a sweep, it stays so.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -430,8 +462,12 @@ def _ctrl_c() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         event.set()
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, handle)
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

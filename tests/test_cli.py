@@ -1,16 +1,21 @@
 """The command: what it prints, what it refuses and in which words, and how sweeps behave."""
 
+import dataclasses
 import fcntl
+import functools
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from comet_np.backends import OPERATIONS, get_backend
-from comet_np.experiments import check, cli
+from comet_np.experiments import check, cli, sweep
 from comet_np.experiments.cli import EXPERIMENTS, main
 from comet_np.experiments.experiment import columns
 from comet_np.experiments.progress import Progress, duration
@@ -95,7 +100,7 @@ def test_a_failed_cell_does_not_end_the_others(capsys, monkeypatch):
         return train(spec, place)
 
     monkeypatch.setitem(EXPERIMENTS, "quickstart",
-                        cli.dataclasses.replace(cli.QUICKSTART, run_cell=fail_once))
+                        dataclasses.replace(cli.QUICKSTART, run_cell=fail_once))
     assert main(ARM) == 1
     out = capsys.readouterr().out
     assert "3 cells run" in out
@@ -135,6 +140,15 @@ def test_two_sweeps_share_a_folder(capsys):
     (["run", "quickstart", "--batch", "0"], "a batch of at least 1"),
     (["run", "quickstart", "--jobs", "0"], "--jobs must be at least 1, got 0"),
     (["run", "quickstart", "--dtype", "float16"], '"float32" or "float64", got "float16"'),
+    (["run", "quickstart", "--widths", ""], "--widths needs at least one value"),
+    (["run", "quickstart", "--layers", "0"], "at least 1 layer"),
+    (["run", "quickstart", "--train", "0"], "1 training example"),
+    (["run", "quickstart", "--lr", "-1"], "the learning rate must be positive and finite, got -1"),
+    (["run", "quickstart", "--preset", "papre"], 'unknown preset "papre"; did you mean "paper"?'),
+    (["run", "quickstart", "--backend", "cuda"], 'unknown backend "cuda"'),
+    (["run", "--out", "fig2", "quickstart", "--lr", "fast"], '--lr takes a number, got "fast"'),
+    (["run", "fig3", "--datasets", "cifar10,cifar10O"], 'unknown data set "cifar10O"'),
+    (["bench", "--out", "/dev/null/x"], "choose another with --out"),
     (["run", "quickstart", "--out", "/dev/null/x"], "choose another with --out"),
     (["plot", "quickstart"], "holds no run of quickstart: run it first"),
 ])
@@ -151,7 +165,8 @@ def test_missing_data_says_where_it_comes_from(capsys):
     assert main(["run", "fig4", "--epochs", "1", "--seeds", "1", "--widths", "10"]) == 1
     out = capsys.readouterr().out
     assert "FAILED" in out
-    assert "COMET_DATA" in out or "--data" in out
+    assert "--data DIR or COMET_DATA" in out
+    assert "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz" in out
 
 
 def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
@@ -159,7 +174,7 @@ def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(EXPERIMENTS, "quickstart",
-                        cli.dataclasses.replace(cli.QUICKSTART, run_cell=interrupted))
+                        dataclasses.replace(cli.QUICKSTART, run_cell=interrupted))
     assert main(ARM) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
 
@@ -236,3 +251,110 @@ def test_check_covers_every_operation_and_finds_a_wrong_kernel(capsys, monkeypat
     out = capsys.readouterr().out
     assert "FAILED  kernel against body: project " in out
     assert "checks FAILED on" in out
+
+
+def test_damaged_files_are_said_or_done_again(capsys):
+    pytest.importorskip("matplotlib")
+    main(ARM)
+    (cell_folders()[0] / "result.json").write_text("")
+    assert main(ARM) == 0
+    assert "1 cells run in" in capsys.readouterr().out.split("\n4 cells")[-1]
+    Path("runs/quickstart-smoke/run.json").write_text("{")
+    assert main(["plot", "quickstart", "--preset", "smoke"]) == 2
+    assert "run.json is damaged: run the experiment again" in capsys.readouterr().err
+
+
+def test_a_plot_without_a_finished_cell_is_refused(capsys):
+    pytest.importorskip("matplotlib")
+    main(ARM)
+    for folder in cell_folders():
+        (folder / "result.json").unlink()
+    assert main(["plot", "quickstart", "--preset", "smoke"]) == 2
+    assert "holds no finished cell of quickstart" in capsys.readouterr().err
+
+
+def test_a_cell_folder_that_cannot_be_written_is_a_sentence(capsys):
+    Path("runs/quickstart-smoke").mkdir(parents=True)
+    Path("runs/quickstart-smoke/cells").write_text("in the way")
+    assert main(ARM) == 1
+    assert "cannot write into" in capsys.readouterr().out
+
+
+def start_sweep(out):
+    """Start a long sweep of two processes in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "comet_np.experiments.cli", "run", "quickstart", "--preset", "smoke",
+         "--datasets", "arm", "--seeds", "3", "--models", "comet", "--epochs", "5000", "--jobs",
+         "2", "--out", str(out)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True)
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def in_training(out):
+    """Return how many cells have begun to train."""
+    return sum(f.stat().st_size > 500 for f in out.glob("cells/*/metrics.jsonl"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to_all", [True, False], ids=["the terminal's", "to the parent alone"])
+def test_ctrl_c_stops_all_processes_with_a_checkpoint(tmp_path, to_all):
+    process = start_sweep(tmp_path / "out")
+    wait_for(lambda: in_training(tmp_path / "out") == 2)
+    (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    assert "the same command goes on from here" in output
+    assert "Traceback" not in output
+    assert len(list(tmp_path.glob("out/cells/*/checkpoint"))) == 2
+    assert in_training(tmp_path / "out") == 2  # no third cell was begun
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_killed_parent(tmp_path):
+    process = start_sweep(tmp_path / "out")
+    wait_for(lambda: in_training(tmp_path / "out") == 2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.stdout.close()
+    process.wait()
+
+    def free(lock):
+        with open(lock, "w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return False
+        return True
+
+    wait_for(lambda: all(map(free, tmp_path.glob("out/cells/*/lock"))), seconds=10)
+
+
+def die_once(spec, place):
+    """Kill the worker the first time a cell comes, and finish it the second time."""
+    mark = place.folder / "died"
+    if spec.seed == 1 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    (place.folder / "result.json").write_text("{}")
+    return {}
+
+
+@pytest.mark.slow
+def test_a_killed_worker_does_not_end_the_sweep(tmp_path, monkeypatch):
+    grid = EXPERIMENTS["quickstart"]
+    config = grid.configure("smoke", {"seeds": 4, "datasets": ("arm",)})
+    monkeypatch.setattr(sweep, "_run_remote", functools.partial(run_with, die_once))
+    outcomes = sweep.Sweep("quickstart", grid.cells(config), tmp_path, jobs=2).run()
+    assert {outcome.status for outcome in outcomes} <= {"done", "found"}
+    assert len(list(tmp_path.glob("cells/*/died"))) == 3  # the three models of seed 1
+
+
+def run_with(run_cell, task, messages):
+    """Do what a worker does, with another cell function."""
+    EXPERIMENTS["quickstart"] = dataclasses.replace(EXPERIMENTS["quickstart"], run_cell=run_cell)
+    return sweep.run_task(task, sweep._Remote(messages))

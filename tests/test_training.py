@@ -92,38 +92,54 @@ def test_interrupted_anywhere_is_bit_for_bit_the_same(arm, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_killed_25_times_ends_in_the_same_metrics(tmp_path):
+def test_killed_25_times_ends_in_the_same_metrics_and_weights(tmp_path):
+    program = """
+import sys
+from comet_np.experiments import cli, training
+training.LEAST_CHECKPOINT_SECONDS, training.CHECKPOINT_SHARE = 0.02, 1.0
+finish = training.Trainer.finish
+def keep_the_last_checkpoint(self):
+    self.save()
+    (self.folder / "checkpoint").rename(self.folder / "final")
+    return finish(self)
+training.Trainer.finish = keep_the_last_checkpoint
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
     def start(out):
-        program = ("import sys; from comet_np.experiments import cli, training; "
-                   "training.LEAST_CHECKPOINT_SECONDS = 0.02; training.CHECKPOINT_SHARE = 1.0; "
-                   "sys.exit(cli.main(sys.argv[1:]))")
         return subprocess.Popen(
             [sys.executable, "-c", program, "run", "quickstart", "--preset", "smoke", "--datasets",
-             "arm", "--models", "comet", "--seeds", "1", "--epochs", "250", "--optimizer", "adam",
+             "arm", "--models", "comet", "--seeds", "1", "--epochs", "400", "--optimizer", "adam",
              "--lr", "1e-3", "--jobs", "1", "--out", str(out)], cwd=ROOT, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True)
+            stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    def saved(out):
+        """Return when the newest checkpoint was written, or 0."""
+        return max((f.stat().st_mtime_ns for f in out.glob("cells/*/checkpoint")), default=0)
 
     undisturbed = start(tmp_path / "whole")
-    output, _ = undisturbed.communicate(timeout=120)
+    output, _ = undisturbed.communicate(timeout=200)
     assert undisturbed.returncode == 0, output
-    draw, kills = random.Random(0), 0
-    while kills < 25:
+    draw = random.Random(0)
+    for kills in range(25):
+        before = saved(tmp_path / "killed")
         process = start(tmp_path / "killed")
-        while not list((tmp_path / "killed").glob("cells/*/lock")) and process.poll() is None:
-            time.sleep(0.005)
-        time.sleep(draw.uniform(0.0, 0.5))
-        if process.poll() is not None:
-            break
+        while saved(tmp_path / "killed") == before and process.poll() is None:
+            time.sleep(0.002)  # until this start has trained and saved
+        time.sleep(draw.uniform(0.0, 0.06))
+        assert process.poll() is None, f"the run ended after {kills} kills: make it longer"
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        kills += 1
-    assert kills == 25, f"the run ended after {kills} kills: make it longer"
     process = start(tmp_path / "killed")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     whole, killed = (next((tmp_path / name).glob("cells/*")) for name in ("whole", "killed"))
     assert lines(killed) == lines(whole)
-    assert len(lines(killed)) == 251
+    assert len(lines(killed)) == 401
+    arrays, expected = (checkpoint.load(folder / "final")[0] for folder in (killed, whole))
+    assert set(arrays) == {"flat", "first", "second"}
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, expected[name])
 
 
 def test_divergence_names_step_and_layer(arm, tmp_path):
@@ -147,8 +163,9 @@ def test_divergence_is_found_at_its_step_however_often_losses_are_read(arm, tmp_
         return (loss * np.nan if run.learner.state.step == 6 else loss), cache
 
     monkeypatch.setattr(run.learner, "loss_forward", sabotaged)
-    with pytest.raises(Diverged, match="at step 6 "):
+    with pytest.raises(Diverged, match=r"at step 6 .* not finite is the loss itself;"):
         run.run()
+    assert run.learner.state.step == 6
 
 
 def test_a_checkpoint_of_another_run_is_refused(arm, tmp_path, monkeypatch):
@@ -185,3 +202,44 @@ def test_checkpoints_are_seldom_enough(arm, tmp_path, monkeypatch):
     assert not run.due()
     now += 2  # 0.5 s of writing in 51 s of training is about 1 %
     assert run.due()
+
+
+def test_a_last_step_that_diverges_is_no_success(arm, tmp_path):
+    data = replace(arm, x_train=arm.x_train[:32], y_train=arm.y_train[:32])
+    with pytest.raises(Diverged, match="at step 1 "):
+        trainer(TrainConfig(ARM, lr=1e30, epochs=1), data, tmp_path).run()
+
+
+def test_ctrl_c_in_the_last_evaluation_is_not_lost(arm, tmp_path, monkeypatch):
+    run = trainer(TrainConfig(ARM, epochs=1), arm, tmp_path)
+    finish = run.finish
+
+    def interrupted():
+        signal.raise_signal(signal.SIGINT)
+        return finish()
+
+    monkeypatch.setattr(run, "finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert (tmp_path / "result.json").exists()
+
+
+def stopped_after_an_epoch(arm, folder, monkeypatch):
+    run = trainer(TrainConfig(ARM, epochs=2), arm, folder)
+    monkeypatch.setattr(run, "due", lambda: True)
+    monkeypatch.setattr(run, "finish", lambda: None)
+    run.run()
+
+
+def test_a_checkpoint_of_other_data_is_refused(arm, tmp_path, monkeypatch):
+    stopped_after_an_epoch(arm, tmp_path, monkeypatch)
+    with pytest.raises(checkpoint.CheckpointError, match=r"another run \(data was"):
+        trainer(TrainConfig(ARM, epochs=2), datasets.load("arm", seed=7, train=200),
+                tmp_path).run()
+
+
+def test_lost_metrics_are_said(arm, tmp_path, monkeypatch):
+    stopped_after_an_epoch(arm, tmp_path, monkeypatch)
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(checkpoint.CheckpointError, match="is shorter than when"):
+        trainer(TrainConfig(ARM, epochs=2), arm, tmp_path).run()
