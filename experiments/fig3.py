@@ -96,6 +96,7 @@ def run_cell(spec: Fig3Spec, place: Place) -> dict[str, Any]:
     """Count, for each network, how often the images of both data sets activate each neuron."""
     results = []
     images = {name: _images(name, place, spec.images) for name in spec.datasets}
+    examples = len(images[spec.datasets[0]][0])
     for index in range(spec.first, spec.last):
         config = network(spec.seed, index, images[spec.datasets[0]][0].shape[1])
         weights = int(stream(spec.seed, "weights", index).integers(2**63))
@@ -112,7 +113,7 @@ def run_cell(spec: Fig3Spec, place: Place) -> dict[str, Any]:
             "p_k": config.p_k, "widths": config.widths[1:-1],
             "never": int(sum(sleeps.sum() for sleeps in asleep)), "woken": woken,
             # how the utilisation is distributed: its quantiles, layer by layer
-            "quantiles": [np.quantile(count / len(x), np.linspace(0, 1, 101)).round(5).tolist()
+            "quantiles": [np.quantile(count / examples, np.linspace(0, 1, 101)).round(5).tolist()
                           for count in used[0]]})
     checkpoint.write_atomically(place.folder / "result.json",
                                 json.dumps({"networks": results}).encode())
