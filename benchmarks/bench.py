@@ -38,15 +38,15 @@ def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
     if repeats < 1:
         raise UserError(f"--repeats must be at least 1, got {repeats}")
     try:
-        torch_version = metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        raise UserError('the benchmark compares with PyTorch: pip install "comet-np[crosscheck]"'
-                        ) from None
-    try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {out} ({error.strerror}): choose another with "
                         "--out") from error
+    try:
+        torch_version = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        raise UserError('the benchmark compares with PyTorch: pip install "comet-np[crosscheck]"'
+                        ) from None
     if backend == "cupy":
         from . import gpu  # which builds on this module
 
