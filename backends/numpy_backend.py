@@ -82,8 +82,8 @@ def check_float(name: str, *arrays: Array) -> None:
     for array in arrays:  # not a set of dtypes: this runs twenty times a step
         if array.dtype != dtype or dtype.char not in "fd":
             dtypes = sorted({str(array.dtype) for array in arrays})
-            raise BackendError(f"{name} on NumPy takes arrays of one dtype, float32 or float64, got "
-                               f"{', '.join(dtypes)}: cast them with .astype()")
+            raise BackendError(f"{name} on NumPy takes arrays of one dtype, float32 or float64, "
+                               f"got {', '.join(dtypes)}: cast them with .astype()")
 
 
 # --- threads over blocks ------------------------------------------------------------------------
