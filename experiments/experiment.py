@@ -69,7 +69,8 @@ class Experiment:
         What "smoke" and "paper" change.
     cells : config -> list of Cell
     run_cell : (spec, Place) -> result
-        Writes result.json itself; may be stopped and called again.
+        Writes result.json itself. Stopped and called again, training goes on from its checkpoint;
+        the short cells of Figures 2 and 3 start over.
     draw : (config, out) -> path of the figure
         From the files of finished cells alone.
     table : (config, out) -> str
