@@ -16,7 +16,7 @@ from typing import Any
 
 from ..backends.numpy_backend import processor
 from ..backends.numpy_backend import threads as usable_threads
-from ..errors import UserError
+from ..errors import UserError, unknown
 from ..experiments import figures
 from ..experiments.experiment import columns
 from .cpu_workers import KWTA_K, KWTA_N, KWTA_ROWS, P_K
@@ -35,6 +35,8 @@ Times = dict[str, list[float]]  # by "work N B name": one median a process
 def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
         compiled: bool) -> None:
     """Measure, print the table, and write ``bench.json`` and ``bench.png`` into `out`."""
+    if preset not in SECONDS:
+        raise unknown("preset", preset, SECONDS)
     if repeats < 1:
         raise UserError(f"--repeats must be at least 1, got {repeats}")
     try:

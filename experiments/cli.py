@@ -19,7 +19,7 @@ from ..backends.numpy_backend import threads
 from ..checkpoint import write_atomically
 from ..errors import UserError, nearest, unknown
 from . import datasets
-from .experiment import PRESETS, Experiment, parse
+from .experiment import Experiment, parse
 from .fig2 import FIG2
 from .fig3 import FIG3
 from .grid import FIG4, FIG11, FIG33, QUICKSTART
@@ -52,7 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     """Return the parser for these arguments, and the flags of their command."""
-    formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(
         "comet-np", description="COMET (arXiv 2410.08003) on NumPy and CuPy: experiments, "
         "self-checks and benchmarks.")
@@ -60,8 +59,7 @@ def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, action: Any, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, formatter_class=formatter,
-                                  allow_abbrev=False)
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.set_defaults(action=action)
         return sub
 
@@ -71,18 +69,21 @@ def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     _add_experiment(run, arguments)
     plot = command("plot", _plot, "draw an experiment's figure again from its files")
     plot.add_argument("name", help="experiment, see: comet-np list")
-    plot.add_argument("--preset", default="laptop", help=", ".join(PRESETS))
+    plot.add_argument("--preset", default="laptop", help="of the run (default: laptop)")
     plot.add_argument("--out", help="folder of the run (default: runs/NAME-PRESET)")
     data = command("data", _data, "list the data sets: what is there, what is missing")
     data.add_argument("--data", help="folder of the data sets (default: $COMET_DATA)")
     data.add_argument("--fetch", metavar="NAME", help="download a data set into the folder")
     check = command("check", _check, "check gradients and kernels on this machine, a line each")
-    check.add_argument("--backend", default="numpy", help="numpy or cupy")
+    check.add_argument("--backend", default="numpy", help="numpy (the default) or cupy")
     bench = command("bench", _bench, "measure speed against PyTorch and the machine's limits")
-    bench.add_argument("--backend", default="numpy", help="numpy or cupy")
-    bench.add_argument("--preset", choices=("smoke", "full"), default="full")
-    bench.add_argument("--out", default="runs/bench", help="folder for the result and the plot")
-    bench.add_argument("--repeats", type=int, default=5, help="processes a cell and framework")
+    bench.add_argument("--backend", default="numpy", help="numpy (the default) or cupy")
+    bench.add_argument("--preset", default="full", help="full (the default): about 6 minutes; smoke: "
+                       "seconds")
+    bench.add_argument("--out", default="runs/bench", help="folder for the result and the plot "
+                       "(default: runs/bench)")
+    bench.add_argument("--repeats", type=int, default=5, help="processes a cell and framework "
+                       "(default: 5)")
     bench.add_argument("--threads", type=int, default=None, help="threads (default: all cores)")
     bench.add_argument("--no-compile", action="store_true", help="leave out torch.compile (slow)")
     chosen = arguments[0] if arguments and arguments[0] in commands.choices else None
@@ -95,9 +96,10 @@ def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
 def _add_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     parser.add_argument("name", help="experiment, see: comet-np list")
     parser.add_argument("--preset", default="laptop",
-                        help="smoke: seconds; laptop: minutes on 2 cores; paper: its numbers")
+                        help="smoke: seconds; laptop (the default): minutes on 2 cores; paper: its "
+                        "numbers")
     parser.add_argument("--backend", default="numpy",
-                        help="numpy: CPU; cupy: CUDA")
+                        help="numpy (the default): CPU; cupy: CUDA")
     parser.add_argument("--out", help="folder for results (default: runs/NAME-PRESET)")
     parser.add_argument("--data", help="folder of the data sets (default: $COMET_DATA)")
     parser.add_argument("--jobs", type=int, help="cells run at a time, by processes that share "

@@ -77,7 +77,8 @@ class GridConfig:
     """
 
     datasets: tuple[str, ...] = option(("glyphs", "arm"), "data sets, see: comet-np data")
-    models: tuple[str, ...] = option(("standard", "comet", "centred"), "models to compare")
+    models: tuple[str, ...] = option(("standard", "comet", "centred"), "models to compare: "
+                                     "standard, comet, and the controls centred and scaled")
     widths: tuple[int, ...] = option((500,), "neurons in each hidden layer, N")
     p_k: tuple[float, ...] = option((0.1, 0.5), "proportion of neurons that stay active")
     seeds: int = option(3, "number of seeds: initial weights and data order")
@@ -321,6 +322,7 @@ QUICKSTART = grid(
 )
 
 _PAPER_LEVELS = {"p_k": (0.1, 0.5, 0.9), "seeds": 3}
+_PAPER_MODELS = {"models": ("standard", "comet")}
 
 FIG4 = grid(
     "fig4", "Figure 4: CIFAR10, 4-layer MLP, SGD lr 1e-4",
@@ -329,7 +331,7 @@ FIG4 = grid(
     laptop={"datasets": ("cifar10",), "widths": (100, 500, 1000), "lr": 1e-3, "epochs": 10,
             "train": 10_000, **_PAPER_LEVELS},
     paper={"datasets": ("cifar10",), "widths": (100, 500, 1000, 3000), "lr": 1e-4, "epochs": 100,
-           **_PAPER_LEVELS},
+           **_PAPER_LEVELS, **_PAPER_MODELS},
 )
 
 FIG11 = grid(
@@ -339,7 +341,7 @@ FIG11 = grid(
     laptop={"datasets": ("cifar10",), "widths": (100, 500, 1000), "lr": 1e-2, "epochs": 10,
             "train": 10_000, **_PAPER_LEVELS},
     paper={"datasets": ("cifar10",), "widths": (100, 500, 1000, 3000, 9000), "lr": 1e-3,
-           "epochs": 100, **_PAPER_LEVELS},
+           "epochs": 100, **_PAPER_LEVELS, **_PAPER_MODELS},
 )
 
 FIG33 = grid(
@@ -349,5 +351,5 @@ FIG33 = grid(
     laptop={"datasets": ("sarcos",), "widths": (100, 500, 1000), "lr": 1e-2, "epochs": 20,
             **_PAPER_LEVELS},
     paper={"datasets": ("sarcos",), "widths": (100, 500, 1000), "lr": 1e-2, "epochs": 50,
-           **_PAPER_LEVELS},
+           **_PAPER_LEVELS, **_PAPER_MODELS},
 )
