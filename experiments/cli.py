@@ -78,7 +78,7 @@ def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     check.add_argument("--backend", default="numpy", help="numpy (the default) or cupy")
     bench = command("bench", _bench, "measure speed against PyTorch and the machine's limits")
     bench.add_argument("--backend", default="numpy", help="numpy (the default) or cupy")
-    bench.add_argument("--preset", default="full", help="full (the default): about 6 minutes; smoke: "
+    bench.add_argument("--preset", default="full", help="full (the default): 6 minutes; smoke: "
                        "seconds")
     bench.add_argument("--out", default="runs/bench", help="folder for the result and the plot "
                        "(default: runs/bench)")
