@@ -18,7 +18,7 @@ from ..backends.numpy_backend import processor
 from ..backends.numpy_backend import threads as usable_threads
 from ..errors import UserError, unknown
 from ..experiments import figures
-from ..experiments.experiment import columns
+from ..experiments.experiment import columns, make_folder
 from .cpu_workers import KWTA_K, KWTA_N, KWTA_ROWS, P_K
 
 WIDTHS = {"smoke": (100,), "full": (100, 500, 1000, 3000)}
@@ -39,11 +39,7 @@ def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
         raise unknown("preset", preset, SECONDS)
     if repeats < 1:
         raise UserError(f"--repeats must be at least 1, got {repeats}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out} ({error.strerror}): choose another with "
-                        "--out") from error
+    make_folder(out)
     try:
         torch_version = metadata.version("torch")
     except metadata.PackageNotFoundError:

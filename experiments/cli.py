@@ -19,7 +19,7 @@ from ..backends.numpy_backend import threads
 from ..checkpoint import write_atomically
 from ..errors import UserError, nearest, unknown
 from . import datasets
-from .experiment import Experiment, parse
+from .experiment import Experiment, make_folder, parse
 from .fig2 import FIG2
 from .fig3 import FIG3
 from .grid import FIG4, FIG11, FIG33, QUICKSTART
@@ -127,6 +127,10 @@ def _experiment(name: str) -> Experiment:
     return EXPERIMENTS[name]
 
 
+def _out(options: argparse.Namespace) -> Path:
+    return Path(options.out or f"runs/{options.name}-{options.preset}")
+
+
 def _list(options: argparse.Namespace) -> int:
     for experiment in EXPERIMENTS.values():
         print(f"{experiment.name:12} {experiment.title}")
@@ -146,12 +150,8 @@ def _run(options: argparse.Namespace) -> int:
         jobs = min(threads(), len(cells)) if options.backend == "numpy" else 1
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {jobs}")
-    out = Path(options.out or f"runs/{experiment.name}-{options.preset}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out} ({error.strerror}): choose another with "
-                        "--out") from error
+    out = _out(options)
+    make_folder(out)
     record = {"experiment": experiment.name, "preset": options.preset,
               "config": dataclasses.asdict(config), "comet-np": __version__,
               "git": _git_revision(), "python": platform.python_version(),
@@ -185,7 +185,7 @@ def _git_revision() -> str | None:
 
 def _plot(options: argparse.Namespace) -> int:
     experiment = _experiment(options.name)
-    out = Path(options.out or f"runs/{experiment.name}-{options.preset}")
+    out = _out(options)
     if not (out / "run.json").exists():
         raise UserError(f"{out} holds no run of {experiment.name}: run it first, or name its "
                         "folder with --out")

@@ -64,9 +64,9 @@ class Experiment:
     ----------
     name, title : str
     config : type
-        A frozen dataclass whose defaults are the preset "laptop".
+        A frozen dataclass, one field a setting.
     presets : dict of str to dict
-        What "smoke" and "paper" change.
+        What each preset changes of the config's defaults; nothing if it is not named.
     cells : config -> list of Cell
     run_cell : (spec, Place) -> result
         Writes result.json itself. Stopped and called again, training goes on from its checkpoint;
@@ -124,6 +124,15 @@ def _parse(kind: Any, text: str, name: str) -> Any:
     except ValueError:
         wanted = {int: "a whole number", float: "a number"}[kind]
         raise UserError(f'--{name.replace("_", "-")} takes {wanted}, got "{text}"') from None
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder of the results, unless it is there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out} ({error.strerror}): choose another with "
+                        "--out") from error
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

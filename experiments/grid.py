@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, unknown
-from ..models.mlp import MLPConfig, parameter_count
+from ..models.mlp import MLPConfig
 from ..optim import OptimizerConfig
 from . import datasets, figures
 from .experiment import Cell, Experiment, Place, columns, option, read_lines
-from .training import TrainConfig, Trainer
+from .training import TrainConfig, Trainer, step_work
 
 # The models compared: what each makes of the grid's p_k and activation. Two are controls of what a
 # mask does besides routing: "scaled" is the standard model with its hidden activations multiplied
@@ -142,9 +142,10 @@ def _cell(spec: GridSpec) -> Cell:
     level = "" if spec.p_k is None else f"-pk{spec.p_k}"
     if spec.model == "scaled":
         level = "-" + spec.activation.replace("*", "")
-    parameters = parameter_count(spec.configure(inputs, outputs).model)
+    config = spec.configure(inputs, outputs)
+    steps = spec.epochs * min(spec.train or examples, examples) / spec.batch
     return Cell(f"{spec.dataset}-{spec.model}-N{spec.width}{level}-seed{spec.seed}", spec,
-                work=6.0 * parameters * spec.epochs * min(spec.train or examples, examples))
+                step_work(config) * steps)
 
 
 @functools.lru_cache(maxsize=2)

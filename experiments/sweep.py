@@ -238,10 +238,14 @@ def _collect(pool: ProcessPoolExecutor, tasks: list[Task], messages: Any,
     futures = [pool.submit(_run_remote, task, messages) for task in tasks]
     workers = list((pool._processes or {}).values())
     try:
-        while not all(future.done() for future in futures):
-            with contextlib.suppress(queue.Empty):
-                method, *arguments = messages.get(timeout=0.2)
+        while True:
+            finished = all(future.done() for future in futures)
+            try:  # what the workers said is shown to the last word
+                method, *arguments = messages.get(timeout=0 if finished else 0.2)
                 getattr(progress, method)(*arguments)
+            except queue.Empty:
+                if finished:
+                    break
     except KeyboardInterrupt:
         for worker in workers:
             worker.terminate()  # SIGTERM: a cell in training saves a checkpoint and stops

@@ -1,5 +1,6 @@
 """What a data set is, and what the loaders share: reading files, splits, standardisation."""
 
+import functools
 import gzip
 import hashlib
 import zlib
@@ -46,6 +47,11 @@ class Dataset:
     scale: float = 1.0
     shift: float = 0.0
     notice: str = ""
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the training inputs: a run goes on with the data it began with only."""
+        return hashlib.sha256(np.ascontiguousarray(self.x_train).data).hexdigest()
 
 
 # Bytes to [-1, 1], as published: (x/255 - 0.5) / 0.5.
