@@ -1,5 +1,6 @@
 """The training loop: it learns, resumes bit for bit, and says where numbers went wrong."""
 
+import contextlib
 import json
 import os
 import random
@@ -114,8 +115,10 @@ sys.exit(cli.main(sys.argv[1:]))
             stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
     def saved(out):
-        """Return when the newest checkpoint was written, or 0."""
-        return max((f.stat().st_mtime_ns for f in out.glob("cells/*/checkpoint")), default=0)
+        """Return when the newest checkpoint was written; 0 if there is none, or one is renamed."""
+        with contextlib.suppress(FileNotFoundError):
+            return max((f.stat().st_mtime_ns for f in out.glob("cells/*/checkpoint")), default=0)
+        return 0
 
     undisturbed = start(tmp_path / "whole")
     output, _ = undisturbed.communicate(timeout=200)
