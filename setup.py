@@ -27,7 +27,8 @@ if __name__ == "__main__":
         packages=packages(),
         package_dir={"comet_np": "comet_np", **{f"comet_np.{name}": name for name in INSIDE}},
         package_data={"comet_np": ["py.typed"],
-                      "comet_np.backends": ["kernels/*.cu", "kernels/*.cuh"]},
+                      "comet_np.backends": ["kernels/*.cu", "kernels/*.cuh"],
+                      "comet_np.benchmarks": ["*.cu"]},
         install_requires=["numpy>=2.0", "scipy>=1.11"],
         extras_require={
             "plots": plots,
