@@ -166,8 +166,11 @@ def _operand(a: Array) -> tuple[Array, int]:
     return np.ascontiguousarray(a).T, 1
 
 
-def _product(a: Array, b: Array) -> Array:
-    """Return the matrix product a b: column-major if `a` has few rows, else row-major."""
+def _product(a: Array, b: Array, out: Array | None = None) -> Array:
+    """Return the matrix product a b: column-major if `a` has few rows, else row-major.
+
+    It goes into `out` if that is given, which must have this memory order.
+    """
     multiply = GEMM.get(a.dtype.char)
     if multiply is None or a.dtype != b.dtype:
         raise BackendError(f"a matrix product on NumPy takes two arrays of one dtype (float32, "
@@ -177,22 +180,44 @@ def _product(a: Array, b: Array) -> Array:
         return a @ b  # BLAS refuses empty operands
     few = len(a) <= FEW_ROWS
     (a, trans_a), (b, trans_b) = _operand(a if few else b.T), _operand(b if few else a.T)
-    product = multiply(1.0, a, b, trans_a=trans_a, trans_b=trans_b)
+    if out is None:
+        product = multiply(1.0, a, b, trans_a=trans_a, trans_b=trans_b)
+    else:
+        product = multiply(1.0, a, b, c=out if few else out.T, trans_a=trans_a, trans_b=trans_b,
+                           overwrite_c=1)
     return product if few else product.T
 
 
-@kernel
-def project(x: Array, W: Array) -> Array:
-    return _product(x.reshape(-1, x.shape[-1]), W.T).reshape(*x.shape[:-1], W.shape[0])
+def _products(x: Array, W: Array) -> Array:
+    """Return x W: x (..., K) and W (K, N), or network by network x (S, B, K) and W (S, K, N)."""
+    if W.ndim == 2:
+        if x.ndim == 2:
+            return _product(x, W)
+        return _product(x.reshape(-1, x.shape[-1]), W).reshape(*x.shape[:-1], W.shape[-1])
+    S, B, N = len(W), x.shape[-2], W.shape[-1]
+    y = np.empty((S, N, B), x.dtype).swapaxes(1, 2) if B <= FEW_ROWS else np.empty((S, B, N),
+                                                                                   x.dtype)
+    for s in range(S):
+        _product(x[s] if x.ndim == 3 else x, W[s], y[s])
+    return y
 
 
 @kernel
-def project_back(dy: Array, W: Array) -> Array:
-    return _product(dy.reshape(-1, dy.shape[-1]), W).reshape(*dy.shape[:-1], W.shape[1])
+def project(x: Array, W: Array, tf32: bool = False) -> Array:
+    return _products(x, W.swapaxes(-1, -2))
 
 
 @kernel
-def accumulate_outer(dy: Array, x: Array, dW: Array) -> None:
+def project_back(dy: Array, W: Array, tf32: bool = False) -> Array:
+    return _products(dy, W)
+
+
+@kernel
+def accumulate_outer(dy: Array, x: Array, dW: Array, tf32: bool = False) -> None:
+    if dW.ndim == 3:
+        for s in range(len(dW)):
+            accumulate_outer(dy[s], x[s], dW[s])
+        return
     check_float("accumulate_outer", dy, x, dW)
     dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
     if dy.size == 0 or x.size == 0:
@@ -207,6 +232,10 @@ def accumulate_outer(dy: Array, x: Array, dW: Array) -> None:
 
 @kernel
 def accumulate_sum(dy: Array, db: Array) -> None:
+    if db.ndim == 3:
+        for s in range(len(db)):
+            accumulate_sum(dy[s], db[s, 0])
+        return
     check_float("accumulate_sum", dy, db)
     if dy.size == 0:
         return
@@ -274,13 +303,13 @@ def _copy_of_rows(rows: Array) -> Array:
 @kernel
 def unpack_masks(bits: Array, widths: Sequence[int]) -> tuple[Array, ...]:
     body = OPERATIONS["unpack_masks"].body
-    if len(bits) > FEW_ROWS:
+    if bits.ndim < 2 or bits.shape[-2] > FEW_ROWS:
         return body(bits, widths)
     # The order of the products of so few rows: bits side by side become rows one after the other.
-    flags = np.ascontiguousarray(np.unpackbits(bits, axis=1).view(bool).T)
+    flags = np.unpackbits(bits, axis=-1).view(bool).swapaxes(-1, -2).copy()
     masks, start = [], 0
     for N in widths:
-        masks.append(flags[start:start + N].T)
+        masks.append(flags[..., start:start + N, :].swapaxes(-1, -2))
         start += -(-N // 8) * 8
     return tuple(masks)
 
@@ -288,32 +317,60 @@ def unpack_masks(bits: Array, widths: Sequence[int]) -> tuple[Array, ...]:
 # --- bias, activation, mask ---------------------------------------------------------------------
 
 
-def _in_memory_order(a: Array) -> tuple[Array, bool]:
-    """Return `a` (..., N) as a matrix whose rows lie one after the other, and if it is (N, B)."""
+def _in_memory_order(a: Array) -> tuple[Array, int | None]:
+    """Return `a` (..., N) as a matrix whose rows lie one after the other, and what its rows are.
+
+    None: examples. 0: neurons, of all examples; 1: the neurons of each network in turn, for arrays
+    (S, B, N) of networks side by side.
+    """
+    if a.ndim == 3 and not a.flags.c_contiguous:
+        turned = a.swapaxes(1, 2)
+        if turned.flags.c_contiguous:
+            return turned.reshape(-1, a.shape[1]), 1
     rows = a.reshape(-1, a.shape[-1])
     if rows.flags.f_contiguous and not rows.flags.c_contiguous:
-        return rows.T, True
-    return rows, False
+        return rows.T, 0
+    return rows, None
 
 
-def _same_order(a: Array, transposed: bool) -> Array:
-    """Return `a` (..., N) as a C-contiguous matrix, (N, B) if `transposed`, else (B, N)."""
+def _same_order(a: Array, outer: int | None) -> Array:
+    """Return `a` (..., N) as the C-contiguous matrix of the order `outer`."""
+    if outer == 1:
+        return np.ascontiguousarray(a.swapaxes(1, 2)).reshape(-1, a.shape[1])
     rows = a.reshape(-1, a.shape[-1])
-    return np.ascontiguousarray(rows.T if transposed else rows)
+    return np.ascontiguousarray(rows if outer is None else rows.T)
+
+
+def _back_from(matrix: Array, shape: tuple[int, ...], outer: int | None) -> Array:
+    """Return a matrix of the order `outer` as the array (..., N) of that shape."""
+    if outer == 1:
+        return matrix.reshape(shape[0], shape[2], shape[1]).swapaxes(1, 2)
+    return (matrix if outer is None else matrix.T).reshape(shape)
+
+
+def _mask_in_order(m: Array | None, N: int, outer: int | None) -> Array | None:
+    """Return a mask, bool or bit-packed or None, in the order of its activations."""
+    if m is not None and m.dtype == np.uint8:
+        m = np.unpackbits(m, axis=-1, count=N).view(bool)
+    return None if m is None else _same_order(m, outer)
 
 
 @kernel
 def bias_activation_mask(s: Array, b: Array | None, m: Array | None, f: Any) -> Any:
     check_float("bias_activation_mask", s, *([] if b is None else [b]))
-    matrix, transposed = _in_memory_order(s)
+    matrix, outer = _in_memory_order(s)
+    if b is not None and (b.ndim > 1) != (outer == 1):  # the order of the biases is another one
+        return bias_activation_mask(s + b, None, m, f)
     a = matrix if b is None else np.empty_like(matrix)
     x = np.empty_like(matrix)
-    mask = None if m is None else _same_order(m, transposed)
+    mask = _mask_in_order(m, s.shape[-1], outer)
     apply = FORWARD_INTO.get(f.name)
+    if b is not None and outer is not None:
+        b = b.reshape(-1, 1)
 
     def work(block: slice) -> None:
         if b is not None:
-            np.add(matrix[block], b[block, None] if transposed else b, out=a[block])
+            np.add(matrix[block], b if outer is None else b[block], out=a[block])
         if apply is None:
             x[block] = f.forward(a[block])
         else:
@@ -322,18 +379,16 @@ def bias_activation_mask(s: Array, b: Array | None, m: Array | None, f: Any) -> 
             np.multiply(x[block], mask[block], out=x[block])
 
     over_blocks(work, len(matrix), matrix.shape[1])
-    if transposed:
-        a, x = a.T, x.T
-    return a.reshape(s.shape), x.reshape(s.shape)
+    return _back_from(a, s.shape, outer), _back_from(x, s.shape, outer)
 
 
 @kernel
 def bias_activation_mask_gradient(dx: Array, a: Array, m: Array | None, f: Any,
                                   db: Array | None) -> Array:
     check_float("bias_activation_mask_gradient", dx, a)
-    matrix, transposed = _in_memory_order(a)
-    upstream = _same_order(dx, transposed)
-    mask = None if m is None else _same_order(m, transposed)
+    matrix, outer = _in_memory_order(a)
+    upstream = _same_order(dx, outer)
+    mask = _mask_in_order(m, a.shape[-1], outer)
     da = np.empty_like(matrix)
     apply = DERIVATIVE_INTO.get(f.name)
 
@@ -347,10 +402,10 @@ def bias_activation_mask_gradient(dx: Array, a: Array, m: Array | None, f: Any,
             np.multiply(da[block], mask[block], out=da[block])
 
     over_blocks(work, len(matrix), matrix.shape[1])
-    da = da.T if transposed else da
+    result = _back_from(da, a.shape, outer)
     if db is not None:
-        accumulate_sum(da, db)
-    return da.reshape(dx.shape)
+        accumulate_sum(result, db)
+    return result
 
 
 def _softplus_into(a: Array, y: Array) -> None:
@@ -409,8 +464,8 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     np.exp(q, out=q)
     total = q.sum(axis=0)
     q /= total
-    loss = (np.log(total) - of_label).mean()
-    return loss, q.T.reshape(logits.shape)
+    losses = np.log(total) - of_label
+    return losses.reshape(labels.shape), q.T.reshape(logits.shape)
 
 
 # --- optimizers ---------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from comet_np.rng import key, stream
 
 MANY = 8 * BLOCK  # elements, from which on blocks are shared among threads
 BATCHES = ((0,), (1,), (5,), (FEW_ROWS,), (FEW_ROWS + 1,), (), (2, 3))
+SIDE_BY_SIDE = ((3, 5), (1, 1), (2, 0), (5, 5), (2, FEW_ROWS + 1))  # networks, examples of each
 WIDE = 2001  # with MANY // WIDE + 2 rows: just past the threshold, in blocks that end raggedly
 LARGE = MANY // WIDE + 2
 
@@ -29,6 +30,11 @@ def last_axis_first(a):
     return np.moveaxis(np.moveaxis(a, -1, 0).copy(), 0, -1) if a.ndim else a.copy()
 
 
+def last_axes_swapped(a):
+    """Return a copy of `a` in which the last two axes are swapped in memory."""
+    return np.swapaxes(np.swapaxes(a, -1, -2).copy(), -1, -2) if a.ndim > 1 else a.copy()
+
+
 def row_major(a):
     """Return a copy of `a` in C order."""
     return a.copy(order="C")
@@ -39,7 +45,7 @@ def column_major(a):
     return a.copy(order="F")
 
 
-LAYOUTS = ((row_major,), (column_major,), (strided,), (last_axis_first,),
+LAYOUTS = ((row_major,), (column_major,), (strided,), (last_axis_first,), (last_axes_swapped,),
            (row_major, column_major), (column_major, row_major, strided))
 
 
@@ -62,24 +68,34 @@ def samples(name, dtype):
 
 
 def _project(normal, draw):
+    yield from _layers(normal)
+    yield normal(5, 7), normal(3, 4, 7)  # networks side by side that share their examples
+
+
+def _layers(normal):
+    """Yield x and W of single layers, and of those of networks side by side."""
     for batch, (N_in, N) in product((*BATCHES, (LARGE,)), ((7, 5), (1, 1), (33, 130))):
         yield normal(*batch, N_in), normal(N, N_in)
+    for (S, B), (N_in, N) in product(SIDE_BY_SIDE, ((7, 5), (33, 130))):
+        yield normal(S, B, N_in), normal(S, N, N_in)
 
 
 def _project_back(normal, draw):
-    for x, W in _project(normal, draw):
-        yield x @ W.T, W
+    for x, W in _layers(normal):
+        yield x @ W.swapaxes(-1, -2), W
 
 
 def _accumulate_outer(normal, draw):
-    for x, W in _project(normal, draw):
-        yield normal(*x.shape[:-1], len(W)), x, W
+    for x, W in _layers(normal):
+        yield normal(*x.shape[:-1], W.shape[-2]), x, W
 
 
 def _accumulate_sum(normal, draw):
     for batch, N in product(BATCHES, (1, 5, 130)):
         yield normal(*batch, N), normal(N)
     yield normal(LARGE, WIDE), normal(WIDE)
+    for (S, B), N in product(SIDE_BY_SIDE, (1, 5, 130)):
+        yield normal(S, B, N), normal(S, 1, N)
 
 
 def _scores(normal, draw):
@@ -103,6 +119,7 @@ def _kwta_mask(normal, draw):
 def _unpack_masks(normal, draw):
     for batch, widths in product((0, 1, 5, FEW_ROWS, FEW_ROWS + 1), ((8,), (1, 9, 16), (130, 3))):
         yield pack_masks([normal(batch, N) > 0 for N in widths]), widths
+    yield pack_masks([normal(2, 5, 9) > 0]), (9,)
 
 
 def _activation_arguments(normal, draw):
@@ -115,6 +132,11 @@ def _activation_arguments(normal, draw):
     for batch, N, with_b, with_m in product(BATCHES, (1, 130), (True, False), (True, False)):
         s = normal(*batch, N)
         yield s, normal(N) if with_b else None, normal(*batch, N) > 0 if with_m else None, softplus
+    for (S, B), N in product(SIDE_BY_SIDE, (5, 130)):
+        yield normal(S, B, N), normal(S, 1, N), normal(S, B, N) > 0, softplus
+        packed = np.packbits(normal(S, B, N) > 0, axis=-1)
+        yield normal(S, B, N), normal(S, 1, N), packed, activation("tanh")
+        yield normal(B, N), normal(N), packed[0], activation("mish")
     for name in ("softplus", "gelu", "0.5*tanh"):
         s = 3 * normal(LARGE, WIDE)
         yield s, normal(WIDE), normal(*s.shape) > 0, activation(name)

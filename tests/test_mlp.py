@@ -11,7 +11,7 @@ from comet_np.backends import BackendError, reference
 from comet_np.errors import UserError
 from comet_np.functional.activations import activation
 from comet_np.functional.linear import Linear
-from comet_np.functional.routing import TIES
+from comet_np.functional.routing import TIES, pack_masks, split_masks
 from comet_np.gradcheck import check_gradients, check_mlp_gradients
 from comet_np.models import mlp
 from comet_np.models.mlp import MLPConfig
@@ -113,6 +113,45 @@ def test_p_k_1_is_the_standard_model_exactly(ties, kernels, draw):
     assert all(m.all() for m in cache.masks)
     for ours, theirs in zip((a_L, dx, *leaves(grads)),
                             (standard, standard_dx, *leaves(standard_grads)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("own", [True, False], ids=["each its own x", "one x for all"])
+@pytest.mark.parametrize("config", [COMET, STANDARD, replace(COMET, bias=False)], ids=str)
+def test_networks_side_by_side_are_each_as_alone(config, own, kernels, draw):
+    networks = [mlp.init(config, seed, dtype="float64") for seed in range(3)]
+    x = draw.standard_normal((3, 5, 6) if own else (5, 6))
+    da_L = draw.standard_normal((3, 5, 4))
+    params, routing = mlp.stack(networks)
+    grads = mlp.zeros_like(params)
+    with reference() if not kernels else np.errstate():
+        a_L, cache = mlp.forward(x, params, routing, config)
+        dx = mlp.backward(da_L, cache, params, grads, config) if own else None
+        for s, (p, V) in enumerate(networks):
+            alone, alone_cache = mlp.forward(x[s] if own else x, p, V, config)
+            assert_close(a_L[s], alone, "sum")
+            for ours, theirs in zip(cache.masks, alone_cache.masks, strict=True):
+                assert ours is theirs is None or (ours[s] == theirs).all()
+            if own:
+                g = mlp.zeros_like(p)
+                assert_close(dx[s], mlp.backward(da_L[s], alone_cache, p, g, config), "sum")
+                for ours, theirs in zip(leaves(grads), leaves(g), strict=True):
+                    assert_close(ours[s].reshape(theirs.shape), theirs, "sum")
+
+
+def test_packed_masks_are_the_masks(draw):
+    x, params, routing = network(COMET, draw)
+    a_L, cache = mlp.forward(x, params, routing, COMET)
+    packed = split_masks(pack_masks(cache.masks), COMET.widths[1:-1])
+    assert [m.shape for m in packed] == [(5, 2), (5, 2), (5, 1)]
+    again, packed_cache = mlp.forward(x, params, routing, COMET, packed)
+    np.testing.assert_array_equal(again, a_L)
+    results = []
+    for caches in (cache, packed_cache):
+        grads = mlp.zeros_like(params)
+        results.append([mlp.backward(a_L, caches, params, grads, COMET), *leaves(grads)])
+    for ours, theirs in zip(*results, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -346,7 +385,11 @@ def call(draw, **changes):
      "needs routing weights V of shapes [(10, 6), (9, 10), (8, 9)], got []"),
     ({"routing": lambda V: (*V, V[0])}, UserError, "(8, 9), (10, 6)]"),
     ({"masks": lambda m: [np.ones((5, 10), bool)]}, UserError,
-     "bool arrays of shapes [(5, 10), (5, 9), (5, 8)], got ['bool (5, 10)']"),
+     "bool arrays of shapes [(5, 10), (5, 9), (5, 8)], or bit-packed uint8 arrays of shapes "
+     "[(5, 2), (5, 2), (5, 1)], got ['bool (5, 10)']"),
+    ({"params": lambda p: mlp.stack([(p, ())] * 2)[0], "x": lambda x: x[None, None]}, UserError,
+     "2 networks side by side take x of shape (B, 6), or of shape (2, 'B', 6) for each its own, "
+     "got (1, 1, 5, 6)"),
     ({"masks": lambda m: [np.ones((5, N)) for N in (10, 9, 8)]}, UserError,
      "got ['float64 (5, 10)', "),
 ])

@@ -222,7 +222,7 @@ def bias_activation_mask(s: Array, b: Array | None, m: Array | None,
     """Return ``a = s + b`` and ``x = m o f(a)``: s, m (..., N), b (N,) -> both (..., N)."""
     a = s if b is None else s + b
     x = f.forward(a)
-    return a, x if m is None else x * m
+    return a, x if m is None else x * unpacked(m, s.shape[-1])
 
 
 @overridable
@@ -231,16 +231,24 @@ def bias_activation_mask_gradient(dx: Array, a: Array, m: Array | None, f: Activ
     """Return ``da = dx o m o f'(a)`` (..., N) and add its sum over all examples into db (N,)."""
     da = dx * f.derivative(a)
     if m is not None:
-        da = da * m
+        da = da * unpacked(m, da.shape[-1])
     if db is not None:
         accumulate_sum(da, db)
     return da
 
 
+def unpacked(m: Array, N: int) -> Array:
+    """Return a mask as bool (..., N); it may be bit-packed, uint8 (..., ceil(N / 8))."""
+    if m.dtype == bool:
+        return m
+    bits = xp_of(m).unpackbits(m.reshape(-1)).reshape(*m.shape[:-1], 8 * m.shape[-1])
+    return bits[..., :N].view(bool)
+
+
 class MaskedActivationCache(NamedTuple):
     """What the backward of the masked activation reads.
 
-    a : array (..., N), the pre-activation with its bias. m : bool array (..., N), or None.
+    a : array (..., N), the pre-activation with its bias. m : the mask as it was given, or None.
     """
 
     a: Array
@@ -256,7 +264,9 @@ def masked_activation_forward(s: Array, b: Array | None, m: Array | None,
     s : array (..., N)
         The product ``W x`` of eq. (7).
     b : array (N,) or None
+        Of S networks side by side, (S, 1, N).
     m : bool array (..., N) or None
+        Or bit-packed as by `numpy.packbits` along the last axis: uint8 (..., ceil(N / 8)).
     f : Activation
 
     Returns
@@ -278,6 +288,7 @@ def masked_activation_backward(dx: Array, cache: MaskedActivationCache, f: Activ
     cache : MaskedActivationCache
     f : Activation
     db : array (N,) or None
+        Of S networks side by side, (S, 1, N).
 
     Returns
     -------

@@ -1,6 +1,7 @@
 """Losses: softmax cross-entropy for classes, mean squared error for values.
 
-Both are means over the leading axes; sums are taken in float32 or better.
+Both are means over the leading axes; sums are taken in float32 or better. `stacked` says that the
+first axis counts networks side by side, each with a loss of its own.
 """
 
 from typing import Any, NamedTuple
@@ -14,26 +15,28 @@ Array = Any
 class CrossEntropyCache(NamedTuple):
     """What the backward of the cross-entropy reads.
 
-    q : array (..., C), the predicted probabilities. labels : int array (...).
+    q : array (..., C), the predicted probabilities. labels : int array (...). n : int, the
+    examples of one mean.
     """
 
     q: Array
     labels: Array
+    n: int
 
 
 @overridable
 def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
-    """Return the mean cross-entropy (a 0-d array) and softmax(logits) (..., C)."""
+    """Return the cross-entropy of each example (...) and softmax(logits) (..., C)."""
     xp = xp_of(logits)
     rows = _wide(logits).reshape(-1, logits.shape[-1])
     shifted = rows - rows.real.max(axis=-1, keepdims=True)  # .real: for the complex step
     log_q = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
-    loss = -log_q[xp.arange(len(rows)), labels.reshape(-1)].mean()
-    return loss, xp.exp(log_q).reshape(logits.shape).astype(logits.dtype)
+    losses = -log_q[xp.arange(len(rows)), labels.reshape(-1)].reshape(labels.shape)
+    return losses, xp.exp(log_q).reshape(logits.shape).astype(logits.dtype)
 
 
-def softmax_cross_entropy_forward(logits: Array,
-                                  labels: Array) -> tuple[Array, CrossEntropyCache]:
+def softmax_cross_entropy_forward(logits: Array, labels: Array,
+                                  stacked: bool = False) -> tuple[Array, CrossEntropyCache]:
     """Return the mean cross-entropy of the labels under softmax(logits), in nats.
 
     ``q = exp(a) / sum_j exp(a_j)``,  ``loss = -mean log q[label]``
@@ -44,10 +47,12 @@ def softmax_cross_entropy_forward(logits: Array,
         The network's output a_L.
     labels : int array (...)
         The true class of each example, 0 to C - 1.
+    stacked : bool
+        Whether the first axis counts networks.
 
     Returns
     -------
-    loss : 0-d array
+    loss : 0-d array, or (S,) if stacked
     cache : CrossEntropyCache
 
     Raises
@@ -56,13 +61,14 @@ def softmax_cross_entropy_forward(logits: Array,
         If the shapes do not fit, the labels are not integers, or one is out of range.
     """
     check_labels(labels, logits)
-    loss, q = softmax_cross_entropy(logits, labels)
-    return loss, CrossEntropyCache(q, labels)
+    losses, q = softmax_cross_entropy(logits, labels)
+    loss = losses.reshape(len(losses), -1).mean(axis=1) if stacked else losses.mean()
+    return loss, CrossEntropyCache(q, labels, losses.size // loss.size)
 
 
 def softmax_cross_entropy_backward(dloss: Array | float, cache: CrossEntropyCache) -> Array:
-    """Return ``dlogits = dloss (q - onehot(label)) / B``, with B examples: (..., C)."""
-    return softmax_cross_entropy_gradient(cache.q, cache.labels, dloss / cache.labels.size)
+    """Return ``dlogits = dloss (q - onehot(label)) / n``, with n examples: (..., C)."""
+    return softmax_cross_entropy_gradient(cache.q, cache.labels, dloss / cache.n)
 
 
 @overridable
@@ -101,12 +107,16 @@ def check_not_empty(batch: Array) -> None:
 
 
 class SquaredErrorCache(NamedTuple):
-    """What the backward of the mean squared error reads: e = y - target (..., N)."""
+    """What the backward of the mean squared error reads: e = y - target (..., N), and over how
+    many elements n one mean goes.
+    """
 
     e: Array
+    n: int
 
 
-def mean_squared_error_forward(y: Array, target: Array) -> tuple[Array, SquaredErrorCache]:
+def mean_squared_error_forward(y: Array, target: Array,
+                               stacked: bool = False) -> tuple[Array, SquaredErrorCache]:
     """Return the mean squared error over all elements.
 
     ``loss = mean (y - target)^2``
@@ -114,10 +124,12 @@ def mean_squared_error_forward(y: Array, target: Array) -> tuple[Array, SquaredE
     Parameters
     ----------
     y, target : array (..., N), float
+    stacked : bool
+        Whether the first axis counts networks.
 
     Returns
     -------
-    loss : 0-d array
+    loss : 0-d array, or (S,) if stacked
     cache : SquaredErrorCache
 
     Raises
@@ -132,12 +144,14 @@ def mean_squared_error_forward(y: Array, target: Array) -> tuple[Array, SquaredE
                         f"{target.shape}")
     check_not_empty(y)
     e = y - target
-    return (_wide(e) ** 2).mean(), SquaredErrorCache(e)
+    squares = _wide(e) ** 2
+    loss = squares.reshape(len(squares), -1).mean(axis=1) if stacked else squares.mean()
+    return loss, SquaredErrorCache(e, e.size // loss.size)
 
 
 def mean_squared_error_backward(dloss: Array | float, cache: SquaredErrorCache) -> Array:
     """Return ``dy = dloss 2 (y - target) / n`` over n elements: (..., N)."""
-    return cache.e * (2 * dloss / cache.e.size)
+    return cache.e * (2 * dloss / cache.n)
 
 
 def _wide(a: Array) -> Array:

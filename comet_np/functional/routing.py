@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from ..backends import overridable, xp_of
 from ..errors import UserError, unknown
-from .activations import Activation, masked_activation_forward
+from .activations import Activation, masked_activation_forward, unpacked
 from .linear import project
 
 Array = Any
@@ -143,7 +143,7 @@ def routing_forward(x: Array, V: Sequence[Array], p_k: float, ties: Ties,
     trace = []
     for V_l in V:
         c = project(z, V_l)  # (..., N_l)
-        m = kwta_mask(c, winners(p_k, V_l.shape[0]), ties)
+        m = kwta_mask(c, winners(p_k, V_l.shape[-2]), ties)
         z, _ = masked_activation_forward(c, None, m, g)
         trace.append((c, m, z))
     return RoutingTrace(*zip(*trace, strict=True))
@@ -154,27 +154,32 @@ def pack_masks(masks: Sequence[Array]) -> Array:
 
     Parameters
     ----------
-    masks : sequence of bool arrays (B, N_l)
+    masks : sequence of bool arrays (..., N_l)
 
     Returns
     -------
-    bits : uint8 array (B, sum of ceil(N_l / 8))
+    bits : uint8 array (..., sum of ceil(N_l / 8))
         Each layer begins at a whole byte; the highest bit of a byte comes first.
     """
     xp = xp_of(masks[0])
-    padded = xp.concatenate([xp.pad(m, ((0, 0), (0, -m.shape[1] % 8))) for m in masks], axis=1)
-    return xp.packbits(padded.reshape(-1)).reshape(len(padded), padded.shape[1] // 8)
+    padded = xp.concatenate([xp.pad(m, [(0, 0)] * (m.ndim - 1) + [(0, -m.shape[-1] % 8)])
+                             for m in masks], axis=-1)
+    return xp.packbits(padded.reshape(-1)).reshape(*padded.shape[:-1], padded.shape[-1] // 8)
 
 
 @overridable
 def unpack_masks(bits: Array, widths: Sequence[int]) -> tuple[Array, ...]:
-    """Return what `pack_masks` packed: bits (B, bytes), the N_l -> bool arrays (B, N_l)."""
-    xp = xp_of(bits)
-    flags = xp.unpackbits(bits.reshape(-1)).reshape(len(bits), 8 * bits.shape[1]).view(bool)
+    """Return what `pack_masks` packed: bits (..., bytes), the N_l -> bool arrays (..., N_l)."""
+    return tuple(unpacked(m, N)
+                 for m, N in zip(split_masks(bits, widths), widths, strict=True))
+
+
+def split_masks(bits: Array, widths: Sequence[int]) -> tuple[Array, ...]:
+    """Return the part of each layer in what `pack_masks` packed, still packed: views of `bits`."""
     masks, start = [], 0
     for N in widths:
-        masks.append(flags[:, start:start + N])
-        start += -(-N // 8) * 8
+        masks.append(bits[..., start:start + -(-N // 8)])
+        start += -(-N // 8)
     return tuple(masks)
 
 

@@ -1,4 +1,8 @@
-"""The multilayer perceptron, standard (eq. 1-2) and COMET (eq. 4-8)."""
+"""The multilayer perceptron, standard (eq. 1-2) and COMET (eq. 4-8).
+
+Networks of one shape can be computed side by side: `stack` their parameters, and give each its own
+mini-batch, x (S, B, N_0), or all the same one, x (B, N_0). The output is (S, B, N_L).
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -24,10 +28,10 @@ from ..functional.linear import (
 )
 from ..functional.routing import TIES, Ties, routing_forward, winners
 from ..rng import stream
-from ..tree import zeros_like
+from ..tree import tree_map, zeros_like
 
 __all__ = ["MLPCache", "MLPConfig", "Trace", "backward", "forward", "init", "masks_of",
-           "parameter_count", "trace", "zeros_like"]
+           "parameter_count", "stack", "trace", "zeros_like"]
 
 Array = Any
 Params = tuple[Linear, ...]  # one a layer, 1..L
@@ -88,7 +92,10 @@ class MLPCache(NamedTuple):
 
     @property
     def masks(self) -> tuple[Array | None, ...]:
-        """m_l, one bool array (..., N_l) a hidden layer (None in the standard model)."""
+        """m_l, one bool array (..., N_l) a hidden layer (None in the standard model).
+
+        Masks that were given bit-packed are left so.
+        """
         return tuple(layer.m for layer in self.hidden)
 
 
@@ -129,8 +136,29 @@ def init(config: MLPConfig, seed: int = 0, backend: Backend | None = None,
     return tuple(params), tuple(routing)
 
 
+def stack(networks: Sequence[tuple[Params, Routing]]) -> tuple[Params, Routing]:
+    """Return the parameters and routing weights of S networks, side by side.
+
+    Parameters
+    ----------
+    networks : sequence of pairs as `init` returns them, of one configuration
+
+    Returns
+    -------
+    params : tuple of Linear
+        weight (S, N_l, N_{l-1}), bias (S, 1, N_l) or None.
+    routing : tuple of arrays (S, N_l, N_{l-1})
+    """
+    def together(*arrays: Array) -> Array:
+        stacked = backend_of(*arrays).xp.stack(arrays)
+        return stacked[:, None] if stacked.ndim == 2 else stacked  # a bias, for all examples
+
+    return tree_map(together, *networks)  # type: ignore[no-any-return]
+
+
 def forward(x: Array, params: Params, routing: Routing, config: MLPConfig,
-            masks: Sequence[Array | None] | None = None) -> tuple[Array, MLPCache]:
+            masks: Sequence[Array | None] | None = None,
+            tf32: bool = False) -> tuple[Array, MLPCache]:
     """Return the network's output a_L, eq. (7)-(8), or (1)-(2) for the standard model.
 
     ``a_l = W_l x_{l-1} + b_l``,  ``x_l = m_l o f(a_l)``;  the output a_L is not masked
@@ -143,7 +171,11 @@ def forward(x: Array, params: Params, routing: Routing, config: MLPConfig,
         Fixed weights V; ignored by the standard model or if `masks` are given.
     config : MLPConfig
     masks : sequence of bool arrays (..., N_l), optional
-        Masks from outside, one a hidden layer, instead of the routing network's.
+        Masks from outside, one a hidden layer, instead of the routing network's. They may be
+        bit-packed, uint8 (..., ceil(N_l / 8)), as `split_masks` returns them.
+    tf32 : bool
+        See `comet_np.functional.linear.project`; never for the routing network, whose masks it
+        would change.
 
     Returns
     -------
@@ -159,20 +191,20 @@ def forward(x: Array, params: Params, routing: Routing, config: MLPConfig,
     if masks is None:
         masks = masks_of(x, routing, config)
     else:
-        check_masks(masks, x, config)
+        check_masks(masks, x, params, config)
     f = activation(config.activation)
     linear, hidden = [], []
     for p, m in zip(params, masks, strict=False):  # the output layer has no mask
         linear.append(LinearCache(x))
-        s = project(x, p.weight)  # (..., N_l)
+        s = project(x, p.weight, tf32)  # (..., N_l)
         x, cache = masked_activation_forward(s, p.bias, m, f)
         hidden.append(cache)
-    a_L, cache_L = linear_forward(x, params[-1])
+    a_L, cache_L = linear_forward(x, params[-1], tf32)
     return a_L, MLPCache((*linear, cache_L), tuple(hidden))
 
 
 def backward(da_L: Array, cache: MLPCache, params: Params, grads: Params, config: MLPConfig,
-             input_gradient: bool = True) -> Array | None:
+             input_gradient: bool = True, tf32: bool = False) -> Array | None:
     """Return dx and add the gradients of all parameters into `grads`.
 
     ``dx_{l-1} = W_l^T da_l``,  ``dW_l += da_l x_{l-1}^T``,  ``db_l += da_l``,
@@ -190,15 +222,17 @@ def backward(da_L: Array, cache: MLPCache, params: Params, grads: Params, config
     config : MLPConfig
     input_gradient : bool
         False returns None and saves a product: training does not need dx.
+    tf32 : bool
+        See `comet_np.functional.linear.project`.
     """
     f = activation(config.activation)
     dx = linear_backward(da_L, cache.linear[-1], params[-1], grads[-1],
-                         input_gradient or len(params) > 1)
+                         input_gradient or len(params) > 1, tf32)
     for layer in reversed(range(len(params) - 1)):
         p, g = params[layer], grads[layer]
         da = masked_activation_backward(dx, cache.hidden[layer], f, g.bias)
         dx = linear_backward(da, cache.linear[layer], Linear(p.weight, None),
-                             Linear(g.weight, None), input_gradient or layer > 0)
+                             Linear(g.weight, None), input_gradient or layer > 0, tf32)
     return dx
 
 
@@ -250,17 +284,23 @@ def _shapes(config: MLPConfig) -> Iterator[tuple[int, int]]:
 def check_arrays(x: Array, params: Params, config: MLPConfig) -> None:
     """Raise a UserError unless the shapes of x and of the parameters fit the configuration."""
     backend_of(x, *(p.weight for p in params))
-    shapes = [((N, N_in), (N,) if config.bias else None) for N_in, N in _shapes(config)]
+    S = params[0].weight.shape[:-2]  # () or, side by side, (S,)
+    shapes = [((*S, N, N_in), ((*S, 1, N) if S else (N,)) if config.bias else None)
+              for N_in, N in _shapes(config)]
     got = [(p.weight.shape, None if p.bias is None else p.bias.shape) for p in params]
     if got != shapes:
         raise UserError(f"the widths {config.widths} with bias={config.bias} need weights and "
                         f"biases of shapes {shapes}, got {got}")
     check_features(x, params[0].weight, "x")
+    if S and x.ndim != 2 and x.shape[:-2] != S:
+        raise UserError(f"{S[0]} networks side by side take x of shape (B, {x.shape[-1]}), or of "
+                        f"shape {(S[0], 'B', x.shape[-1])} for each its own, got {x.shape}")
 
 
 def check_routing(x: Array, routing: Routing, config: MLPConfig) -> None:
     """Raise a UserError unless the routing weights fit the configuration and x fits them."""
-    shapes = [(N, N_in) for N_in, N in _shapes(config)][:-1]
+    S = routing[0].shape[:-2] if routing else ()
+    shapes = [(*S, N, N_in) for N_in, N in _shapes(config)][:-1]
     got = [V.shape for V in routing]
     if got != shapes:
         raise UserError(f"a COMET network of widths {config.widths} needs routing weights V of "
@@ -268,11 +308,18 @@ def check_routing(x: Array, routing: Routing, config: MLPConfig) -> None:
     check_features(x, routing[0], "x")
 
 
-def check_masks(masks: Sequence[Array | None], x: Array, config: MLPConfig) -> None:
-    """Raise a UserError unless there is one fitting bool mask for each hidden layer."""
-    shapes = [(*x.shape[:-1], N) for N in config.widths[1:-1]]
-    if len(masks) == len(shapes) and all(m is None or (m.shape == shape and m.dtype == bool)
-                                         for m, shape in zip(masks, shapes, strict=True)):
+def check_masks(masks: Sequence[Array | None], x: Array, params: Params,
+                config: MLPConfig) -> None:
+    """Raise a UserError unless there is one fitting mask for each hidden layer."""
+    S, examples = params[0].weight.shape[:-2], x.shape[:-1]
+    examples = (*S, *examples[-1:]) if S else examples
+    shapes = [(*examples, N) for N in config.widths[1:-1]]
+    packed = [(*examples, -(-N // 8)) for N in config.widths[1:-1]]
+    if len(masks) == len(shapes) and all(
+            m is None or (m.shape == shape and m.dtype == bool)
+            or (m.shape == bits and m.dtype == "uint8")
+            for m, shape, bits in zip(masks, shapes, packed, strict=True)):
         return
     got = [None if m is None else f"{m.dtype} {m.shape}" for m in masks]
-    raise UserError(f"masks must be bool arrays of shapes {shapes}, got {got}")
+    raise UserError(f"masks must be bool arrays of shapes {shapes}, or bit-packed uint8 arrays of "
+                    f"shapes {packed}, got {got}")
