@@ -1,5 +1,5 @@
-// Two other ways to the cap C_k than that of masks.cu, which it is compared with: bisection, and a
-// histogram. Strict ties, float, bool mask, rows in registers. Plain reference for a row v:
+// Two other ways to the cap C_k than that of masks.cu, which they are compared with: false position,
+// and a histogram. Strict ties, float, bool mask, rows in registers. Plain reference for a row v:
 //
 //     mask[i] = #{j : v[j] >= v[i]} <= k
 //
@@ -44,11 +44,12 @@ __device__ void write(const R& row, unsigned char* mask, Wins wins) {
 }
 
 // Returns a threshold that exactly the winners reach. It walks from the guess until two thresholds
-// enclose the answer, then halves. A step needs neither division nor integers.
-template <int WARPS, class R>
-__device__ float bisect(const R& row, int k, float guess, float stride) {
+// enclose the answer, then halves as masks.cu does, or interpolates between their counts.
+template <int WARPS, bool INTERPOLATE, class R>
+__device__ float search(const R& row, int k, float guess, float stride) {
     typedef Ordered<float> Order;
     float below = -INF, above = INF;  // count(below) > k >= count(above), if `over`
+    float below_count = 0, above_count = 0;
     bool under = false, over = false;
     for (int step = 0;; ++step) {
         MARK(STEP)
@@ -69,12 +70,18 @@ __device__ float bisect(const R& row, int k, float guess, float stride) {
         if (count == k) return threshold;
         if (count > k) {
             below = threshold;
+            below_count = count;
             under = true;
         } else {
             above = threshold;
+            above_count = count;
             over = true;
         }
-        if (under && over) {
+        if (INTERPOLATE && under && over && (step < 5 || step % 2)) {
+            MARK(INTERPOLATE_COUNTS)
+            guess = below + __fdividef(below_count - k - 0.5f, below_count - above_count)
+                            * (above - below);
+        } else if (under && over) {
             MARK(HALVE)
             guess = below + (above - below) / 2;
         } else {
@@ -102,15 +109,15 @@ __device__ float bisect(const R& row, int k, float guess, float stride) {
     mask += r * n;                                                                               \
     float mean, deviation, edge = -INF;
 
-KWTA(kwta_false_position, 0) {
+KWTA(kwta_bisection, 0) {
     kwta<float, WARPS, ITEMS>(scores, mask, nullptr, rows, n, k, STRICT, quantile, gap, error);
 }
 
-KWTA(kwta_bisection, 0) {
+KWTA(kwta_false_position, 0) {
     ROW
     moments<WARPS>(row, r, n, error, mean, deviation);
     if (k < n)
-        edge = bisect<WARPS>(row, k, mean + quantile * deviation, deviation * gap);
+        edge = search<WARPS, true>(row, k, mean + quantile * deviation, deviation * gap);
     MARK(WRITE)
     write(row, mask, [&](float v) { return v >= edge; });
 }
@@ -217,7 +224,7 @@ KWTA(kwta_histogram, 16) {
             const float loser = list[__popc((best & -best) - 1)] + 0.f;  // - 0 is 0
             edge = Order::value(Order::of(loser) + 1);
         } else {
-            edge = bisect<WARPS>(row, k, mean + quantile * deviation, deviation * gap);
+            edge = search<WARPS, false>(row, k, mean + quantile * deviation, deviation * gap);
         }
     }
     MARK(WRITE)

@@ -1,7 +1,7 @@
 """Three methods of the cap C_k on a GPU compared: ``python -m comet_np.benchmarks.kwta_methods``.
 
-False position (``masks.cu``) against bisection and a histogram (``kwta_methods.cu``), for the
-strict tie rule, float32 and a bool mask. Without a GPU, in a checkout with g++ and NVRTC (``pip
+Bisection (``masks.cu``) against false position and a histogram (``kwta_methods.cu``), for strict
+ties, float32 and a bool mask. Without a GPU, in a checkout with g++ and NVRTC (``pip
 install nvidia-cuda-nvrtc``), it counts the instructions of a row: MARK(part) in the source becomes
 an instruction without effect (PMTRIG) in the machine code for compute capability 9.0, and a
 counter in the build for the CPU (``tests/cuda/shim.py``), which runs normal scores. A row issues
@@ -34,24 +34,23 @@ from ..experiments.experiment import columns
 
 Array = Any
 
-METHODS = ("false_position", "bisection", "histogram")
+METHODS = ("bisection", "false_position", "histogram")
 SIZES = (512, 1024, 3072, 9216)
 P_K = (0.1, 0.5, 0.9)
 BINS = 256
 STANDARD_ERRORS = 5.0  # of the k-th score: the width of the histogram's window
 
-PARTS = ("LOAD", "NAN_NOTED", "START", "STEP", "WALK", "INTERPOLATE", "HALVE", "SPLIT",
+PARTS = ("LOAD", "NAN_NOTED", "START", "STEP", "WALK", "INTERPOLATE_COUNTS", "HALVE", "SPLIT",
          "NEIGHBOURS", "COUNT", "WRITE", "BIN", "SCAN", "SEEK", "HIT", "RESULT", "EDGE", "GATHER",
          "CHECK", "FOUND", "RANK", "COMPARE", "LOSER")
 PASSES = ("COUNT", "BIN", "RANK")  # one each time the row's registers are gone over
 BY_LANE = ("SEEK", "HIT", "CHECK", "FOUND")  # in branches that a lane takes for itself
 # Where the parts of masks.cu begin: before or after these lines.
-BEFORE = {"const T mean =": "START", "const bool enclosed =": "STEP",
-          "typename Order::Integer middle": "COUNT", "const T winning =": "WRITE",
-          "const Row<T, WARPS, ITEMS> row(": "LOAD"}
+BEFORE = {"const Row<T, WARPS, ITEMS> row(": "LOAD", "const T mean =": "START",
+          "T threshold = guess;": "STEP", "float reached = 0;": "COUNT",
+          "guess = below + (above - below) / 2;": "HALVE", "const T winning =": "WRITE"}
 AFTER = {"if (sum != sum) {  // a NaN, or infinities of both signs": "NAN_NOTED",
-         "// walk on towards rank k": "WALK", "// interpolate": "INTERPOLATE",
-         "// halve, for scores that are not spread as expected": "HALVE"}
+         "now and then makes any scores end.": "SPLIT", "// walk on towards rank k": "WALK"}
 NO_MARKS = "#define MARK(part)\n"
 GPU_MARKS = (f"enum Part {{ {', '.join(PARTS)} }};\n"
              '#define MARK(part) asm volatile("pmevent.mask %0;" :: "n"((int)(part) + 1));\n')
@@ -63,6 +62,7 @@ UNWATCHED inline void mark(Part part) {{
 }}
 #define MARK(part) mark(part);
 UNWATCHED inline int atomicAdd(int* at, int value) {{ return (*at += value) - value; }}
+inline float __fdividef(float a, float b) {{ return a / b; }}
 #define __syncwarp __syncthreads  // which the shim has, and which waits for more
 """
 # Of an instruction of 128 bits, from compute capability 7.0: the opcode, its low 12 bits.

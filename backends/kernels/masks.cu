@@ -6,15 +6,17 @@
 //                           #{j : v[j] > t} + #{j < i : v[j] == t} < k
 //
 // Method. count(t) = #{j : v[j] >= t} falls as t rises. Two thresholds enclose the answer,
-// count(low) > k >= count(high); they close in until count(high) == k or no floating-point number
-// lies between. Then {v >= high} are the strict winners, and where count(high) < k the scores equal
-// to low are the tie group that straddles rank k. Scores are read once, into registers.
+// count(below) > k >= count(above); they close in until count(above) == k or no floating-point
+// number lies between. Then {v >= above} are the strict winners, and where count(above) < k the
+// scores equal to `below` are the tie group that straddles rank k. Scores are read once, into
+// registers.
 //
-// Random projections are nearly normal, so the first guess is the normal quantile. Interpolation
-// between the counts ends after 4 to 6 on average (N = 512 to 9216). benchmarks/kwta_methods.py
-// compares: for N = 512, 1024, 3072, 9216 and p_k = 0.5 this issues 50, 40, 50, 46 instructions a
-// score (sm_90), bisection from the same guess (5 to 7 cheaper counts) 37, 32, 42, 40, a histogram
-// 47, 34, 38, 35. None has been timed on a GPU.
+// Random projections are nearly normal, so the first guess is the normal quantile, and the search
+// walks on from there until it has passed rank k; then it halves. benchmarks/kwta_methods.py
+// compares: for N = 512, 1024, 3072, 9216 and p_k = 0.5 this issues 38, 32, 43, 40 instructions a
+// score (sm_90, 5 to 7 counts a row), interpolation between the counts 39, 32, 40, 37 (fewer, dearer
+// ones), a histogram 47, 34, 38, 35. The simplest is never far from the best. None has been timed
+// on a GPU.
 
 enum Ties { STRICT, THRESHOLD, INDEX };
 
@@ -118,46 +120,44 @@ kwta(const T* scores, unsigned char* mask, unsigned char* bits, long long rows, 
     const T mean = sum / n;
     const T deviation = sqrt(fmax(squares / n - mean * mean, (T)0));
 
-    typename Order::Integer low = Order::of(-INF), high = Order::of(INF) + 1;
-    int above_low = n, above_high = 0, count = 0;
-    T threshold = 0, stride = deviation * gap;
+    T below = -INF, above = INF, guess = mean + quantile * deviation, stride = deviation * gap;
+    bool under = false, over = false;  // whether below and above have been counted
+    int winners = 0;                   // count(above), if it has
     if (k == n) {
-        high = low;
-        above_high = n;
+        above = -INF;
+        over = true;
+        winners = n;
     }
-    for (int step = 0; above_high != k && high - low > 1; ++step) {
-        const bool enclosed = above_low < n && above_high > 0;
-        const T below = Order::value(low), above = Order::value(high);
-        T guess;
-        if (step == 0) {
-            guess = mean + quantile * deviation;
-        } else if (!enclosed) {  // walk on towards rank k
+    for (int step = 0; winners != k; ++step) {
+        T threshold = guess;
+        if (step % 8 == 7 || !(threshold > below && threshold < above)) {
+            // Halving the range of representable numbers now and then makes any scores end.
+            const typename Order::Integer low = Order::of(below), high = Order::of(above) + !over;
+            if (high - low <= 1) break;
+            threshold = Order::value(low + (high - low) / 2);
+        }
+        float reached = 0;  // an integer would cost a third instruction a score
+        row.each([&](int, T v) { reached += v >= threshold ? 1.f : 0.f; });
+        const int count = group_sum<WARPS>((int)reached, step % 2);
+        if (count > k) {
+            below = threshold;
+            under = true;
+        } else {
+            above = threshold;
+            over = true;
+            winners = count;
+        }
+        if (under && over) {
+            guess = below + (above - below) / 2;
+        } else {  // walk on towards rank k
             guess = threshold + stride * (count - k - (T)0.5);
             stride *= 2;
-        } else if (step < 5 || step % 2) {  // interpolate
-            guess = below + (above_low - k - (T)0.5) / (above_low - above_high) * (above - below);
-        } else {  // halve, for scores that are not spread as expected
-            guess = below + (above - below) / 2;
-        }
-        typename Order::Integer middle = Order::of(guess);
-        // Halving the range of representable numbers now and then makes any scores end.
-        if (step % 8 == 7 || !(middle > low && middle < high)) middle = low + (high - low) / 2;
-        threshold = Order::value(middle);
-        count = 0;
-        row.each([&](int, T v) { count += v >= threshold; });
-        count = group_sum<WARPS>(count, step % 2);
-        if (count > k) {
-            low = middle;
-            above_low = count;
-        } else {
-            high = middle;
-            above_high = count;
         }
     }
 
-    const T winning = Order::value(high), tied = Order::value(low);
-    const bool by_index = ties == INDEX && above_high < k;
-    int places_left = k - above_high;
+    const T winning = over ? above : (T)NOT_A_NUMBER, tied = below;
+    const bool by_index = ties == INDEX && winners < k;
+    int places_left = k - winners;
     if (by_index) {  // of the tie group, the warps before this one come first
         int mine = 0;
         row.each([&](int, T v) { mine += v >= tied && !(v >= winning); });
@@ -174,7 +174,7 @@ kwta(const T* scores, unsigned char* mask, unsigned char* bits, long long rows, 
     const int bytes_left = row_bytes - ((row.first - lane) / 8 + lane);
     row.each([&](int place, T v) {
         bool wins = v >= winning;
-        if (ties == THRESHOLD && above_high < k) wins = v >= tied;
+        if (ties == THRESHOLD && winners < k) wins = v >= tied;
         if (by_index) {
             const bool is_tied = v >= tied && !wins;
             const unsigned tied_lanes = __ballot_sync(ALL, is_tied);
@@ -187,13 +187,4 @@ kwta(const T* scores, unsigned char* mask, unsigned char* bits, long long rows, 
             if (lane < 4 && place / 8 < bytes_left) row_bits[place / 8] = word >> (24 - 8 * lane);
         }
     });
-}
-
-// mask[r, i] = bit i of row r of `bits`, which begins `offset` bytes into a row of `row_bytes`.
-__global__ void unpack(const unsigned char* bits, unsigned char* mask, long long rows, int n,
-                       long long offset, long long row_bytes) {
-    const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n) return;
-    for (long long r = blockIdx.y * blockDim.y + threadIdx.y; r < rows; r += gridDim.y * blockDim.y)
-        mask[r * n + i] = bits[r * row_bytes + offset + i / 8] >> (7 - i % 8) & 1;
 }

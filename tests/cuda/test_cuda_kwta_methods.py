@@ -40,11 +40,11 @@ def awkward_rows(N):
     return np.array(rows).astype(np.float32)
 
 
-def check(kernels, scores, ks, watch=True, methods=METHODS):
+def check(kernels, scores, ks, watch=True):
     N = scores.shape[1]
     for k in ks:
         expected = kwta_mask.body(scores, k)
-        for method in methods:
+        for method in METHODS:
             mask = np.full(scores.shape, 7, np.uint8)
             errors = np.full(1, 2**64 - 1, np.uint64)
             kernels[kwta_methods.kernel_name(method, N)].launch(
@@ -62,7 +62,7 @@ def test_masks_for_every_k(kernels, N):
 @pytest.mark.parametrize("N", SMALL[3:] + SIZES)
 def test_masks_of_every_size(kernels, N):
     check(kernels, awkward_rows(N)[[0, 8]], [N // 3])
-    check(kernels, awkward_rows(N), [1, N // 10, N // 2, N - 1, N], False, METHODS[1:])
+    check(kernels, awkward_rows(N), [1, N // 10, N // 2, N - 1, N], False)
 
 
 @needs_gxx
@@ -108,13 +108,14 @@ def counts():
 
 
 def test_order_of_the_methods(counts):
-    """Bisection issues the fewest instructions for short rows, the histogram for long ones."""
+    """What masks.cu says: bisection is the best for short rows, and near the best for long ones."""
     for N in SIZES:
         for p_k in kwta_methods.P_K:
-            false_position, bisection, histogram = (counts[N, p_k, method] for method in METHODS)
+            bisection, false_position, histogram = (counts[N, p_k, method] for method in METHODS)
             assert 1 <= histogram.passes < 2 < false_position.passes < 8
             assert histogram.atomics == pytest.approx(1, abs=0.1) and not bisection.atomics
-            assert bisection.instructions < false_position.instructions
+            assert bisection.instructions < 1.1 * false_position.instructions
+            assert bisection.instructions < 1.18 * histogram.instructions
             if N != 3072:  # where the two are close
                 assert (bisection.instructions < histogram.instructions) == (N < 3072)
 
