@@ -31,12 +31,18 @@ class Backend:
         Faster versions of overridable bodies, by the body's name, with its signature.
     losses_at_once : int
         How many training steps to take before their losses are read: reading stalls a GPU.
+    reads_packed_masks : bool
+        Whether kernels take bit-packed masks as fast as unpacked ones.
+    memory_errors : tuple of exception types
+        What is raised where there is too little memory.
     """
 
     name: str
     xp: ModuleType
     kernels: dict[str, Callable[..., Any]]
     losses_at_once = 1
+    reads_packed_masks = False
+    memory_errors: tuple[type[Exception], ...] = (MemoryError,)
 
     def asarray(self, values: Any, dtype: Any = None) -> Array:
         """Return `values` as an array of this backend (copied to the device if it must be)."""
@@ -60,6 +66,18 @@ class Backend:
         Kernels on a device note it there, since to tell at once would stall it: call this wherever
         results are read. On the CPU kernels raise by themselves.
         """
+
+    @contextmanager
+    def memory_explained(self) -> Iterator[None]:
+        """Let a lack of memory within be a BackendError that says what lowers it."""
+        try:
+            yield
+        except self.memory_errors as error:
+            device = self.describe()
+            size = f" has {device['memory']:,} bytes" if "memory" in device else ""
+            raise BackendError(
+                f"too little memory ({str(error).rstrip('.')}; {device['device']}{size}): lower "
+                "--batch, --widths or --train, or use --precision float32") from error
 
     def capture(self, work: Callable[[], Any]) -> Callable[[], Any]:
         """Return a function that does what `work` does, as one launch where the backend can.

@@ -6,9 +6,9 @@ it, a training loop should whenever it reads its losses.
 """
 
 import functools
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from numbers import Integral
 from pathlib import Path
 from statistics import NormalDist
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .base import OPERATIONS, Backend, BackendError, backend_of, register_backend
+from .cublas import Cublas
 from .cuda_graph import CapturedWork
 
 Array = Any  # cupy.ndarray
@@ -106,16 +107,16 @@ class CupyBackend(Backend):
 
     name = "cupy"
     losses_at_once = 100
+    reads_packed_masks = True
 
     def __init__(self, cupy: ModuleType, erf: Callable[[Array], Array]) -> None:
         self.xp = cupy
         self._erf = erf
-        self.gemm = cupy.cublas.gemm  # another one during a capture, see cuda_graph
         self.kernels = {
-            kernel.__name__: self._within_memory(kernel)
+            kernel.__name__: kernel
             for kernel in (self.project, self.project_back, self.accumulate_outer,
-                           self.accumulate_sum, self.kwta_mask, self.unpack_masks,
-                           self.bias_activation_mask, self.bias_activation_mask_gradient,
+                           self.accumulate_sum, self.kwta_mask, self.bias_activation_mask,
+                           self.bias_activation_mask_gradient,
                            self.check_label_range, self.softmax_cross_entropy,
                            self.softmax_cross_entropy_gradient, self.dropout_factor, self.sgd,
                            self.momentum, self.adam, self.squared_norm)}
@@ -124,8 +125,7 @@ class CupyBackend(Backend):
         self._nan_score, self._bad_label = self._errors[:1], self._errors[1:]
 
     def asarray(self, values: Any, dtype: Any = None) -> Array:
-        with self._out_of_memory_explained():
-            return self.xp.asarray(values, dtype=dtype)
+        return self.xp.asarray(values, dtype=dtype)
 
     def to_host(self, array: Array) -> np.ndarray:
         self.check_errors()
@@ -157,28 +157,13 @@ class CupyBackend(Backend):
     def capture(self, work: Callable[[], Any]) -> Callable[[], Any]:
         if os.environ.get("COMET_NP_GRAPHS", "1") == "0":
             return work
-        return CapturedWork(self, work)
+        return CapturedWork(self.xp, work)
+
+    @property
+    def memory_errors(self) -> tuple[type[Exception], ...]:
+        return (self.xp.cuda.memory.OutOfMemoryError,)
 
     # --- what every kernel needs ---
-
-    def _within_memory(self, kernel: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(kernel)
-        def explained(*args: Any, **kwargs: Any) -> Any:
-            with self._out_of_memory_explained():
-                return kernel(*args, **kwargs)
-
-        return explained
-
-    @contextmanager
-    def _out_of_memory_explained(self) -> Iterator[None]:
-        try:
-            yield
-        except self.xp.cuda.memory.OutOfMemoryError as error:
-            device = self.describe()
-            raise BackendError(
-                f"the GPU's memory is too small ({str(error).rstrip('.')}; {device['device']} has "
-                f"{device['memory']:,} bytes): lower --batch, --widths or --train, or use --dtype "
-                "float32") from error
 
     def _launch(self, file: str, kernel: str, grid: tuple[int, ...], block: tuple[int, ...],
                 *arguments: Any) -> None:
@@ -225,36 +210,51 @@ class CupyBackend(Backend):
             return value.astype(np.float64, copy=False), np.float64(0)
         return NULL, np.float64(value)
 
-    # --- matrix products, by cuBLAS in full precision (no TF32, which would flip masks) ---
+    # --- matrix products, by cuBLAS; routing scores are never TF32, which would flip masks ---
 
-    def _gemm(self, operation: str, trans_a: str, trans_b: str, a: Array, b: Array, c: Array,
-              beta: float) -> None:
-        """c = op(a) op(b) + beta c, without copies of contiguous or transposed operands."""
-        self._check(operation, a, b, c, kinds="fdFD")
-        rows, inner = a.shape if trans_a == "N" else a.shape[::-1]
-        inner_too, columns = b.shape if trans_b == "N" else b.shape[::-1]
-        if inner != inner_too or c.shape != (rows, columns):
+    @functools.cached_property
+    def _cublas(self) -> Cublas:
+        return Cublas(self.xp)
+
+    def _gemm(self, operation: str, trans_a: bool, trans_b: bool, a: Array, b: Array, c: Array,
+              beta: float, tf32: bool) -> None:
+        """c = op(a) op(b) + beta c for matrices, or for S of them side by side."""
+        self._check(operation, a, b, c, kinds="f" if tf32 else "fdFD")
+        rows, inner = a.shape[-2:][::-1] if trans_a else a.shape[-2:]
+        inner_too, columns = b.shape[-2:][::-1] if trans_b else b.shape[-2:]
+        S = c.shape[:-2]
+        if (inner != inner_too or c.shape[-2:] != (rows, columns) or c.ndim > 3
+                or any(m.shape[:-2] not in ((), S) for m in (a, b))):
             raise BackendError(f"{operation}: the shapes {a.shape}, {b.shape} and {c.shape} do not "
                                "fit together")
-        if 0 in (a.size, c.size):  # no examples; cuBLAS refuses empty operands
-            return
-        self.gemm(trans_a, trans_b, a, b, out=c, alpha=1.0, beta=beta)
+        if 0 not in (a.size, c.size):  # cuBLAS refuses empty operands
+            self._cublas.gemm(trans_a, trans_b, a, b, c, beta, tf32)
 
-    def project(self, x: Array, W: Array) -> Array:
-        rows = x.reshape(-1, x.shape[-1])
-        y = self.xp.empty((len(rows), len(W)), dtype=x.dtype)
-        self._gemm("project", "N", "T", rows, W, y, 0.0)
-        return y.reshape(*x.shape[:-1], len(W))
+    def _product(self, operation: str, trans: bool, x: Array, W: Array, tf32: bool) -> Array:
+        """Return x op(W): x (..., K) and a matrix W, or W (S, ., .) and x (B, K) or (S, B, K)."""
+        N = W.shape[-2 if trans else -1]
+        rows = x.reshape(-1, x.shape[-1]) if W.ndim == 2 else x
+        y = self.xp.empty((*W.shape[:-2], rows.shape[-2], N), dtype=x.dtype)
+        self._gemm(operation, False, trans, rows, W, y, 0.0, tf32)
+        return y.reshape(*x.shape[:-1], N) if W.ndim == 2 else y
 
-    def project_back(self, dy: Array, W: Array) -> Array:
-        rows = dy.reshape(-1, dy.shape[-1])
-        dx = self.xp.empty((len(rows), W.shape[1]), dtype=dy.dtype)
-        self._gemm("project_back", "N", "N", rows, W, dx, 0.0)
-        return dx.reshape(*dy.shape[:-1], W.shape[1])
+    def project(self, x: Array, W: Array, tf32: bool = False) -> Array:
+        return self._product("project", True, x, W, tf32)
 
-    def accumulate_outer(self, dy: Array, x: Array, dW: Array) -> None:
-        self._gemm("accumulate_outer", "T", "N", dy.reshape(-1, dy.shape[-1]),
-                   x.reshape(-1, x.shape[-1]), dW, 1.0)
+    def project_back(self, dy: Array, W: Array, tf32: bool = False) -> Array:
+        return self._product("project_back", False, dy, W, tf32)
+
+    def accumulate_outer(self, dy: Array, x: Array, dW: Array, tf32: bool = False) -> None:
+        if dW.ndim == 2:
+            dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+        sums = self._sums_of(dW)
+        self._gemm("accumulate_outer", True, False, dy, x, sums, 1.0, tf32)
+        if sums is not dW:
+            dW += sums
+
+    def _sums_of(self, total: Array) -> Array:
+        """Return `total` to be added to in place, or zeros if its memory is not contiguous."""
+        return total if total.flags.c_contiguous else self.xp.zeros(total.shape, total.dtype)
 
     # --- masks ---
 
@@ -288,48 +288,42 @@ class CupyBackend(Backend):
                          np.int32(TIES[ties]), T(quantile), T(gap), self._nan_score)
         return mask
 
-    def unpack_masks(self, bits: Array, widths: Sequence[int]) -> tuple[Array, ...]:
-        self._check("unpack_masks", bits, kinds="B")
-        rows, row_bytes = len(bits), sum(-(-N // 8) for N in widths)
-        self._check_shape("unpack_masks", bits, (rows, row_bytes))
-        bits = self.xp.ascontiguousarray(bits)
-        masks, offset = [], 0
-        for N in widths:
-            mask = self.xp.empty((rows, N), dtype=bool)
-            if mask.size:
-                self._launch("masks", "unpack", *cells(rows, N), bits, mask, np.int64(rows),
-                             np.int32(N), np.int64(offset), np.int64(row_bytes))
-            masks.append(mask)
-            offset += -(-N // 8)
-        return tuple(masks)
+    # --- bias, activation, mask; column sums: of one network, or of S side by side ---
 
-    # --- bias, activation, mask; column sums ---
-
-    def _mask_arguments(self, m: Array | None, shape: tuple[int, ...]) -> tuple[Any, np.int32]:
-        """Return a mask, bool or bit-packed or None, and its kind as the kernels take them."""
+    def _mask_arguments(self, m: Array | None, shape: tuple[int, ...]) -> tuple[Any, ...]:
+        """Return a mask, bool or bit-packed or None, its kind, and the bytes from row to row."""
         if m is None:
-            return NULL, np.int32(NO_MASK)
+            return NULL, np.int32(NO_MASK), np.int64(0)
         packed = m.dtype == np.uint8
         expected = (*shape[:-1], -(-shape[-1] // 8)) if packed else shape
         if m.shape != expected or m.dtype not in (bool, np.uint8):
             raise BackendError(f"a mask for activations of shape {shape} is bool of that shape or "
                                f"bit-packed uint8, got {m.dtype} {m.shape}")
-        return self.xp.ascontiguousarray(m), np.int32(BITS if packed else BYTES)
+        if not _rows_apart_equally(m):
+            m = self.xp.ascontiguousarray(m)
+        pitch = m.strides[-2] if m.ndim > 1 else m.size
+        return m, np.int32(BITS if packed else BYTES), np.int64(pitch)
+
+    def _networks(self, b: Array | None, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """Return S, and the examples and neurons of each network, from a bias and its layer."""
+        S, N = 1 if b is None or b.ndim < 3 else len(b), shape[-1]
+        if b is not None:
+            self._check_shape("the bias", b, (N,) if b.ndim < 3 else (shape[0], 1, N))
+        return S, math.prod(shape[:-1]) // max(S, 1), N
 
     def bias_activation_mask(self, s: Array, b: Array | None, m: Array | None, f: Any) -> Any:
         if f.name not in ACTIVATIONS:
             return OPERATIONS["bias_activation_mask"].body(s, b, m, f)
         dtype = self._check("bias_activation_mask", s, b)
-        if b is not None:
-            self._check_shape("the bias", b, s.shape[-1:])
+        S, rows, N = self._networks(b, s.shape)
         s = self.xp.ascontiguousarray(s)
         x = self.xp.empty_like(s)
         a = s if b is None else self.xp.empty_like(s)
         if s.size:
-            N, rows = s.shape[-1], s.size // s.shape[-1]
             self._launch("activation", f"forward<{CTYPES[dtype.char]}, f_{f.name}>",
-                         *cells(rows, N), s, NULL if b is None else self.xp.ascontiguousarray(b),
-                         *self._mask_arguments(m, s.shape), a, x, np.int64(rows), np.int32(N))
+                         *cells(rows, N, S=S), s, NULL if b is None else
+                         self.xp.ascontiguousarray(b), *self._mask_arguments(m, s.shape), a, x,
+                         np.int64(rows), np.int32(N))
         return a, x
 
     def bias_activation_mask_gradient(self, dx: Array, a: Array, m: Array | None, f: Any,
@@ -338,9 +332,9 @@ class CupyBackend(Backend):
             return OPERATIONS["bias_activation_mask_gradient"].body(dx, a, m, f, db)
         dtype = self._check("bias_activation_mask_gradient", dx, a, db)
         self._check_shape("dx", dx, a.shape)
+        S, rows, N = self._networks(db, a.shape)
         da = self.xp.empty(a.shape, dtype=dtype)
         if da.size:
-            N, rows = a.shape[-1], a.size // a.shape[-1]
             kernel = f"gradient<{CTYPES[dtype.char]}, f_{f.name}>"
             inputs = (self.xp.ascontiguousarray(dx), self.xp.ascontiguousarray(a),
                       *self._mask_arguments(m, a.shape), da)
@@ -348,29 +342,30 @@ class CupyBackend(Backend):
                 self._launch("activation", kernel, *cells(rows, N), *inputs, NULL, np.int64(rows),
                              np.int32(N))
             else:
-                self._sum_columns(kernel, inputs, (rows, N), db)
+                self._sum_columns(kernel, inputs, (S, rows, N), db)
         return da
 
     def accumulate_sum(self, dy: Array, db: Array) -> None:
         dtype = self._check("accumulate_sum", dy, db)
+        shape = self._networks(db, dy.shape)
         if dy.size:
             self._sum_columns(f"column_sum<{CTYPES[dtype.char]}>",
-                              (self.xp.ascontiguousarray(dy),),
-                              (dy.size // dy.shape[-1], dy.shape[-1]), db)
+                              (self.xp.ascontiguousarray(dy),), shape, db)
 
-    def _sum_columns(self, kernel: str, inputs: tuple[Any, ...], shape: tuple[int, int],
+    def _sum_columns(self, kernel: str, inputs: tuple[Any, ...], shape: tuple[int, int, int],
                      db: Array) -> None:
-        """Launch a kernel of activation.cu that adds column sums to db (N,), in a fixed order."""
-        rows, N = shape
-        self._check_shape("a sum over examples", db, (N,))
-        self._check_in_place("a sum over examples", db)
-        grid, block = cells(rows, N, min(SUM_BLOCKS, -(-rows // SUM_ROWS)))
-        several = grid[1] > 1
-        sums = self.xp.empty((grid[1], N), dtype=db.dtype) if several else db
+        """Launch a kernel of activation.cu that adds column sums to db, in a fixed order."""
+        S, rows, N = shape
+        total = self._sums_of(db)
+        grid, block = cells(rows, N, min(SUM_BLOCKS, -(-rows // SUM_ROWS)), S)
+        blocks = grid[1]
+        sums = self.xp.empty((S, blocks, N), dtype=db.dtype) if blocks > 1 else total
         self._launch("activation", kernel, grid, block, *inputs, sums, np.int64(rows), np.int32(N))
-        if several:
-            self._launch("activation", f"column_sum<{CTYPES[db.dtype.char]}>", (grid[0], 1), block,
-                         sums, db, np.int64(grid[1]), np.int32(N))
+        if blocks > 1:
+            self._launch("activation", f"column_sum<{CTYPES[db.dtype.char]}>", (grid[0], 1, S),
+                         block, sums, total, np.int64(blocks), np.int32(N))
+        if total is not db:
+            db += total
 
     # --- loss ---
 
@@ -381,12 +376,12 @@ class CupyBackend(Backend):
         dtype = self._check("softmax_cross_entropy", logits)
         self._check_shape("labels", labels, logits.shape[:-1])
         q = self.xp.empty(logits.shape, dtype=dtype)
-        losses = self.xp.empty(labels.size, dtype=dtype)
+        losses = self.xp.empty(labels.shape, dtype=dtype)
         self._launch("loss", f"softmax_cross_entropy<{CTYPES[dtype.char]}>",
                      (-(-labels.size // LOSS_ROWS),), (LOSS_ROWS * WARP,),
                      self.xp.ascontiguousarray(logits), self._labels(labels), q, losses,
                      np.int64(labels.size), np.int32(logits.shape[-1]), self._bad_label)
-        return losses.mean(), q
+        return losses, q
 
     def softmax_cross_entropy_gradient(self, q: Array, labels: Array, scale: Any) -> Array:
         dtype = self._check("softmax_cross_entropy_gradient", q)
@@ -460,10 +455,17 @@ def cap_shape(N: int) -> tuple[int, int]:
     return next((shape for longest, shape in CAPS.items() if longest >= N), LONG_CAP)
 
 
-def cells(rows: int, N: int,
-          blocks: int = MOST_GRID_ROWS) -> tuple[tuple[int, int], tuple[int, int]]:
+def cells(rows: int, N: int, blocks: int = MOST_GRID_ROWS,
+          S: int = 1) -> tuple[tuple[int, int, int], tuple[int, int]]:
     """Return grid and block of WARP x BLOCK_ROWS threads, with at most `blocks` over the rows."""
-    return (-(-N // WARP), min(blocks, -(-rows // BLOCK_ROWS))), (WARP, BLOCK_ROWS)
+    return (-(-N // WARP), min(blocks, -(-rows // BLOCK_ROWS)), S), (WARP, BLOCK_ROWS)
+
+
+def _rows_apart_equally(m: Array) -> bool:
+    """Return whether the rows of m (..., N) each lie whole, all equally far from the next."""
+    strides = m.strides
+    return strides[-1:] == (1,) and all(strides[i] == strides[i + 1] * m.shape[i + 1]
+                                        for i in range(m.ndim - 2))
 
 
 def flat_grid(n: int) -> tuple[int]:

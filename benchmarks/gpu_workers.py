@@ -139,7 +139,7 @@ def our_stopwatch(sizes: Sizes) -> tuple[Any, Stopwatch]:
 
 
 def ours(N: int, sizes: Sizes) -> Times:
-    """Time our training steps: as one graph, ordinary, and as one graph with masks kept."""
+    """Time our training steps: as one graph, ordinary, with TF32, and with masks kept."""
     from ..experiments.training import Learner, TrainConfig
     from ..models import mlp
     from ..optim import OptimizerConfig
@@ -154,7 +154,7 @@ def ours(N: int, sizes: Sizes) -> Times:
         learner = learners[step.optimizer]
         learner.config = replace(learner.config,
                                  model=mlp.MLPConfig(widths(N), "softplus", step.p_k))
-        for how in ("graph", "ordinary") + ("cached",) * (step.p_k is not None):
+        for how in ("graph", "ordinary", "tf32") + ("cached",) * (step.p_k is not None):
             watch.add(f"{step} {how}", our_step, backend, learner, step.B, how)
     backend.synchronize()  # raises what the kernels found wrong
     return watch.times
@@ -163,18 +163,21 @@ def ours(N: int, sizes: Sizes) -> Times:
 def our_step(backend: Any, learner: Any, B: int, how: str) -> Call:
     """Return a training step, mini-batch gathered on the device, ready to be called.
 
-    `how` is "graph", "ordinary", or "cached": a graph that unpacks masks computed before.
+    `how` is "graph", "ordinary", "tf32" (a graph whose products, but not those of the routing, are
+    TF32), or "cached" (a graph that reads masks computed before, bit-packed).
     """
     from ..backends.device_steps import DeviceSteps
-    from ..functional.routing import pack_masks, unpack_masks
+    from ..functional.routing import pack_masks, split_masks
     from ..models import mlp
+    from ..precision import PRECISIONS
 
     x, y = map(backend.asarray, batch(B))
     model = learner.config.model
     bits = pack_masks(mlp.masks_of(x, learner.routing, model)) if how == "cached" else None
+    learner.precision = PRECISIONS["tf32" if how == "tf32" else "float32"]
 
     def step(rows: Array, lr: Any, done: Any) -> Array:
-        masks = None if bits is None else unpack_masks(bits[rows], model.widths[1:-1])
+        masks = None if bits is None else split_masks(bits[rows], model.widths[1:-1])
         state = learner.state
         learner.state = state._replace(step=done)
         loss = learner.step(x[rows], y[rows], lr, masks)
@@ -184,14 +187,14 @@ def our_step(backend: Any, learner: Any, B: int, how: str) -> Call:
     if how == "ordinary":
         rows = backend.asarray(np.arange(B))
         return lambda: step(rows, LR, 0)
-    ahead = DeviceSteps(backend, step, STEPS_AHEAD, B, "float32")
-    order, rates = np.tile(np.arange(B), STEPS_AHEAD), np.full(STEPS_AHEAD, LR)
+    ahead = DeviceSteps(backend, step, STEPS_AHEAD, B, 1, "float32")
+    plan, rates = np.tile(np.arange(B), (STEPS_AHEAD, 1)), np.full(STEPS_AHEAD, LR)
     left = 0
 
     def graph() -> None:
         nonlocal left
         if left == 0:
-            ahead.begin(order, rates, 0)
+            ahead.begin(plan, rates, 0)
             left = STEPS_AHEAD
         left -= 1
         ahead.run()
@@ -275,8 +278,8 @@ def kernel_calls(backend: Any, N: int,
             return functools.partial(run["softmax_cross_entropy_gradient"], array(numbers // C, C),
                                      backend.xp.zeros(numbers // C, dtype=np.int64), 1.0)
 
-        # labels; losses, written and read again by their mean
-        yield f"softmax cross-entropy, {C} classes", (8 * C + 16) * (numbers // C), loss
+        # logits, probabilities, labels, losses
+        yield f"softmax cross-entropy, {C} classes", (8 * C + 12) * (numbers // C), loss
         yield f"its gradient, {C} classes", (8 * C + 8) * (numbers // C), loss_gradient
     yield ("column sums", 4 * n,
            lambda: functools.partial(run["accumulate_sum"], array(rows, N), array(N)))
@@ -285,7 +288,6 @@ def kernel_calls(backend: Any, N: int,
     yield ("adam", 28 * numbers,
            lambda: functools.partial(run["adam"], *(array(numbers) for _ in range(4)), 1, LR, 0.9,
                                      0.999, 1e-8, 0.0, False, 1.0))
-    yield ("unpack", n + bits, lambda: functools.partial(run["unpack_masks"], mask("bits"), (N,)))
 
 
 # --- PyTorch ------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # Each may import what comes before it in this list, and itself.
-ORDER = ("backends", "errors", "rng", "tree", "checkpoint", "schedules", "optim", "functional",
-         "models", "interop", "gradcheck", "experiments", "benchmarks")
+ORDER = ("backends", "errors", "rng", "tree", "checkpoint", "schedules", "precision", "optim",
+         "functional", "models", "interop", "gradcheck", "experiments", "benchmarks")
 OPTIONAL = {"backends/cupy_backend.py": {"cupy", "cupyx"}}  # of the one file that may import it
 INSIDE = ("backends", "experiments", "benchmarks")  # top level here, comet_np.NAME when imported
 LAZY = {("experiments", "benchmarks")}  # the command `comet-np bench` imports it when called

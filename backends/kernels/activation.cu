@@ -5,7 +5,8 @@
 //     gradient:    da[r, i] = dx[r, i] f'(a[r, i]) m[r, i],   db[i] += sum_r da[r, i]
 //     column_sum:  db[i] += sum_r dy[r, i]
 //
-// f and f' are those of comet_np.functional.activations, with the same care for large |a|. A block
+// f and f' are those of comet_np.functional.activations, with the same care for large |a|. The z
+// axis of the grid counts networks side by side, whose matrices lie one after the other. A block
 // is 32 columns wide and 8 rows high: a warp reads 32 neighbours of a row, and each thread keeps to
 // one column, so that its bias stays in a register and it sums alone until the end.
 
@@ -22,26 +23,26 @@ struct Cell {  // where a thread begins, and how many rows further it goes on
 
 enum MaskKind { NO_MASK, BYTES, BITS };  // bits as kwta packs them
 
+// The rows of a mask lie `pitch` bytes apart, and those of all networks together.
 template <class T>
-__device__ T masked(T x, const unsigned char* m, int kind, long long r, int i, int n) {
-    if (kind == BYTES) x *= m[r * n + i];
-    if (kind == BITS) x *= m[r * ((n + 7) / 8) + i / 8] >> (7 - i % 8) & 1;
-    return x;
+__device__ T masked(T x, const unsigned char* m, int kind, long long pitch, long long rows,
+                    long long r, int i) {
+    if (kind == NO_MASK) return x;
+    m += (blockIdx.z * rows + r) * pitch;
+    return x * (kind == BYTES ? m[i] : m[i / 8] >> (7 - i % 8) & 1);
 }
 
 // Adds up the threads' sums of each column of the block. If the block is the only one over the
-// rows, they are added to out (n); else they become row blockIdx.y of out (blocks, n), for a
-// column_sum.
+// rows, they are added to out (n), one a network; else they become row blockIdx.y of its
+// out (blocks, n), for a column_sum.
 template <class T> __device__ void finish_columns(T sum, int i, int n, T* out) {
     __shared__ T sums[BLOCK_ROWS][WARP];
     sums[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
     if (threadIdx.y > 0 || i >= n) return;
     for (int y = 1; y < BLOCK_ROWS; ++y) sum += sums[y][threadIdx.x];
-    if (gridDim.y == 1)
-        out[i] += sum;
-    else
-        out[(long long)blockIdx.y * n + i] = sum;
+    out += ((long long)blockIdx.z * gridDim.y + blockIdx.y) * n;
+    out[i] = gridDim.y == 1 ? out[i] + sum : sum;
 }
 
 template <class T> __device__ T sigmoid(T a) {
@@ -76,31 +77,31 @@ ACTIVATION(mish, a * tanh(softplus(a)),
 
 // b and m may be null; without b, a is s itself and is not written.
 template <class T, class F>
-__global__ void forward(const T* s, const T* b, const unsigned char* m, int kind, T* a, T* x,
-                        long long rows, int n) {
+__global__ void forward(const T* s, const T* b, const unsigned char* m, int kind, long long pitch,
+                        T* a, T* x, long long rows, int n) {
     Cell cell;
     if (cell.i >= n) return;
-    const T bias = b ? b[cell.i] : 0;
+    const T bias = b ? b[(long long)blockIdx.z * n + cell.i] : 0;
     for (; cell.r < rows; cell.r += cell.step) {
-        const long long at = cell.r * n + cell.i;
+        const long long at = (blockIdx.z * rows + cell.r) * n + cell.i;
         T value = s[at];
         if (b) {
             value += bias;
             a[at] = value;
         }
-        x[at] = masked(F::f(value), m, kind, cell.r, cell.i, n);
+        x[at] = masked(F::f(value), m, kind, pitch, rows, cell.r, cell.i);
     }
 }
 
 // m and db may be null.
 template <class T, class F>
-__global__ void gradient(const T* dx, const T* a, const unsigned char* m, int kind, T* da, T* db,
-                         long long rows, int n) {
+__global__ void gradient(const T* dx, const T* a, const unsigned char* m, int kind, long long pitch,
+                         T* da, T* db, long long rows, int n) {
     Cell cell;
     T sum = 0;
     for (; cell.i < n && cell.r < rows; cell.r += cell.step) {
-        const long long at = cell.r * n + cell.i;
-        da[at] = masked(dx[at] * F::d(a[at]), m, kind, cell.r, cell.i, n);
+        const long long at = (blockIdx.z * rows + cell.r) * n + cell.i;
+        da[at] = masked(dx[at] * F::d(a[at]), m, kind, pitch, rows, cell.r, cell.i);
         sum += da[at];
     }
     if (db) finish_columns(sum, cell.i, n, db);
@@ -109,6 +110,7 @@ __global__ void gradient(const T* dx, const T* a, const unsigned char* m, int ki
 template <class T> __global__ void column_sum(const T* dy, T* db, long long rows, int n) {
     Cell cell;
     T sum = 0;
-    for (; cell.i < n && cell.r < rows; cell.r += cell.step) sum += dy[cell.r * n + cell.i];
+    for (; cell.i < n && cell.r < rows; cell.r += cell.step)
+        sum += dy[(blockIdx.z * rows + cell.r) * n + cell.i];
     finish_columns(sum, cell.i, n, db);
 }

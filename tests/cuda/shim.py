@@ -25,9 +25,8 @@ RUNTIME_FLAGS = ("-O2", "-Wall", "-Werror", "-U_FORTIFY_SOURCE")  # which forbid
 FLOATS = ("float", "double")
 # Every instance that the backend may ask for.
 INSTANCES: dict[str, list[str]] = {
-    "masks": ["unpack", *(f"kwta<{T}, {warps}, {items}>" for T in FLOATS
-                          for warps, items in [*cupy_backend.CAPS.values(),
-                                               cupy_backend.LONG_CAP])],
+    "masks": [f"kwta<{T}, {warps}, {items}>" for T in FLOATS
+              for warps, items in [*cupy_backend.CAPS.values(), cupy_backend.LONG_CAP]],
     "activation": [f"{kernel}<{T}{function}>" for T in FLOATS for kernel, function in (
         ("column_sum", ""), *((kernel, f", f_{name}") for kernel in ("forward", "gradient")
                               for name in cupy_backend.ACTIVATIONS))],
@@ -73,7 +72,8 @@ class Kernel:
         cells = [ctypes.c_void_p(value.ctypes.data) if isinstance(value, np.ndarray)
                  else ctypes.create_string_buffer(value.tobytes(), value.nbytes)
                  for value in values]
-        memory = (Memory * len(arrays))(*((a.ctypes.data, a.nbytes) for a in arrays))
+        bounds = [np.lib.array_utils.byte_bounds(a) for a in arrays]
+        memory = (Memory * len(arrays))(*((low, high - low) for low, high in bounds))
         pointers = (ctypes.c_void_p * len(cells))(*(ctypes.addressof(cell) for cell in cells))
         sizes = ctypes.c_uint * 3
         if self._library.shim_launch(self._number, sizes(*(*grid, 1, 1)[:3]),

@@ -278,11 +278,12 @@ int shim_launch(int i, const unsigned* grid, const unsigned* block, void** value
     running = true;
     touched.clear();
     era = 0;
-    for (unsigned y = 0; y < grid[1] && error.empty(); ++y)
-        for (unsigned x = 0; x < grid[0] && error.empty(); ++x) {
-            builtins.block = {x, y, 0};
-            run_block();
-        }
+    for (unsigned z = 0; z < grid[2] && error.empty(); ++z)
+        for (unsigned y = 0; y < grid[1] && error.empty(); ++y)
+            for (unsigned x = 0; x < grid[0] && error.empty(); ++x) {
+                builtins.block = {x, y, z};
+                run_block();
+            }
     running = false;
     return !error.empty();
 }

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import scipy.special
 
-from comet_np.backends import base, cuda_graph, cupy_backend
+from comet_np.backends import base, cublas, cupy_backend
 
 from . import shim, surface
 
@@ -88,6 +88,7 @@ class Machine:
     waits: list[str] = field(default_factory=list)  # what the host waited for, in order
     waiting_forbidden: bool = False
     recording: list[Callable[[], Any]] | None = None
+    stream: int = 0  # the current one
     allocator: Any = None  # None: the pool that all share
     launches: list[str] = field(default_factory=list)  # kernels, in order
 
@@ -372,7 +373,9 @@ def launch(name: str, kernel: shim.Kernel, grid: tuple[int, ...], block: tuple[i
         if pointer and isinstance(arg, ndarray):
             if arg.dtype != dtype and (arg.dtype, dtype) != (np.dtype(bool), "uint8"):
                 raise StrictError(f"{name}: argument {i} points to {dtype}, got {arg.dtype}")
-            if not arg._a.flags.c_contiguous:
+            # Masks come with the distance of their rows, so that these alone must lie whole.
+            if not arg._a.flags.c_contiguous and not (dtype == "uint8" and arg._a.ndim > 1
+                                                      and arg._a.strides[-1] == 1):
                 raise StrictError(f"{name}: argument {i} is not contiguous")
             values.append(arg._a)
         elif isinstance(arg, np.generic) and arg.dtype == ("uint64" if pointer else dtype):
@@ -387,68 +390,80 @@ def launch(name: str, kernel: shim.Kernel, grid: tuple[int, ...], block: tuple[i
     machine.change(lambda: kernel.launch(grid, block, values, machine.watch, machine.seed))
 
 
-def gemm(transa: str, transb: str, a: ndarray, b: ndarray, out: ndarray | None = None,
-         alpha: float = 1.0, beta: float = 0.0) -> ndarray:
-    """Stands for cupy.cublas.gemm."""
-    if machine.recording is not None:
-        raise StrictError("cuBLAS cannot be called during a capture")
-    assert out is not None and a.ndim == b.ndim == out.ndim == 2
-    assert a.dtype == b.dtype == out.dtype and a.dtype.char in "fdFD"
-    left, right = (array._a if trans == "N" else array._a.T
-                   for trans, array in ((transa, a), (transb, b)))
-    assert out.shape == (left.shape[0], right.shape[1]) and left.shape[1] == right.shape[0]
-    assert min(*left.shape, *right.shape) > 0
-    product = alpha * (left @ right)
-    out._a[...] = product + beta * out._a if beta else product
-    return out
+class Cublas:
+    """Stands for the shared library of cuBLAS, by the parameter types of its header.
 
+    It has one handle, 1, and works where a stream is set, that of the call, and a workspace.
+    """
 
-def cublas_by_ctypes() -> SimpleNamespace:
-    """Return what stands for the shared library of cuBLAS, by the parameter types of its header."""
-    pointer, integer = ctypes.c_void_p, ctypes.c_int
-    ready = {"stream": 0, "workspace": 0}
+    def __init__(self) -> None:
+        self._state: dict[str, int] = {}
+        bodies = {"cublasCreate_v2": self._create, "cublasDestroy_v2": lambda handle: 0,
+                  "cublasSetStream_v2": self._set_stream,
+                  "cublasSetWorkspace_v2": lambda handle, place, size: self._set(workspace=place),
+                  "cublasSetMathMode": lambda handle, mode: self._set(mode=mode)}
+        for letter, real in cublas.REALS.items():
+            bodies[f"cublas{letter}gemm_v2"] = functools.partial(self._gemm, letter, real)
+            bodies[f"cublas{letter}gemmStridedBatched"] = functools.partial(
+                self._batched, letter, real)
+        for name, body in bodies.items():
+            setattr(self, name, ctypes.CFUNCTYPE(ctypes.c_int, *cublas.FUNCTIONS[name])(body))
 
-    def create(handle: Any) -> int:
+    def _set(self, **state: int) -> int:
+        self._state.update(state)
+        return 0
+
+    def _create(self, handle: Any) -> int:
         handle[0] = 1
+        return self._set(mode=cublas.FULL) if machine.recording is None else 1
+
+    def _set_stream(self, handle: int, stream: int | None) -> int:
+        return self._set(stream=stream or 0, workspace=0)
+
+    def _gemm(self, letter: str, real: Any, handle: int, trans_a: int, trans_b: int, m: int, n: int,
+              k: int, alpha: Any, a: int, lda: int, b: int, ldb: int, beta: Any, c: int,
+              ldc: int) -> int:
+        return self._batched(letter, real, handle, trans_a, trans_b, m, n, k, alpha, a, lda, 0, b,
+                             ldb, 0, beta, c, ldc, 0, 1)
+
+    def _batched(self, letter: str, real: Any, handle: int, trans_a: int, trans_b: int, m: int,
+                 n: int, k: int, alpha: Any, a: int, lda: int, apart_a: int, b: int, ldb: int,
+                 apart_b: int, beta: Any, c: int, ldc: int, apart_c: int, count: int) -> int:
+        rows_a, rows_b = (k if trans_a else m), (n if trans_b else k)
+        state = self._state
+        if not (handle == 1 and state.get("workspace") and state.get("stream") == machine.stream
+                and min(m, n, k, count) > 0 and lda >= rows_a and ldb >= rows_b and ldc >= m):
+            return 1
+        dtype = np.dtype({"S": "f", "D": "d", "C": "F", "Z": "D"}[letter])
+
+        def matrix(place: int, rows: int, columns: int, pitch: int) -> np.ndarray:
+            numbers = (pitch * (columns - 1) + rows) * dtype.itemsize
+            memory = np.frombuffer((ctypes.c_char * numbers).from_address(place), dtype)
+            return np.lib.stride_tricks.as_strided(memory, (rows, columns),
+                                                   (dtype.itemsize, pitch * dtype.itemsize))
+
+        def number(value: Any) -> Any:
+            cell = value[0]
+            return complex(*cell) if letter in "CZ" else cell
+
+        factor, kept = number(alpha), number(beta)
+        rounded = as_tf32 if letter == "S" and state["mode"] == cublas.TF32 else np.asarray
+        for i in range(count):
+            at = [place + i * apart * dtype.itemsize
+                  for place, apart in ((a, apart_a), (b, apart_b), (c, apart_c))]
+            left = matrix(at[0], *((k, m) if trans_a else (m, k)), lda)
+            right = matrix(at[1], *((n, k) if trans_b else (k, n)), ldb)
+            left, right = left.T if trans_a else left, right.T if trans_b else right
+            out = matrix(at[2], m, n, ldc)
+            machine.change(lambda left=left, right=right, out=out: np.copyto(
+                out, factor * (rounded(left) @ rounded(right)) + (kept * out if kept else 0)))
         return 0
 
-    def set_stream(handle: int, stream: int) -> int:
-        ready.update(stream=stream, workspace=0)
-        return 0
 
-    def set_workspace(handle: int, workspace: int, size: int) -> int:
-        ready["workspace"] = workspace
-        return 0
-
-    def gemm_of(real: Any) -> Any:
-        scalar = ctypes.POINTER(real)
-
-        def matrix(address: int, rows: int, columns: int, pitch: int) -> np.ndarray:
-            cells = np.ctypeslib.as_array((real * (pitch * columns)).from_address(address))
-            return cells.reshape(columns, pitch).T[:rows]
-
-        def gemm(handle: int, trans_a: int, trans_b: int, m: int, n: int, k: int, alpha: Any,
-                 a: int, lda: int, b: int, ldb: int, beta: Any, c: int, ldc: int) -> int:
-            if not (handle == 1 and ready["stream"] and ready["workspace"]):
-                return 1
-            left = matrix(a, k, m, lda).T if trans_a else matrix(a, m, k, lda)
-            right = matrix(b, n, k, ldb).T if trans_b else matrix(b, k, n, ldb)
-            factor, kept, out = alpha[0], beta[0], matrix(c, m, n, ldc)
-            machine.change(lambda: np.copyto(
-                out, factor * (left @ right) + (kept * out if kept else 0)))
-            return 0
-
-        return ctypes.CFUNCTYPE(integer, pointer, integer, integer, integer, integer, integer,
-                                scalar, pointer, integer, pointer, integer, scalar, pointer,
-                                integer)(gemm)
-
-    return SimpleNamespace(
-        cublasCreate_v2=ctypes.CFUNCTYPE(integer, ctypes.POINTER(pointer))(create),
-        cublasDestroy_v2=ctypes.CFUNCTYPE(integer, pointer)(lambda handle: 0),
-        cublasSetStream_v2=ctypes.CFUNCTYPE(integer, pointer, pointer)(set_stream),
-        cublasSetWorkspace_v2=ctypes.CFUNCTYPE(integer, pointer, pointer, ctypes.c_size_t)(
-            set_workspace),
-        cublasSgemm_v2=gemm_of(ctypes.c_float), cublasDgemm_v2=gemm_of(ctypes.c_double))
+def as_tf32(a: np.ndarray) -> np.ndarray:
+    """Return float32 numbers rounded to the 10 bits of mantissa that TF32 has."""
+    bits = np.ascontiguousarray(a).view(np.uint32) + np.uint32(1 << 12)
+    return (bits & ~np.uint32((1 << 13) - 1)).view(np.float32)
 
 
 class Graph:
@@ -469,10 +484,11 @@ class Stream:
         self.ptr = 0 if null else id(self)
 
     def __enter__(self) -> "Stream":
+        self._before, machine.stream = machine.stream, self.ptr
         return self
 
     def __exit__(self, *args: Any) -> None:
-        return
+        machine.stream = self._before
 
     def synchronize(self) -> None:
         machine.wait("synchronize()")
@@ -562,7 +578,7 @@ def asnumpy(a: Any, stream: Any = None, order: str = "C", out: Any = None, *,
 
 def modules(gpu: Machine) -> dict[str, ModuleType]:
     """Return the modules of the stand-in by name."""
-    cupy, cuda, cublas = (ModuleType(name) for name in ("cupy", "cupy.cuda", "cupy.cublas"))
+    cupy, cuda = ModuleType("cupy"), ModuleType("cupy.cuda")
     special = ModuleType("cupyx.scipy.special")
 
     def device_count() -> int:
@@ -579,8 +595,8 @@ def modules(gpu: Machine) -> dict[str, ModuleType]:
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         Stream=Stream, Graph=Graph, Event=Event, get_elapsed_time=get_elapsed_time,
         MemoryPool=MemoryPool, using_allocator=using_allocator,
-        get_current_stream=lambda: Stream(null=True))
-    cublas.__dict__.update(gemm=gemm)
+        get_current_stream=lambda: SimpleNamespace(
+            ptr=machine.stream, synchronize=Stream(null=True).synchronize))
     special.__dict__.update(erf=lambda *args, **kwargs: run_ufunc(scipy.special.erf, args, kwargs))
     cupy.__dict__.update(
         {name: functools.partial(lambda ufunc, *args, **kwargs: run_ufunc(ufunc, args, kwargs),
@@ -588,8 +604,9 @@ def modules(gpu: Machine) -> dict[str, ModuleType]:
         | {name: function(name) for name in SURFACE["functions"]}
         | {name: getattr(np, name) for name in SURFACE["values"]}
         | {"ndarray": ndarray, "RawModule": RawModule, "asnumpy": asnumpy, "cuda": cuda,
-           "cublas": cublas, "__version__": SURFACE["version"]})
-    return {"cupy": cupy, "cupy.cuda": cuda, "cupy.cublas": cublas, "cupyx": ModuleType("cupyx"),
+           "__version__": SURFACE["version"]})
+    return {"cupy": cupy, "cupy.cuda": cuda, "cupy.cublas": ModuleType("cupy.cublas"),
+            "cupyx": ModuleType("cupyx"),
             "cupyx.scipy": ModuleType("cupyx.scipy"), "cupyx.scipy.special": special}
 
 
@@ -601,7 +618,7 @@ def strict_cupy(**settings: Any) -> Iterator[Machine]:
     theirs = {name: module for name, module in sys.modules.items()
               if name.split(".")[0] in ("cupy", "cupyx")}
     before, machine = machine, gpu
-    load_cublas, cuda_graph.load_cublas = cuda_graph.load_cublas, lambda major: cublas_by_ctypes()
+    load_cublas, cublas.load_cublas = cublas.load_cublas, lambda major: Cublas()
     for name in theirs:
         del sys.modules[name]
     sys.modules.update(ours)
@@ -609,7 +626,7 @@ def strict_cupy(**settings: Any) -> Iterator[Machine]:
     try:
         yield gpu
     finally:
-        machine, cuda_graph.load_cublas = before, load_cublas
+        machine, cublas.load_cublas = before, load_cublas
         for name in ours:
             del sys.modules[name]
         sys.modules.update(theirs)

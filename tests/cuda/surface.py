@@ -5,7 +5,6 @@ a double of the same name in NumPy, and what the stand-in has besides (`EXTRAS`)
 kept as the names of its parameters, with ``=`` behind those that have a default.
 """
 
-import ast
 import inspect
 import json
 import re
@@ -32,7 +31,7 @@ def read() -> dict[str, Any]:
 
     surface: dict[str, Any] = {"version": cupy.__version__, "ufuncs": [], "functions": {},
                                "values": [], "methods": {}, "attributes": [],
-                               "extras": {"cublas.gemm": gemm_parameters(cupy.__path__[0])}}
+                               "extras": {}}
     for name in EXTRAS:
         surface["extras"][name] = parameters(attrgetter(name)(cupy))
     for name in dir(cupy):
@@ -68,16 +67,6 @@ def parameters(function: Callable[..., Any]) -> str:
     bare = [p.replace(annotation=p.empty, default=p.empty if p.default is p.empty else None)
             for p in signature.parameters.values()]
     return str(inspect.Signature(bare))[1:-1].replace("=None", "=")
-
-
-def gemm_parameters(folder: str) -> str:
-    """Return those of cupy.cublas.gemm, which cannot be imported where cuBLAS is missing."""
-    tree = ast.parse(Path(folder, "cublas.py").read_text(encoding="utf-8"))
-    gemm = next(node for node in tree.body
-                if isinstance(node, ast.FunctionDef) and node.name == "gemm")
-    names = [argument.arg for argument in gemm.args.args]
-    required = len(names) - len(gemm.args.defaults)
-    return ", ".join(names[:required] + [name + "=" for name in names[required:]])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from comet_np.backends import BackendError, get_backend
-from comet_np.experiments import cli
+from comet_np.experiments import cli, datasets, sweep
 from comet_np.experiments.datasets import Dataset
 from comet_np.experiments.progress import Progress
 from comet_np.experiments.training import Learner, Split, TrainConfig, Trainer
@@ -17,6 +17,7 @@ from comet_np.models import mlp
 from comet_np.optim import OptimizerConfig
 
 from ..tolerances import assert_close
+from . import shim
 from .strict_cupy import strict_cupy
 
 # --- errors -------------------------------------------------------------------------------------
@@ -46,14 +47,27 @@ def test_a_missing_package_is_said_with_its_command(monkeypatch, missing, messag
             get_backend("cupy")
 
 
-def test_too_little_memory_says_what_was_needed():
-    with strict_cupy(memory=1000):
-        gpu = get_backend("cupy")
-        scores = gpu.asarray(np.ones((2, 100), "float32"))
-        with pytest.raises(BackendError, match=r"allocating 1,600 bytes.*1,000 bytes\): lower"):
-            gpu.asarray(np.ones((2, 100)))
-        with pytest.raises(BackendError, match=r"allocating 1,200 bytes"):
-            gpu.kernels["project"](scores, gpu.asarray(np.ones((150, 1), "float32")))
+@pytest.mark.parametrize(("memory", "needed"), [(1000, "1,316"), (5000, "168,000"),
+                                                (300_000, "33,554,432")])
+def test_too_little_memory_anywhere_says_what_lowers_it(tmp_path, monkeypatch, capsys, memory,
+                                                        needed):
+    """The parameters, the data or the workspace of cuBLAS are the first that do not fit."""
+    if shim.GXX is None:
+        pytest.skip("g++ compiles the kernels for the CPU, and is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "expected_seconds", lambda cells, backend: 1.0)
+    command = ("run quickstart --preset smoke --backend cupy --datasets arm --epochs 1 --train 20 "
+               "--widths 8 --seeds 1 --models standard")
+    with strict_cupy(memory=memory):
+        assert cli.main(command.split()) == 1
+    assert (f"too little memory (Out of memory allocating {needed} bytes; stand-in has {memory:,} "
+            "bytes): lower --batch, --widths or --train") in capsys.readouterr().out
+
+
+def test_too_little_memory_before_the_start_is_said_too(machine):
+    machine.memory = 2**20
+    with pytest.raises(BackendError, match=r"too little memory .* lower --batch"):
+        sweep.expected_seconds([], get_backend("cupy"))
 
 
 def test_describe(gpu):
@@ -89,8 +103,9 @@ def learner_and_batches(backend, config, task="classification"):
     for _ in range(20):
         x = rng.normal(size=(8, config.model.widths[0]))
         y = (rng.integers(0, 5, 8) if task == "classification" else rng.normal(size=(8, 5)))
-        batches.append((backend.asarray(x, dtype=config.dtype),
-                        backend.asarray(y, dtype=None if y.dtype.kind == "i" else config.dtype)))
+        dtype = learner.precision.accumulate
+        batches.append((backend.asarray(x, dtype=dtype),
+                        backend.asarray(y, dtype=None if y.dtype.kind == "i" else dtype)))
     return learner, batches
 
 
@@ -105,7 +120,7 @@ def train(backend, config, task="classification"):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_training_equals_numpy(gpu, name):
-    config = TrainConfig(MODEL, OPTIMIZERS[name], dtype="float64")
+    config = TrainConfig(MODEL, OPTIMIZERS[name], precision="float64")
     losses, flat, masks = train(gpu, config)
     expected_losses, expected_flat, expected_masks = train(get_backend("numpy"), config)
     assert_close(losses, expected_losses, "training")
@@ -120,7 +135,7 @@ def test_training_equals_numpy(gpu, name):
     ({"bias": False, "routing_activation": "relu"}, "regression"),
     ({"activation": "0.5*softplus"}, "regression")])
 def test_training_of_other_models_equals_numpy(gpu, change, task):
-    config = TrainConfig(replace(MODEL, **change), dtype="float64")
+    config = TrainConfig(replace(MODEL, **change), precision="float64")
     ours, numpys = train(gpu, config, task), train(get_backend("numpy"), config, task)
     assert_close(ours[0], numpys[0], "training")
     assert_close(ours[1], numpys[1], "training")
@@ -147,20 +162,81 @@ def small_data(task):
 
 def learning_curve(backend, task, folder, **settings):
     """Train for two epochs, the last mini-batch of each a short one; return metrics and result."""
-    config = TrainConfig(MODEL, dtype="float64", epochs=2, batch=16, schedule="cosine", **settings)
+    config = TrainConfig(MODEL, precision="float64", epochs=2, batch=16, schedule="cosine",
+                         **settings)
     result = Trainer(config, small_data(task), folder, backend, Progress(1)).run()
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines] + [result]
+    return [json.loads(line) for line in lines] + result["networks"]
 
 
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
 @pytest.mark.parametrize("task", ["classification", "regression"])
-def test_the_learning_curve_equals_that_of_numpy(gpu, task, tmp_path):
-    ours = learning_curve(gpu, task, tmp_path / "cupy")
-    numpys = learning_curve(get_backend("numpy"), task, tmp_path / "numpy")
+def test_the_learning_curve_equals_that_of_numpy(gpu, task, seeds, tmp_path):
+    ours = learning_curve(gpu, task, tmp_path / "cupy", seeds=seeds)
+    numpys = learning_curve(get_backend("numpy"), task, tmp_path / "numpy", seeds=seeds)
     for mine, theirs in zip(ours, numpys, strict=True):
         assert set(mine) == set(theirs)
-        for name in set(mine) - {"seconds", "last", "notice", "data"}:
+        for name in set(mine) - {"seconds", "last"}:
             assert_close(float(mine[name]), theirs[name], "training")
+
+
+def test_augmented_training_equals_numpy(gpu, tmp_path):
+    data = datasets.load("glyphs", train=24)
+    config = TrainConfig(mlp.MLPConfig((3072, 12, 10), p_k=0.3), augment="crop_flip", epochs=2,
+                         batch=8, precision="float64")
+    results = [Trainer(config, data, tmp_path / backend.name, backend, Progress(1)).run()
+               for backend in (gpu, get_backend("numpy"))]
+    ours, numpys = (result["networks"][0]["last"]["train_loss"] for result in results)
+    assert_close(ours, numpys, "training")
+
+
+def test_tf32_changes_the_products_but_not_the_masks(gpu):
+    config = TrainConfig(MODEL, precision="tf32")
+    learner, batches = learner_and_batches(gpu, config)
+    x = batches[0][0]
+    whole, whole_cache = mlp.forward(x, learner.params, learner.routing, MODEL)
+    short, short_cache = mlp.forward(x, learner.params, learner.routing, MODEL, tf32=True)
+    difference = np.abs(gpu.to_host(whole) - gpu.to_host(short)).max()
+    assert 1e-6 < difference < 1e-2
+    for a, b in zip(whole_cache.masks, short_cache.masks, strict=True):
+        np.testing.assert_array_equal(gpu.to_host(a), gpu.to_host(b))
+    losses = [float(gpu.to_host(learner.step(x, y, 0.1))) for x, y in batches]
+    assert losses == pytest.approx(train(gpu, replace(config, precision="float32"))[0], rel=1e-2)
+    assert losses != train(gpu, replace(config, precision="float32"))[0]
+
+
+@pytest.mark.parametrize("graphs", ["1", "0"])
+def test_a_resumed_run_is_bit_for_bit_the_same(gpu, tmp_path, monkeypatch, graphs):
+    """The first step after a resume runs outside a graph, and must not differ for that."""
+    monkeypatch.setenv("COMET_NP_GRAPHS", graphs)
+    monkeypatch.setattr(type(gpu), "losses_at_once", 2)
+    config = TrainConfig(MODEL, OptimizerConfig("adam"), epochs=2, batch=8)
+    whole = Trainer(config, small_data("classification"), tmp_path / "whole", gpu, Progress(1))
+    whole.run()
+    while True:
+        part = Trainer(config, small_data("classification"), tmp_path / "parts", gpu, Progress(1))
+        monkeypatch.setattr(part, "due", lambda: True)
+        stop_after(part, monkeypatch, 5)
+        try:
+            part.run()
+            break
+        except KeyboardInterrupt:
+            continue
+    np.testing.assert_array_equal(gpu.to_host(part.learner.flat), gpu.to_host(whole.learner.flat))
+
+
+def stop_after(run, monkeypatch, saves):
+    """Let a run stop, as by Ctrl-C, when it has written so many checkpoints."""
+    save, left = run.save, saves
+
+    def counted():
+        nonlocal left
+        save()
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "save", counted)
 
 
 def test_a_mini_batch_is_gathered_on_the_device(machine):
@@ -174,8 +250,9 @@ def test_a_mini_batch_is_gathered_on_the_device(machine):
         learner.step(x, y, 0.1, masks)
     rows = gpu.to_host(order[3:19])
     np.testing.assert_array_equal(gpu.to_host(y), data.y_train[rows])
-    for ours, fresh in zip(masks, mlp.masks_of(x, learner.routing, MODEL), strict=True):
-        np.testing.assert_array_equal(gpu.to_host(ours), gpu.to_host(fresh))
+    fresh = mlp.masks_of(x, learner.routing, MODEL)
+    for packed, m in zip(masks, fresh, strict=True):
+        np.testing.assert_array_equal(gpu.to_host(packed), np.packbits(gpu.to_host(m), axis=-1))
 
 
 def test_quickstart_runs(machine, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """A whole training step as one CUDA graph: its products, its replays, and the same results."""
 
 import ctypes
+import functools
 import importlib.util
 import re
 from itertools import product
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comet_np.backends import BackendError, cuda_graph, get_backend
+from comet_np.backends import BackendError, cublas, get_backend
+from comet_np.backends.cublas import Cublas
 from comet_np.backends.device_steps import DeviceSteps
 from comet_np.experiments.training import Learner, Split, TrainConfig
 from comet_np.schedules import schedule
@@ -22,40 +24,57 @@ STEPS, BATCH = 6, 8
 
 
 def operands(gpu, matrix):
-    """Yield every (trans, a) with op(a) = matrix: row-major, column-major, and their transposes."""
-    rows, columns = gpu.asarray(matrix), gpu.asarray(np.ascontiguousarray(matrix.T))
-    return ("N", rows), ("N", columns.T), ("T", columns), ("T", rows.T)
+    """Yield every (trans, a) with op(a) = matrix: rows, columns, transposes, and with gaps."""
+    def swapped(a):
+        return a.swapaxes(-1, -2)
+
+    rows, columns = gpu.asarray(matrix), gpu.asarray(np.ascontiguousarray(swapped(matrix)))
+    padded = gpu.asarray(np.concatenate([matrix, matrix], axis=-1))[..., :matrix.shape[-1]]
+    apart = gpu.asarray(matrix.repeat(2, axis=-1))[..., ::2]
+    return ((False, rows), (False, swapped(columns)), (True, columns), (True, swapped(rows)),
+            (False, padded), (True, swapped(padded)), (False, apart))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+@pytest.mark.parametrize("S", [(), (3,)])
 @pytest.mark.parametrize(("m", "k", "n"), [(3, 5, 4), (1, 1, 1), (1, 6, 2), (7, 1, 1), (4, 3, 1)])
-def test_captured_products_are_those_of_cublas(gpu, m, k, n, dtype):
+def test_products_in_and_outside_a_graph(gpu, S, m, k, n, dtype):
     rng = np.random.default_rng(0)
-    left, right = (rng.normal(size=shape).astype(dtype) for shape in ((m, k), (k, n)))
-    out = gpu.asarray(np.zeros((m, n), dtype))
+    left, right = (rng.normal(size=(*S, *shape)).astype(dtype) for shape in ((m, k), (k, n)))
+    if left.dtype.kind == "c":
+        left += 1j * rng.normal(size=left.shape).astype(left.real.dtype)
+    out = gpu.asarray(np.zeros((*S, m, n), dtype))
+    multiply = Cublas(gpu.xp).gemm
     for (trans_a, a), (trans_b, b), beta in product(operands(gpu, left), operands(gpu, right),
                                                     (0.0, 1.0)):
-        def multiply(trans_a=trans_a, trans_b=trans_b, a=a, b=b, beta=beta):
-            gpu.gemm(trans_a, trans_b, a, b, out=out, alpha=0.5, beta=beta)
-
-        work = gpu.capture(multiply)
+        results = []
+        work = gpu.capture(functools.partial(multiply, trans_a, trans_b, a, b, out, beta, False))
         for _ in ("ordinary", "captured"):
             out.fill(1)
             work()
-            assert_close(gpu.to_host(out), 0.5 * (left @ right) + beta, "sum")
+            results.append(gpu.to_host(out))
+        np.testing.assert_array_equal(*results)
+        expected = left @ right + beta
+        assert_close(results[0].real, expected.real, "sum")
+        assert_close(results[0].imag, expected.imag, "sum")
 
 
-@pytest.mark.parametrize("what", ["operand", "result", "dtype"])
-def test_a_captured_product_refuses_other_layouts(gpu, what):
-    xp = gpu.xp
-    dtype = "complex128" if what == "dtype" else "float64"
-    a = xp.ones((4, 8), dtype=dtype)[:, ::2] if what == "operand" else xp.ones((4, 4), dtype=dtype)
-    dW = xp.ones((4, 4), dtype=dtype)
-    work = gpu.capture(lambda: gpu.kernels["accumulate_outer"](
-        a, a, dW.T if what == "result" else dW))
-    work()
-    with pytest.raises(BackendError, match="a captured matrix product"):
-        work()
+def test_a_matrix_serves_all_networks(gpu):
+    x, W = np.random.default_rng(0).normal(size=(2, 3, 4, 5))
+    ours = gpu.kernels["project"](gpu.asarray(x[0]), gpu.asarray(W))
+    assert_close(gpu.to_host(ours), x[0] @ W.swapaxes(1, 2), "sum")
+
+
+def test_tf32_reads_ten_bits_of_the_operands(gpu):
+    """1 + 2^-11 has one bit too many for TF32; sums still are those of float32."""
+    x = gpu.asarray(np.full((8, 64), 1 + 2**-11, "float32"))
+    W = gpu.asarray(np.full((8, 64), 1 + 2**-10, "float32"))
+    exact, rounded = (gpu.to_host(gpu.kernels["project"](x, W, tf32)) for tf32 in (False, True))
+    assert_close(exact, np.full((8, 8), 64 * (1 + 2**-10) * (1 + 2**-11)), "sum")
+    assert (np.abs(rounded - exact) > 64 * 2**-12).all()
+    np.testing.assert_array_equal(gpu.to_host(gpu.kernels["project"](x, W)), exact)  # off again
+    with pytest.raises(BackendError, match="one dtype of float32, got float64"):
+        gpu.kernels["project"](x.astype("float64"), W.astype("float64"), True)
 
 
 class Run:
@@ -66,7 +85,8 @@ class Run:
         self.backend, self.python = backend, 0
         self.learner = Learner(config, task, backend)
         self.split = Split(data.x_train, data.y_train, data, config, backend, self.learner.routing)
-        self.steps = DeviceSteps(backend, self.step, STEPS, BATCH, config.dtype)
+        self.steps = DeviceSteps(backend, self.step, STEPS, BATCH, 1,
+                                 self.learner.precision.accumulate)
 
     def step(self, rows, lr, done):
         x, y, masks = self.split.batch(rows)
@@ -81,9 +101,9 @@ class Run:
         """Take two epochs of steps; return the losses, the parameters and the moments."""
         losses = []
         for epoch in range(2):
-            order = np.random.default_rng(epoch).permutation(STEPS * BATCH)
+            plan = np.random.default_rng(epoch).permutation(STEPS * BATCH).reshape(STEPS, BATCH)
             rates = [0.1 * schedule("cosine", epoch * STEPS + i, 2 * STEPS) for i in range(STEPS)]
-            self.steps.begin(order, np.array(rates), epoch * STEPS)
+            self.steps.begin(plan, np.array(rates), epoch * STEPS)
             for _ in range(STEPS):
                 self.steps.run()
             losses.append(self.steps.losses(STEPS))
@@ -94,7 +114,7 @@ class Run:
 @pytest.mark.parametrize("task", ["classification", "regression"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_captured_training_equals_numpy(gpu, name, task):
-    config = TrainConfig(MODEL, OPTIMIZERS[name], dtype="float64")
+    config = TrainConfig(MODEL, OPTIMIZERS[name], precision="float64")
     captured, numpys = Run(gpu, config, task), Run(get_backend("numpy"), config, task)
     for ours, theirs in zip(captured.train(), numpys.train(), strict=True):
         assert_close(ours, theirs, "training")
@@ -120,10 +140,9 @@ def test_a_step_that_cannot_be_captured_says_why_and_leaves_the_backend_usable(m
 
 def test_a_failing_product_says_so(machine):
     gpu = get_backend("cupy")
-    cublas = cuda_graph.Cublas(gpu.xp, gpu.xp.cuda.Stream(null=True))
     x = gpu.asarray(np.ones((2, 2)))
     with pytest.raises(BackendError, match="cublasDgemm_v2 of cuBLAS failed with status 1"):
-        cublas.gemm("N", "N", x, x, x, 1.0, 0.0)
+        Cublas(gpu.xp).gemm(False, False, x[:0], x, x[:0], 0.0, False)
 
 
 def header():
@@ -137,10 +156,11 @@ def header():
 @pytest.mark.skipif(header() is None, reason="needs the header: pip install nvidia-cublas")
 def test_the_binding_fits_the_header():
     text = header().read_text()
-    for name, parameters in cuda_graph.FUNCTIONS.items():
+    for name, parameters in cublas.FUNCTIONS.items():
         declared = re.search(rf"cublasStatus_t CUBLASWINAPI {name}\((.*?)\);", text, re.DOTALL)[1]
         theirs = ["pointer" if re.search(r"\*|Handle_t|Stream_t", parameter) else
-                  "size_t" if "size_t" in parameter else "int" for parameter in declared.split(",")]
-        ours = [{ctypes.c_int: "int", ctypes.c_size_t: "size_t"}.get(argument, "pointer")
-                for argument in parameters]
+                  "size_t" if "size_t" in parameter else "long" if "long" in parameter else "int"
+                  for parameter in declared.split(",")]
+        names = {ctypes.c_int: "int", ctypes.c_size_t: "size_t", ctypes.c_longlong: "long"}
+        ours = [names.get(argument, "pointer") for argument in parameters]
         assert ours == theirs, name
