@@ -18,6 +18,7 @@ from ..backends import BackendError, get_backend
 from ..backends.numpy_backend import threads
 from ..checkpoint import write_atomically
 from ..errors import UserError, nearest, unknown
+from ..precision import precision
 from . import datasets
 from .experiment import Experiment, make_folder, parse
 from .fig2 import FIG2
@@ -144,6 +145,8 @@ def _run(options: argparse.Namespace) -> int:
                for name, field in fields.items() if hasattr(options, f"set_{name}")}
     config = experiment.configure(options.preset, changes)
     backend = get_backend(options.backend)  # a missing GPU is said before any work
+    if "precision" in fields:
+        precision(config.precision).check(options.backend)
     cells = experiment.cells(config)
     jobs = options.jobs
     if jobs is None:

@@ -33,7 +33,7 @@ MODELS: dict[str, Callable[[float, str], tuple[float | None, str]]] = {
 
 @dataclass(frozen=True)
 class GridSpec:
-    """One cell: one model trained on one data set from one seed."""
+    """One cell: one model trained on one data set, from one seed or from several side by side."""
 
     dataset: str
     train: int | None
@@ -41,7 +41,7 @@ class GridSpec:
     model: str
     width: int
     p_k: float | None
-    seed: int
+    seeds: tuple[int, ...]
     layers: int
     activation: str
     ties: str
@@ -56,7 +56,8 @@ class GridSpec:
     warmup: int
     batch: int
     epochs: int
-    dtype: str
+    augment: str | None
+    precision: str
 
     def configure(self, inputs: int, outputs: int) -> TrainConfig:
         """Return the training run for a data set with so many inputs and outputs."""
@@ -66,7 +67,8 @@ class GridSpec:
             OptimizerConfig(self.optimizer, momentum=self.momentum,
                             weight_decay=self.weight_decay, clip_norm=self.clip_norm,
                             clip_value=self.clip_value),
-            self.lr, self.schedule, self.warmup, self.batch, self.epochs, self.seed, self.dtype)
+            self.lr, self.schedule, self.warmup, self.batch, self.epochs, self.seeds, self.augment,
+            self.precision)
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,10 @@ class GridConfig:
     schedule: str = option("constant", "constant, cosine or warmup_cosine")
     warmup: int = option(0, "steps of warm-up, for warmup_cosine")
     batch: int = option(32, "examples a step")
-    dtype: str = option("float32", "float32 or float64")
+    augment: str | None = option(None, "augment images: flip, crop or crop_flip")
+    precision: str = option("float32", "float32, float64, or tf32 (a GPU's tensor cores)")
+    together: int = option(200, "train all seeds of networks up to this width side by side, as "
+                           "arrays with one axis more: less overhead (0: one by one)")
 
     def __post_init__(self) -> None:
         for field in ("datasets", "models", "widths", "p_k"):
@@ -113,6 +118,9 @@ class GridConfig:
         for name in self.datasets:
             if name not in datasets.DATASETS:
                 raise unknown("data set", name, datasets.DATASETS)
+            if self.augment is not None and name in datasets.REGRESSION:
+                raise UserError(f"--augment is for images, and {name} has none: leave it out, or "
+                                "choose other --datasets")
         if self.seeds < 1:
             raise UserError(f"an experiment needs at least 1 seed, got {self.seeds}")
         for cell in cells(self):  # bad settings are refused before the first cell runs
@@ -122,16 +130,18 @@ class GridConfig:
 def cells(config: GridConfig) -> list[Cell]:
     """Return the cells, seed by seed, so that a first comparison of all models comes early."""
     shared = {field.name: getattr(config, field.name) for field in fields(GridSpec)
-              if hasattr(config, field.name) and field.name not in ("p_k", "activation")}
+              if hasattr(config, field.name) and field.name not in ("p_k", "activation", "seeds")}
     found: dict[str, Cell] = {}
     for seed in range(config.seeds):
         for dataset in config.datasets:
             for width in config.widths:
+                together = width <= config.together and config.clip_norm is None
+                seeds = tuple(range(config.seeds)) if together else (seed,)
                 for model in config.models:
                     for level in config.p_k:
                         p_k, activation = MODELS[model](level, config.activation)
                         spec = GridSpec(dataset=dataset, model=model, width=width, p_k=p_k,
-                                        activation=activation, seed=seed, **shared)
+                                        activation=activation, seeds=seeds, **shared)
                         cell = _cell(spec)
                         found[cell.name] = cell  # the standard model has one cell for all p_k
     return list(found.values())
@@ -144,7 +154,8 @@ def _cell(spec: GridSpec) -> Cell:
         level = "-" + spec.activation.replace("*", "")
     config = spec.configure(inputs, outputs)
     steps = spec.epochs * min(spec.train or examples, examples) / spec.batch
-    return Cell(f"{spec.dataset}-{spec.model}-N{spec.width}{level}-seed{spec.seed}", spec,
+    seeds = "-".join(map(str, sorted({spec.seeds[0], spec.seeds[-1]})))
+    return Cell(f"{spec.dataset}-{spec.model}-N{spec.width}{level}-seed{seeds}", spec,
                 step_work(config) * steps)
 
 
@@ -183,8 +194,11 @@ def _curves(config: GridConfig, out: Path, dataset: str, width: int, model: str,
         if ((spec.dataset, spec.width, spec.model, spec.p_k, spec.activation)
                 == (dataset, width, model, p_k, activation) and (result := cell.result(out))):
             lines = read_lines(cell.folder(out) / "metrics.jsonl")
-            epochs, count = np.array([line["epoch"] for line in lines]), result["parameters"]
-            curves.append([line[key] for line in lines])
+            count = result["parameters"]
+            for seed in spec.seeds:
+                own = [line for line in lines if line["seed"] == seed]
+                epochs = np.array([line["epoch"] for line in own])
+                curves.append([line[key] for line in own])
     return epochs, np.array(curves), count
 
 

@@ -103,7 +103,8 @@ def run_task(task: Task, progress: Any) -> Outcome:
             if task.backend == "numpy":
                 keep_freed_memory()
             place = Place(folder, get_backend(task.backend), task.data, progress)
-            EXPERIMENTS[task.experiment].run_cell(cell.spec, place)
+            with place.backend.memory_explained():
+                EXPERIMENTS[task.experiment].run_cell(cell.spec, place)
             return Outcome(cell.name, "done")
     except (UserError, BackendError) as error:
         return Outcome(cell.name, "failed", str(error))
@@ -261,15 +262,16 @@ def _collect(pool: ProcessPoolExecutor, tasks: list[Task], messages: Any,
 
 def expected_seconds(cells: list[Cell], backend: Backend) -> float:
     """Return about how long the cells will take, from the speed of matrix products here."""
-    x = backend.asarray(np.ones((128, 1024), "float32"))
-    W = backend.asarray(np.ones((1024, 1024), "float32"))
     rates = []
-    for _ in range(5):
-        started = time.perf_counter()
+    with backend.memory_explained():
+        x = backend.asarray(np.ones((128, 1024), "float32"))
+        W = backend.asarray(np.ones((1024, 1024), "float32"))
         for _ in range(5):
-            project(x, W)
-        backend.synchronize()
-        rates.append(5 * 2 * x.size * len(W) / (time.perf_counter() - started))
+            started = time.perf_counter()
+            for _ in range(5):
+                project(x, W)
+            backend.synchronize()
+            rates.append(5 * 2 * x.size * len(W) / (time.perf_counter() - started))
     return sum(cell.work for cell in cells) / (SHARE_IN_PRODUCTS * max(rates))
 
 

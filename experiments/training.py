@@ -1,4 +1,8 @@
-"""Training one model: steps, evaluation, metrics, checkpoints and resume, divergence."""
+"""Training: steps, evaluation, metrics, checkpoints and resume, divergence.
+
+Networks that differ in their seeds alone can be trained side by side, as arrays with a leading
+axis: the same results to rounding, and less overhead where networks are small.
+"""
 
 import functools
 import json
@@ -26,13 +30,15 @@ from ..functional.loss import (
     softmax_cross_entropy_backward,
     softmax_cross_entropy_forward,
 )
-from ..functional.routing import pack_masks, unpack_masks
+from ..functional.routing import pack_masks, split_masks, unpack_masks
 from ..models import mlp
 from ..optim import OptimizerConfig, OptimizerState, init_state, update
+from ..precision import precision
 from ..rng import stream
 from ..schedules import SCHEDULES, schedule
 from ..tree import flatten
 from .datasets import Dataset
+from .datasets.augment import augmentation
 from .progress import Progress
 
 Array = Any
@@ -41,6 +47,8 @@ LOSSES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "classification": (softmax_cross_entropy_forward, softmax_cross_entropy_backward),
     "regression": (mean_squared_error_forward, mean_squared_error_backward),
 }
+Masks = tuple[Array | None, ...] | None
+
 EVALUATION_BATCH = 1000
 LEAST_CHECKPOINT_SECONDS = 10.0
 CHECKPOINT_SHARE = 0.01  # of the run's time that may go into writing checkpoints
@@ -48,7 +56,7 @@ CHECKPOINT_SHARE = 0.01  # of the run's time that may go into writing checkpoint
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run: a model, an optimizer, a length and a seed.
+    """One training run: a model, an optimizer, a length and its seeds.
 
     Attributes
     ----------
@@ -59,9 +67,12 @@ class TrainConfig:
     schedule, warmup : str, int
         See `comet_np.schedules`; the warm-up in steps.
     batch, epochs : int
-    seed : int
-        Of the initial weights and of the order of the data.
-    dtype : {"float32", "float64"}
+    seeds : tuple of int
+        Of the initial weights, the order of the data and their augmentation: one network for each.
+    augment : str or None
+        A key of `datasets.augment.AUGMENTATIONS`.
+    precision : str
+        A key of `comet_np.precision.PRECISIONS`.
     """
 
     model: mlp.MLPConfig
@@ -71,8 +82,9 @@ class TrainConfig:
     warmup: int = 0
     batch: int = 32
     epochs: int = 5
-    seed: int = 0
-    dtype: str = "float32"
+    seeds: tuple[int, ...] = (0,)
+    augment: str | None = None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -82,8 +94,14 @@ class TrainConfig:
                             f"batch = {self.batch}, epochs = {self.epochs}")
         if not 0 < self.lr < math.inf:
             raise UserError(f"the learning rate must be positive and finite, got {self.lr}")
-        if self.dtype not in ("float32", "float64"):
-            raise UserError(f'dtype must be "float32" or "float64", got "{self.dtype}"')
+        if not self.seeds:
+            raise UserError("a run needs at least 1 seed")
+        if len(self.seeds) > 1 and self.optimizer.clip_norm is not None:
+            raise UserError("networks side by side share their optimizer's arrays, whose norm is "
+                            "not that of one network: give clip_norm with one seed at a time")
+        precision(self.precision)
+        if self.augment is not None:
+            augmentation(self.augment)
 
 
 class Diverged(UserError):
@@ -91,85 +109,124 @@ class Diverged(UserError):
 
 
 class Learner:
-    """A model in training: parameters in one flat buffer, optimizer state, and the step.
+    """Networks in training: parameters in one flat buffer, optimizer state, and the step.
 
     Attributes
     ----------
-    params, routing : as `mlp.init` returns them; the params are views into `flat`
+    params, routing : as `mlp.init` returns them, or `mlp.stack` for several seeds; the params are
+        views into `flat`
     flat : array (n,)
     state : OptimizerState
     """
 
     def __init__(self, config: TrainConfig, task: str, backend: Backend) -> None:
-        self.config = config
+        self.config, self.precision = config, precision(config.precision)
+        self.precision.check(backend.name)
         self.loss_forward, self.loss_backward = LOSSES[task]
-        params, self.routing = mlp.init(config.model, config.seed, backend, config.dtype)
+        networks = [mlp.init(config.model, seed, backend, self.precision.master)
+                    for seed in config.seeds]
+        self.stacked = len(networks) > 1
+        params, self.routing = mlp.stack(networks) if self.stacked else networks[0]
         self.flat, self.params = flatten(params)
         self.state: OptimizerState = init_state(self.flat, config.optimizer)
         self.flat_grads: Array | None = None
         if not config.optimizer.updates_in_backward:
             self.flat_grads, self.grads = flatten(mlp.zeros_like(self.params))
 
-    def step(self, x: Array, y: Array, lr: float, masks: tuple[Array | None, ...] | None = None,
+    def loss(self, x: Array, y: Array, masks: Masks = None) -> tuple[Array, Array, Any, Any]:
+        """Return the loss, a 0-d array or (S,), the output, and the caches of both forwards."""
+        a_L, cache = mlp.forward(x, self.params, self.routing, self.config.model, masks,
+                                 self.precision.tf32)
+        loss, loss_cache = self.loss_forward(a_L, y, self.stacked)
+        return loss, a_L, cache, loss_cache
+
+    def step(self, x: Array, y: Array, lr: float, masks: Masks = None,
              check: Callable[[Array], None] = lambda loss: None) -> Array:
-        """Take one step on the mini-batch and return its loss, a 0-d array.
+        """Take one step on the mini-batch and return its loss, a 0-d array or (S,).
 
         `check` sees the loss before any parameter changes, and may raise.
         """
-        config = self.config
-        a_L, cache = mlp.forward(x, self.params, self.routing, config.model, masks)
-        loss, loss_cache = self.loss_forward(a_L, y)
+        model, tf32 = self.config.model, self.precision.tf32
+        loss, _, cache, loss_cache = self.loss(x, y, masks)
         check(loss)
         if self.flat_grads is None:  # the backward pass is the update, see comet_np.optim
             mlp.backward(self.loss_backward(-lr, loss_cache), cache, self.params, self.params,
-                         config.model, input_gradient=False)
+                         model, False, tf32)
             self.state = self.state._replace(step=self.state.step + 1)
             return loss
         self.flat_grads.fill(0)
-        mlp.backward(self.loss_backward(1.0, loss_cache), cache, self.params, self.grads,
-                     config.model, input_gradient=False)
-        self.state = update(self.flat, self.flat_grads, self.state, lr, config.optimizer)
+        mlp.backward(self.loss_backward(1.0, loss_cache), cache, self.params, self.grads, model,
+                     False, tf32)
+        self.state = update(self.flat, self.flat_grads, self.state, lr, self.config.optimizer)
         return loss
 
 
 class Split:
-    """Examples in the backend's memory, with the masks of a COMET network kept bit-packed.
+    """Examples in the backend's memory, with the masks of COMET networks kept bit-packed.
 
     The masks depend on the input alone, so those of a fixed data set are computed once.
     """
 
     def __init__(self, x: np.ndarray, y: np.ndarray, data: Dataset, config: TrainConfig,
-                 backend: Backend, routing: mlp.Routing) -> None:
-        self.backend, self.dtype = backend, config.dtype
+                 backend: Backend, routing: mlp.Routing, augment: str | None = None) -> None:
+        self.backend, self.dtype = backend, precision(config.precision).accumulate
         self.scale, self.shift = data.scale, data.shift
+        self.augmentation = None if augment is None else augmentation(augment)
         self.x = backend.asarray(x)
-        self.y = backend.asarray(y, dtype=None if y.dtype.kind in "iu" else config.dtype)
+        self.y = backend.asarray(y, dtype=None if y.dtype.kind in "iu" else self.dtype)
         self.widths = config.model.widths[1:-1]
-        self.bits: Array | None = None
-        if config.model.p_k is not None and self.widths:
-            packed = [pack_masks(mlp.masks_of(self._input(rows), routing, config.model))
+        self.networks = len(config.seeds)
+        self.bits: Array | None = None  # (n, bytes), or (S, n, bytes)
+        if config.model.p_k is not None and self.widths and augment is None:
+            packed = [pack_masks(mlp.masks_of(self._input(self.x[rows]), routing, config.model))
                       for rows in blocks(len(x), EVALUATION_BATCH)]
-            self.bits = backend.xp.concatenate(packed)
+            self.bits = backend.xp.concatenate(packed, axis=-2)
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def _input(self, rows: Any) -> Array:
-        x = self.x[rows]
+    def _input(self, x: Array) -> Array:
         if (self.scale, self.shift) == (1, 0):
             return x.astype(self.dtype, copy=False)
         x = self.backend.xp.multiply(x, self.scale, dtype=self.dtype)
         x += self.shift
         return x
 
-    def batch(self, rows: Any) -> tuple[Array, Array, tuple[Array | None, ...] | None]:
-        """Return x, y and the masks of some rows (a slice or an array of indices).
+    def batch(self, rows: Array, choices: Array | None = None) -> tuple[Array, Array, Masks]:
+        """Return x, y and the masks of the examples `rows` (B,), or (S, B) for S networks.
+
+        `choices`, of the same shape, are those of the augmentation.
 
         In line: a thread that prepared the next mini-batch meanwhile made steps slower by 1 to 10 %
         (N from 100 to 1000, batch 32), as it competes with BLAS for the cores.
         """
-        masks = None if self.bits is None else unpack_masks(self.bits[rows], self.widths)
-        return self._input(rows), self.y[rows], masks
+        x = self.x[rows]
+        if self.augmentation is not None and choices is not None:
+            x = self.augmentation.apply(x, choices)
+        bits = self.bits
+        if bits is not None and self.networks > 1:
+            first = self.backend.xp.arange(self.networks)[:, None] * len(self)
+            bits = bits.reshape(-1, bits.shape[-1])[rows + first]
+        elif bits is not None:
+            bits = bits[rows]
+        return self._input(x), self.y[rows], self._masks(bits)
+
+    def block(self, rows: slice) -> tuple[Array, Array, Masks]:
+        """Return x (B, N_0), y and the masks of neighbouring examples, the same for all networks.
+
+        y is (S, B) or (S, B, outputs) for S networks.
+        """
+        y = self.y[rows]
+        if self.networks > 1:
+            y = self.backend.xp.broadcast_to(y, (self.networks, *y.shape))
+        bits = None if self.bits is None else self.bits[..., rows, :]
+        return self._input(self.x[rows]), y, self._masks(bits)
+
+    def _masks(self, bits: Array | None) -> Masks:
+        if bits is None:
+            return None
+        read = split_masks if self.backend.reads_packed_masks else unpack_masks
+        return read(bits, self.widths)
 
 
 def blocks(n: int, size: int) -> Iterator[slice]:
@@ -177,29 +234,29 @@ def blocks(n: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def evaluate(learner: Learner, split: Split) -> dict[str, float]:
-    """Return the mean loss over a split, and the accuracy if it has classes."""
-    xp = split.backend.xp
-    loss_sum, hits = 0.0, 0
+def evaluate(learner: Learner, split: Split) -> list[dict[str, float]]:
+    """Return for each network the mean loss over a split, and the accuracy if it has classes."""
+    backend, networks = split.backend, len(learner.config.seeds)
+    losses, hits = np.zeros(networks), np.zeros(networks, int)
     for rows in blocks(len(split), EVALUATION_BATCH):
-        x, y, masks = split.batch(rows)
-        a_L, _ = mlp.forward(x, learner.params, learner.routing, learner.config.model, masks)
-        loss, _ = learner.loss_forward(a_L, y)
-        loss_sum += float(loss) * len(x)
-        if y.ndim == 1:
-            hits += int((xp.argmax(a_L, axis=-1) == y).sum())
-    result = {"loss": loss_sum / len(split)}
+        x, y, masks = split.block(rows)
+        loss, a_L, _, _ = learner.loss(x, y, masks)
+        losses += backend.to_host(loss).astype(float) * len(x)
+        if split.y.ndim == 1:
+            hits += backend.to_host((backend.xp.argmax(a_L, axis=-1) == y).sum(axis=-1))
+    results = [{"loss": float(loss) / len(split)} for loss in losses]
     if split.y.ndim == 1:
-        result["accuracy"] = hits / len(split)
-    return result
+        for result, count in zip(results, hits, strict=True):
+            result["accuracy"] = int(count) / len(split)
+    return results
 
 
 class Trainer:
-    """One run in a folder of its own: `run()` trains the model, or goes on where it was stopped.
+    """One run in a folder of its own: `run()` trains, or goes on where it was stopped.
 
-    In the folder: ``metrics.jsonl``, a line an epoch; ``checkpoint`` while it runs; ``result.json``
-    when it is done. A run that was stopped at any moment ends in the same metrics (times aside) and
-    weights, bit for bit, as one that was not.
+    In the folder: ``metrics.jsonl``, a line an epoch and seed; ``checkpoint`` while it runs;
+    ``result.json`` when it is done. A run that was stopped at any moment ends in the same metrics
+    (times aside) and weights, bit for bit, as one that was not.
 
     Parameters
     ----------
@@ -217,10 +274,10 @@ class Trainer:
         self.notice, self.digest = data.notice, data.digest
         self.learner = Learner(config, data.task, backend)
 
-        def split(x: np.ndarray, y: np.ndarray) -> Split:
-            return Split(x, y, data, config, backend, self.learner.routing)
+        def split(x: np.ndarray, y: np.ndarray, augment: str | None = None) -> Split:
+            return Split(x, y, data, config, backend, self.learner.routing, augment)
 
-        self.training = split(data.x_train, data.y_train)
+        self.training = split(data.x_train, data.y_train, config.augment)
         self.validation = split(data.x_val, data.y_val)
         self.test = (None if data.x_test is None or data.y_test is None
                      else split(data.x_test, data.y_test))
@@ -229,9 +286,9 @@ class Trainer:
         self.work = step_work(config)
         self.seconds = {"prepare": time.monotonic() - started, "train": 0.0, "evaluate": 0.0,
                         "checkpoint": 0.0}
-        self.loss_sum = 0.0  # over the steps of this epoch
+        self.loss_sum = np.zeros(len(config.seeds))  # over the steps of this epoch
         self.device_steps: DeviceSteps | None = None
-        self.last: dict[str, Any] = {}  # the newest line of the metrics
+        self.last: list[dict[str, Any]] = []  # the newest lines of the metrics
         folder.mkdir(parents=True, exist_ok=True)
         self.metrics = open(folder / "metrics.jsonl", "ab")  # noqa: SIM115 (closed by run)
         self.saved_at, self.save_cost = time.monotonic(), 0.0
@@ -253,17 +310,15 @@ class Trainer:
                 self.report(0)
             while self.learner.state.step < self.total:
                 epoch, first = divmod(self.learner.state.step, self.steps_an_epoch)
-                order = stream(config.seed, "order", epoch).permutation(len(self.training))
+                plan = self.plan(epoch)
                 for i in range(first, self.steps_an_epoch, self.backend.losses_at_once):
                     last = min(i + self.backend.losses_at_once, self.steps_an_epoch)
                     started = time.monotonic()
-                    self.take_steps(order[i * config.batch:last * config.batch])
+                    self.take_steps(plan[..., i * config.batch:last * config.batch])
                     self.seconds["train"] += time.monotonic() - started
                     self.progress.advance(self.work * (last - i), self.folder.name, last - i)
                     if last == self.steps_an_epoch:
-                        self.report(epoch + 1, train_loss=self.loss_sum / self.steps_an_epoch,
-                                    lr=self.rate(self.learner.state.step - 1))
-                        self.loss_sum = 0.0
+                        self.report(epoch + 1)
                     if interrupted.is_set() or self.due():
                         self.save()
                     if interrupted.is_set():
@@ -278,80 +333,112 @@ class Trainer:
         config = self.config
         return config.lr * schedule(config.schedule, step, self.total, config.warmup)
 
-    def take_steps(self, order: np.ndarray) -> None:
-        """Take a step on each mini-batch of the examples `order`, the last of which may be short.
+    def plan(self, epoch: int) -> np.ndarray:
+        """Return each network's examples of an epoch in order, and the choices for them, if any.
+
+        Returns
+        -------
+        int64 array (1 or 2, S, n)
+        """
+        config, n = self.config, len(self.training)
+        plan = [[stream(seed, "order", epoch).permutation(n) for seed in config.seeds]]
+        if self.training.augmentation is not None:
+            plan.append([self.training.augmentation.draw(stream(seed, "augment", epoch), n)
+                         for seed in config.seeds])
+        return np.array(plan)
+
+    def take_steps(self, plan: np.ndarray) -> None:
+        """Take a step on each mini-batch of a part of an epoch's plan, the last maybe a short one.
 
         One step looks at its loss before its update. Where reading a number stalls the device,
         whole mini-batches run from the device's memory alone and their losses are read together.
         """
-        config = self.config
-        whole = len(order) // config.batch
+        batch = self.config.batch
+        whole = plan.shape[-1] // batch
         if self.backend.losses_at_once > 1 and whole:
             before = [array.copy() for array in self._state().values()]
-            losses = self._take_device_steps(order[:whole * config.batch], whole)
+            losses = self._take_device_steps(plan[..., :whole * batch], whole)
             if np.isfinite(losses).all():
                 for loss in losses:  # one by one, as on the CPU: the same sum
-                    self.loss_sum += float(loss)
-                order = order[whole * config.batch:]
+                    self.loss_sum += loss
+                plan = plan[..., whole * batch:]
             else:  # again from before the group, to find the step and the layer
                 for array, saved in zip(self._state().values(), before, strict=True):
                     array[...] = saved
                 self.learner.state = self.learner.state._replace(
                     step=self.learner.state.step - whole)
-        for start in range(0, len(order), config.batch):
+        for start in range(0, plan.shape[-1], batch):
             step = self.learner.state.step
-            rows = self.backend.asarray(order[start:start + config.batch])
-            x, y, masks = self.training.batch(rows)
+            x, y, masks = self.mini_batch(
+                self.backend.asarray(plan[..., start:start + batch].copy()))
             self.learner.step(x, y, self.rate(step), masks,
                               functools.partial(self.check, step, x))
 
-    def _take_device_steps(self, order: np.ndarray, steps: int) -> np.ndarray:
-        learner, state = self.learner, self.learner.state
+    def mini_batch(self, plan: Array) -> tuple[Array, Array, Masks]:
+        """Return x, y and masks of a mini-batch from its plan (1 or 2, S, B)."""
+        parts = plan if self.learner.stacked else plan[:, 0]
+        return self.training.batch(*(parts[i] for i in range(len(parts))))
 
-        def one(rows: Array, lr: Array, done: Array) -> Array:
-            x, y, masks = self.training.batch(rows)
+    def _take_device_steps(self, plan: np.ndarray, steps: int) -> np.ndarray:
+        learner, state, batch = self.learner, self.learner.state, self.config.batch
+        kinds, networks = plan.shape[:2]
+
+        def one(numbers: Array, lr: Array, done: Array) -> Array:
+            x, y, masks = self.mini_batch(numbers.reshape(kinds, networks, batch))
             learner.state = state._replace(step=done)
             return learner.step(x, y, lr, masks)
 
         if self.device_steps is None:
-            self.device_steps = DeviceSteps(self.backend, one, self.backend.losses_at_once,
-                                            self.config.batch, self.config.dtype)
+            self.device_steps = DeviceSteps(
+                self.backend, one, self.backend.losses_at_once, kinds * networks * batch, networks,
+                learner.precision.accumulate)
         rates = np.array([self.rate(state.step + i) for i in range(steps)])
-        self.device_steps.begin(order, rates, state.step)
+        numbers = np.moveaxis(plan.reshape(kinds, networks, steps, batch), 2, 0)
+        self.device_steps.begin(numbers.reshape(steps, -1), rates, state.step)
         for _ in range(steps):
             self.device_steps.run()
         learner.state = state._replace(step=state.step + steps)
         return self.device_steps.losses(steps)
 
-    def report(self, epoch: int, **values: float) -> None:
-        """Measure on the validation split and add a line to the metrics."""
+    def report(self, epoch: int) -> None:
+        """Measure on the validation split and add a line for each network to the metrics."""
         started = time.monotonic()
-        measured = {f"val_{name}": value
-                    for name, value in evaluate(self.learner, self.validation).items()}
+        step = self.learner.state.step
+        results = evaluate(self.learner, self.validation)
         self.seconds["evaluate"] += time.monotonic() - started
-        if not math.isfinite(measured["val_loss"]):
-            self.diverge(self.learner.state.step, measured["val_loss"],
-                         self.validation.batch(slice(0, EVALUATION_BATCH))[0])
-        self.last = {"epoch": epoch, "step": self.learner.state.step, **values, **measured,
-                     "seconds": round(self.seconds["train"], 3)}
-        self.metrics.write(json.dumps(self.last).encode() + b"\n")
+        losses = np.array([result["loss"] for result in results])
+        if not np.isfinite(losses).all():
+            self.diverge(step, losses, self.validation.block(slice(0, EVALUATION_BATCH))[0])
+        self.last = []
+        for i, (seed, result) in enumerate(zip(self.config.seeds, results, strict=True)):
+            line: dict[str, Any] = {"epoch": epoch, "step": step, "seed": seed}
+            if epoch:
+                line["train_loss"] = float(self.loss_sum[i] / self.steps_an_epoch)
+                line["lr"] = self.rate(step - 1)
+            line |= {f"val_{name}": value for name, value in result.items()}
+            line["seconds"] = round(self.seconds["train"], 3)
+            self.last.append(line)
+        self.loss_sum[:] = 0
+        self.metrics.writelines(json.dumps(line).encode() + b"\n" for line in self.last)
         self.metrics.flush()
 
-    def check(self, step: int, x: Array, loss: Array | float) -> None:
-        """Add the loss of a step with input x to the epoch's sum, if it is finite."""
-        loss = float(loss)
-        if not math.isfinite(loss):
-            self.diverge(step, loss, x)
-        self.loss_sum += loss
+    def check(self, step: int, x: Array, loss: Array) -> None:
+        """Add the losses of a step with input x to the epoch's sums, if they are finite."""
+        losses = self.backend.to_host(loss).reshape(-1)
+        if not np.isfinite(losses).all():
+            self.diverge(step, losses, x)
+        self.loss_sum += losses
 
-    def diverge(self, step: int, loss: float, x: Array) -> NoReturn:
-        """Save the state and raise Diverged, for a loss that is not finite on the input x."""
+    def diverge(self, step: int, losses: np.ndarray, x: Array) -> NoReturn:
+        """Save the state and raise Diverged, for losses not all of which are finite, on input x."""
         state = self.folder / "diverged"
         checkpoint.save(state, self._arrays(), self._description())
+        network = int(np.argmin(np.isfinite(losses)))
         raise Diverged(
-            f"training diverged at step {step} (loss {loss}): the first quantity that is not "
-            f"finite is {first_not_finite(self.learner, x)}; lower --lr, or clip with "
-            f"--clip-norm; the state is in {state}")
+            f"training with seed {self.config.seeds[network]} diverged at step {step} (loss "
+            f"{losses[network]}): the first quantity that is not finite is "
+            f"{first_not_finite(self.learner, x, network)}; lower --lr, or clip with --clip-norm; "
+            f"the state is in {state}")
 
     # --- checkpoints ---
 
@@ -367,7 +454,7 @@ class Trainer:
     def _description(self) -> dict[str, Any]:
         config = json.loads(json.dumps(asdict(self.config))) | {"data": self.digest}
         return {"config": config, "last": self.last,
-                "step": self.learner.state.step, "loss_sum": self.loss_sum,
+                "step": self.learner.state.step, "loss_sum": self.loss_sum.tolist(),
                 "metrics_bytes": self.metrics.tell(), "seconds": self.seconds}
 
     def due(self) -> bool:
@@ -408,7 +495,7 @@ class Trainer:
         for name, array in self._state().items():
             array[...] = self.backend.asarray(arrays[name])
         self.learner.state = self.learner.state._replace(step=description["step"])
-        self.loss_sum, self.last = description["loss_sum"], description["last"]
+        self.loss_sum[:], self.last = description["loss_sum"], description["last"]
         self.seconds |= description["seconds"]
         self.metrics.truncate(length)
         self.metrics.seek(0, os.SEEK_END)
@@ -416,13 +503,14 @@ class Trainer:
 
     def finish(self) -> dict[str, Any]:
         """Measure on the test split, write the result, and remove the checkpoints."""
-        result: dict[str, Any] = {"parameters": mlp.parameter_count(self.config.model),
-                                  "last": self.last, "notice": self.notice,
-                                  "data": self.digest}
+        networks = [{"seed": seed, "last": last}
+                    for seed, last in zip(self.config.seeds, self.last, strict=True)]
         if self.test is not None:
-            result |= {f"test_{name}": value
-                       for name, value in evaluate(self.learner, self.test).items()}
-        result["seconds"] = {name: round(value, 3) for name, value in self.seconds.items()}
+            for network, measured in zip(networks, evaluate(self.learner, self.test), strict=True):
+                network |= {f"test_{name}": value for name, value in measured.items()}
+        result = {"parameters": mlp.parameter_count(self.config.model), "networks": networks,
+                  "notice": self.notice, "data": self.digest,
+                  "seconds": {name: round(value, 3) for name, value in self.seconds.items()}}
         checkpoint.write_atomically(self.folder / "result.json",
                                     json.dumps(result, indent=1).encode() + b"\n")
         for file in self.folder.glob("checkpoint*"):
@@ -432,18 +520,22 @@ class Trainer:
 
 def step_work(config: TrainConfig) -> float:
     """Return the floating-point operations of a step's matrix products (masks from the cache)."""
-    return 6.0 * config.batch * mlp.parameter_count(config.model)
+    return 6.0 * config.batch * len(config.seeds) * mlp.parameter_count(config.model)
 
 
-def first_not_finite(learner: Learner, x: Array) -> str:
-    """Return the paper's name of the first quantity of a forward pass that is not finite."""
+def first_not_finite(learner: Learner, x: Array, network: int) -> str:
+    """Return the paper's name of the first quantity of a network's forward that is not finite."""
     trace = mlp.trace(x, learner.params, learner.routing, learner.config.model)
     for layer, a in enumerate(trace.a, start=1):
         p = learner.params[layer - 1]
         quantities = [(f"x_{layer - 1}", trace.x[layer - 1]), (f"W_{layer}", p.weight),
                       (f"b_{layer}", p.bias), (f"a_{layer}", a)]
         for name, array in quantities:
-            if array is not None and not np.isfinite(float(abs(array).max())):
+            if array is None:
+                continue
+            if learner.stacked and array.ndim == 3:
+                array = array[network]
+            if not np.isfinite(float(abs(array).max())):
                 return f"{name} of layer {layer}"
     return "the loss itself"
 

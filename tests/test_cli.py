@@ -22,7 +22,7 @@ from comet_np.experiments.progress import Progress, duration
 
 ROOT = Path(__file__).resolve().parent.parent
 ARM = ("run", "quickstart", "--preset", "smoke", "--datasets", "arm", "--epochs", "1", "--train",
-       "200", "--widths", "20", "--models", "standard,comet", "--jobs", "1")
+       "200", "--widths", "20", "--models", "standard,comet", "--together", "0", "--jobs", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +62,17 @@ def test_finished_cells_are_skipped_and_new_ones_run(capsys):
     assert len(cell_folders()) == 6
 
 
+def test_small_networks_train_their_seeds_side_by_side(capsys):
+    pytest.importorskip("matplotlib")
+    main(ARM)
+    one_by_one = capsys.readouterr().out
+    assert main([*ARM, "--together", "20", "--out", "together"]) == 0
+    together = capsys.readouterr().out
+    assert "4 cells run" in one_by_one and "2 cells run" in together
+    tables = [out.split("\ndata set")[1].split("\nfigure")[0] for out in (one_by_one, together)]
+    assert tables[0] == tables[1]
+
+
 def test_another_setting_is_another_cell():
     pytest.importorskip("matplotlib")
     main(ARM)
@@ -95,7 +106,7 @@ def test_a_failed_cell_does_not_end_the_others(capsys, monkeypatch):
     train = cli.QUICKSTART.run_cell
 
     def fail_once(spec, place):
-        if spec.model == "comet" and spec.seed == 0:
+        if spec.model == "comet" and spec.seeds == (0,):
             raise RuntimeError("planted")
         return train(spec, place)
 
@@ -112,7 +123,7 @@ def test_two_sweeps_share_a_folder(capsys):
     """A cell that another sweep is running is left to it."""
     pytest.importorskip("matplotlib")
     config = EXPERIMENTS["quickstart"].configure("smoke", {
-        "datasets": ("arm",), "epochs": 1, "train": 200, "widths": (20,)})
+        "datasets": ("arm",), "epochs": 1, "train": 200, "widths": (20,), "together": 0})
     cell = EXPERIMENTS["quickstart"].cells(config)[0]
     folder = cell.folder(Path("runs/quickstart-smoke"))
     folder.mkdir(parents=True)
@@ -139,7 +150,12 @@ def test_two_sweeps_share_a_folder(capsys):
     (["run", "quickstart", "--seeds", "0"], "at least 1 seed, got 0"),
     (["run", "quickstart", "--batch", "0"], "a batch of at least 1"),
     (["run", "quickstart", "--jobs", "0"], "--jobs must be at least 1, got 0"),
-    (["run", "quickstart", "--dtype", "float16"], '"float32" or "float64", got "float16"'),
+    (["run", "quickstart", "--precision", "float16"],
+     'unknown precision "float16"; did you mean "float64"? (known: float32, float64, tf32)'),
+    (["run", "quickstart", "--datasets", "glyphs", "--augment", "crop_flop"],
+     'unknown augmentation "crop_flop"; did you mean "crop_flip"?'),
+    (["run", "quickstart", "--precision", "tf32"], "use --backend cupy, or --precision float32"),
+    (["run", "quickstart", "--datasets", "arm", "--augment", "flip"], "arm has none: leave it"),
     (["run", "quickstart", "--widths", ""], "--widths needs at least one value"),
     (["run", "quickstart", "--layers", "0"], "at least 1 layer"),
     (["run", "quickstart", "--train", "0"], "1 training example"),
@@ -247,7 +263,7 @@ def test_check_covers_every_operation_and_finds_a_wrong_kernel(capsys, monkeypat
     assert set(check._samples(backend)) == set(OPERATIONS)
     assert main(["check"]) == 0
     assert "FAILED" not in capsys.readouterr().out
-    monkeypatch.setitem(backend.kernels, "project", lambda x, W: 1.001 * (x @ W.T))
+    monkeypatch.setitem(backend.kernels, "project", lambda x, W, tf32=False: 1.001 * (x @ W.T))
     assert main(["check"]) == 1
     out = capsys.readouterr().out
     assert "FAILED  kernel against body: project " in out
@@ -285,9 +301,9 @@ def start_sweep(out):
     """Start a long sweep of two processes in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "comet_np.experiments.cli", "run", "quickstart", "--preset", "smoke",
-         "--datasets", "arm", "--seeds", "3", "--models", "comet", "--epochs", "5000", "--jobs",
-         "2", "--out", str(out)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, start_new_session=True)
+         "--datasets", "arm", "--seeds", "3", "--models", "comet", "--epochs", "5000",
+         "--together", "0", "--jobs", "2", "--out", str(out)], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def wait_for(condition, seconds=60):
@@ -338,7 +354,7 @@ def test_processes_end_with_a_killed_parent(tmp_path):
 def die_once(spec, place):
     """Kill the worker the first time a cell comes, and finish it the second time."""
     mark = place.folder / "died"
-    if spec.seed == 1 and not mark.exists():
+    if spec.seeds == (1,) and not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     (place.folder / "result.json").write_text("{}")
@@ -348,7 +364,7 @@ def die_once(spec, place):
 @pytest.mark.slow
 def test_a_killed_worker_does_not_end_the_sweep(tmp_path, monkeypatch):
     grid = EXPERIMENTS["quickstart"]
-    config = grid.configure("smoke", {"seeds": 4, "datasets": ("arm",)})
+    config = grid.configure("smoke", {"seeds": 4, "datasets": ("arm",), "together": 0})
     monkeypatch.setattr(sweep, "_run_remote", functools.partial(run_with, die_once))
     outcomes = sweep.Sweep("quickstart", grid.cells(config), tmp_path, jobs=2).run()
     assert {outcome.status for outcome in outcomes} <= {"done", "found"}

@@ -16,7 +16,9 @@ import pytest
 
 from comet_np import checkpoint
 from comet_np.backends import get_backend
+from comet_np.errors import UserError
 from comet_np.experiments import datasets, training
+from comet_np.experiments.datasets.augment import augmentation
 from comet_np.experiments.progress import Progress
 from comet_np.experiments.training import Diverged, Learner, TrainConfig, Trainer
 from comet_np.models import mlp
@@ -64,8 +66,94 @@ def test_cached_masks_are_those_of_the_routing_network(arm, tmp_path):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_interrupted_anywhere_is_bit_for_bit_the_same(arm, tmp_path, monkeypatch, name):
-    config = TrainConfig(ARM, OptimizerConfig(name), schedule="warmup_cosine", warmup=5, epochs=3)
+@pytest.mark.parametrize("p_k", [0.5, None])
+def test_seeds_side_by_side_are_each_as_alone(arm, tmp_path, name, p_k):
+    config = TrainConfig(replace(ARM, p_k=p_k), OptimizerConfig(name), epochs=2, seeds=(3, 0, 1),
+                         precision="float64")
+    result = trainer(config, arm, tmp_path / "together").run()
+    together = lines(tmp_path / "together")
+    assert [line["seed"] for line in together] == 3 * [3, 0, 1]
+    for network in result["networks"]:
+        seed = network["seed"]
+        alone = trainer(replace(config, seeds=(seed,)), arm, tmp_path / str(seed)).run()
+        assert network["test_loss"] == pytest.approx(alone["networks"][0]["test_loss"], rel=1e-10)
+        ours = [line for line in together if line["seed"] == seed]
+        for mine, theirs in zip(ours, lines(tmp_path / str(seed)), strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-10)
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_augmented_images_are_drawn_anew_each_epoch_and_routed_afresh(tmp_path, seeds):
+    data = datasets.load("glyphs", train=40)
+    config = TrainConfig(mlp.MLPConfig((3072, 30, 10)), seeds=seeds, augment="crop_flip", epochs=2)
+    run = trainer(config, data, tmp_path)
+    run.metrics.close()
+    epochs = [run.plan(epoch) for epoch in range(2)]
+    assert [plan.shape for plan in epochs] == 2 * [(2, len(seeds), 40)]
+    assert (epochs[0] != epochs[1]).any(axis=-1).all()
+    x, y, masks = run.mini_batch(epochs[0][..., :8].copy())
+    assert masks is None and run.validation.bits is not None
+    rows, choices = (part if len(seeds) > 1 else part[0] for part in epochs[0][..., :8])
+    moved = augmentation("crop_flip").apply(data.x_train[rows], choices)
+    np.testing.assert_allclose(x, moved * np.float32(data.scale) + np.float32(data.shift),
+                               rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(y, data.y_train[rows])
+
+
+@pytest.mark.parametrize("augment", ["flip", "crop_flip"])
+def test_augmented_training_resumes_bit_for_bit(tmp_path, monkeypatch, augment):
+    data = datasets.load("glyphs", train=100)
+    config = TrainConfig(mlp.MLPConfig((3072, 20, 10)), augment=augment, epochs=2)
+    whole = trainer(config, data, tmp_path / "whole")
+    whole.run()
+    assert lines(tmp_path / "whole") != lines_of_plain(replace(config, augment=None), data,
+                                                       tmp_path / "plain")
+    part = trainer(config, data, tmp_path / "part")
+    monkeypatch.setattr(part, "due", lambda: True)
+    step = part.learner.step
+
+    def stop_after(*arguments):
+        loss = step(*arguments)
+        if part.learner.state.step == 6:  # within the second epoch
+            signal.raise_signal(signal.SIGINT)
+        return loss
+
+    monkeypatch.setattr(part.learner, "step", stop_after)
+    with pytest.raises(KeyboardInterrupt):
+        part.run()
+    last = trainer(config, data, tmp_path / "part")
+    last.run()
+    assert lines(tmp_path / "part") == lines(tmp_path / "whole")
+    np.testing.assert_array_equal(last.learner.flat, whole.learner.flat)
+
+
+def lines_of_plain(config, data, folder):
+    trainer(config, data, folder).run()
+    return lines(folder)
+
+
+def test_one_of_several_seeds_that_diverges_is_named(arm, tmp_path, monkeypatch):
+    run = trainer(TrainConfig(ARM, epochs=1, seeds=(5, 6, 7)), arm, tmp_path)
+    run.learner.params[1].weight[2, 0, 0] = np.inf
+    with pytest.raises(Diverged, match=r"with seed 7 diverged .* not finite is W_2 of layer 2;"):
+        run.run()
+
+
+def test_clipping_the_norm_of_several_networks_is_refused():
+    with pytest.raises(UserError, match="give clip_norm with one seed at a time"):
+        TrainConfig(ARM, OptimizerConfig(clip_norm=1.0), seeds=(0, 1))
+
+
+def test_tf32_needs_tensor_cores(arm, tmp_path):
+    with pytest.raises(UserError, match="use --backend cupy, or --precision float32"):
+        trainer(TrainConfig(ARM, precision="tf32"), arm, tmp_path)
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_interrupted_anywhere_is_bit_for_bit_the_same(arm, tmp_path, monkeypatch, name, seeds):
+    config = TrainConfig(ARM, OptimizerConfig(name), schedule="warmup_cosine", warmup=5, epochs=3,
+                         seeds=seeds)
     whole = trainer(config, arm, tmp_path / "whole")
     whole.run()
     steps = whole.learner.state.step
@@ -161,8 +249,8 @@ def test_divergence_is_found_at_its_step_however_often_losses_are_read(arm, tmp_
     monkeypatch.setattr(run.backend, "losses_at_once", group, raising=False)
     loss_forward = run.learner.loss_forward
 
-    def sabotaged(a_L, y):
-        loss, cache = loss_forward(a_L, y)
+    def sabotaged(a_L, y, stacked):
+        loss, cache = loss_forward(a_L, y, stacked)
         return (loss * np.nan if run.learner.state.step == 6 else loss), cache
 
     monkeypatch.setattr(run.learner, "loss_forward", sabotaged)
@@ -183,9 +271,9 @@ def test_a_checkpoint_of_another_run_is_refused(arm, tmp_path, monkeypatch):
 
 def test_sgd_in_the_backward_pass_is_sgd(arm):
     """The update without a gradient buffer and the one with it agree to rounding."""
-    fused = Learner(TrainConfig(ARM, dtype="float64"), "regression", get_backend("numpy"))
+    fused = Learner(TrainConfig(ARM, precision="float64"), "regression", get_backend("numpy"))
     clipped = OptimizerConfig("sgd", clip_norm=1e9)  # never clips, but needs the gradient
-    plain = Learner(TrainConfig(ARM, clipped, dtype="float64"), "regression",
+    plain = Learner(TrainConfig(ARM, clipped, precision="float64"), "regression",
                     get_backend("numpy"))
     x = arm.x_train[:32].astype("float64")
     y = arm.y_train[:32].astype("float64")
