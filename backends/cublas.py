@@ -26,7 +26,7 @@ LETTERS = {"f": "S", "d": "D", "F": "C", "D": "Z"}  # by the letter of the dtype
 
 def _functions() -> dict[str, list[Any]]:
     """Return the parameters of the functions that are called here."""
-    functions = {
+    functions: dict[str, list[Any]] = {
         "cublasCreate_v2": [ctypes.POINTER(POINTER)],
         "cublasDestroy_v2": [POINTER],
         "cublasSetStream_v2": [POINTER, POINTER],
@@ -61,7 +61,8 @@ class Cublas:
         self._cupy = cupy
         self._handle = ctypes.c_void_p()
         self._workspace = cupy.empty(WORKSPACE, dtype=np.uint8)
-        self._stream, self._mode = None, FULL  # cuBLAS's default
+        self._stream: int | None = None
+        self._mode = FULL  # cuBLAS's default
         self._call("cublasCreate_v2", ctypes.byref(self._handle))
 
     def __del__(self) -> None:

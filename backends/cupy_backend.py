@@ -112,6 +112,7 @@ class CupyBackend(Backend):
     def __init__(self, cupy: ModuleType, erf: Callable[[Array], Array]) -> None:
         self.xp = cupy
         self._erf = erf
+        self.memory_errors = (cupy.cuda.memory.OutOfMemoryError,)
         self.kernels = {
             kernel.__name__: kernel
             for kernel in (self.project, self.project_back, self.accumulate_outer,
@@ -158,10 +159,6 @@ class CupyBackend(Backend):
         if os.environ.get("COMET_NP_GRAPHS", "1") == "0":
             return work
         return CapturedWork(self.xp, work)
-
-    @property
-    def memory_errors(self) -> tuple[type[Exception], ...]:
-        return (self.xp.cuda.memory.OutOfMemoryError,)
 
     # --- what every kernel needs ---
 

@@ -153,7 +153,7 @@ def stack(networks: Sequence[tuple[Params, Routing]]) -> tuple[Params, Routing]:
         stacked = backend_of(*arrays).xp.stack(arrays)
         return stacked[:, None] if stacked.ndim == 2 else stacked  # a bias, for all examples
 
-    return tree_map(together, *networks)  # type: ignore[no-any-return]
+    return tree_map(together, *networks)
 
 
 def forward(x: Array, params: Params, routing: Routing, config: MLPConfig,

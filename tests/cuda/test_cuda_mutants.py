@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from comet_np.backends import cupy_backend, get_backend
+from comet_np.functional.activations import (
+    activation,
+    bias_activation_mask,
+    bias_activation_mask_gradient,
+)
 
+from ..tolerances import assert_close
 from .test_cuda_kernels import awkward_rows, check_cap, check_layer, compare, random
 
 ADD_TIES = "if constexpr (WARPS > 1) __syncthreads();\n        for"
@@ -33,6 +39,14 @@ MUTANTS = {
         "masks", "place / 8 < bytes_left", "place / 8 <= bytes_left", "cap"),
     "a row too many": (
         "activation", "for (; cell.r < rows; cell.r", "for (; cell.r <= rows; cell.r", "layer"),
+    "the bias of the first network for all": (
+        "activation", "b[(long long)blockIdx.z * n + cell.i]", "b[cell.i]", "networks"),
+    "the column sums of all networks in the first": (
+        "activation", "out += ((long long)blockIdx.z * gridDim.y + blockIdx.y) * n;",
+        "out += (long long)blockIdx.y * n;", "networks"),
+    "masks as if their rows lay close": (
+        "activation", "(blockIdx.z * rows + r) * pitch", "(blockIdx.z * rows + r) * 5",
+        "networks"),
     "an index beyond a shared array": (
         "activation", "sums[threadIdx.y][threadIdx.x] = sum",
         "sums[threadIdx.y + 1][threadIdx.x] = sum", "layer"),
@@ -50,6 +64,17 @@ def check(gpu, what):
         check_cap(gpu, awkward_rows(1090, "float32")[:2], [500], ["index"])
     elif what == "layer":
         check_layer(gpu, "tanh", random(40, 33), "bool")
+    elif what == "networks":
+        bits = np.packbits(random(2, 40, 64) > 0, axis=-1)
+        packed = gpu.asarray(bits)[..., :5]  # rows of 8 bytes
+        b, s, f = random(2, 1, 33), random(2, 40, 33, seed=1), activation("tanh")
+        on_device, db = gpu.asarray(s), gpu.asarray(b)
+        x = bias_activation_mask(on_device, gpu.asarray(b), packed, f)[1]
+        expected = bias_activation_mask.body(s, b, bits[..., :5], f)[1]
+        assert_close(gpu.to_host(x), expected, "elementwise")
+        bias_activation_mask_gradient(on_device, on_device, packed, f, db)
+        bias_activation_mask_gradient.body(s, s, bits[..., :5], f, b)
+        assert_close(gpu.to_host(db), b, "sum")
     elif what == "label":
         logits, labels = gpu.asarray(random(2, 3)), gpu.asarray(np.array([0, 3]))
         assert np.isnan(gpu.xp.asnumpy(gpu.softmax_cross_entropy(logits, labels)[0])[1])
