@@ -233,6 +233,10 @@ def accumulate_outer(dy: Array, x: Array, dW: Array, tf32: bool = False) -> None
 @kernel
 def accumulate_sum(dy: Array, db: Array) -> None:
     if db.ndim == 3:
+        matrix, outer = _in_memory_order(dy)
+        if outer == 1 and db.flags.c_contiguous:  # the neurons of all networks at once
+            accumulate_sum(matrix.T, db.reshape(-1))
+            return
         for s in range(len(db)):
             accumulate_sum(dy[s], db[s, 0])
         return
