@@ -103,7 +103,8 @@ class GridConfig:
     augment: str | None = option(None, "augment images: flip, crop or crop_flip")
     precision: str = option("float32", "float32, float64, or tf32 (a GPU's tensor cores)")
     together: int = option(200, "train all seeds of networks up to this width side by side, as "
-                           "arrays with one axis more: less overhead (0: one by one)")
+                           "arrays with one axis more, which is faster; more --seeds later train them "
+                           "anew (0: one by one)")
 
     def __post_init__(self) -> None:
         for field in ("datasets", "models", "widths", "p_k"):
@@ -296,8 +297,13 @@ def table(config: GridConfig, out: Path) -> str:
                              *(_spread(values, sign) for values in curves.values()),
                              _lead(advantage(standard, comet, sign), sign),
                              _won(standard, comet, sign)))
-    return columns(rows) + ("\nbest on the validation split, mean over seeds (lowest-highest); "
-                            "accuracy, or MSE as a fraction of the target's variance")
+    mixed = [f"\nthe finished cells of {dataset} were trained on different data, as its files were "
+             "changed in between: compare within one --out that was begun afresh"
+             for dataset in config.datasets
+             if len({result["data"] for cell in cells(config) if cell.spec.dataset == dataset
+                     and (result := cell.result(out))}) > 1]
+    return "".join([columns(rows), "\nbest on the validation split, mean over seeds (lowest-"
+                    "highest); accuracy, or MSE as a fraction of the target's variance", *mixed])
 
 
 def _spread(curves: np.ndarray, sign: int) -> str:

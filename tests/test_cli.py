@@ -73,6 +73,16 @@ def test_small_networks_train_their_seeds_side_by_side(capsys):
     assert tables[0] == tables[1]
 
 
+def test_cells_of_different_data_are_not_compared_silently(capsys):
+    pytest.importorskip("matplotlib")
+    main(ARM)
+    assert "different data" not in capsys.readouterr().out
+    file = cell_folders()[0] / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"data": "other"}))
+    main(ARM)
+    assert "the finished cells of arm were trained on different data" in capsys.readouterr().out
+
+
 def test_another_setting_is_another_cell():
     pytest.importorskip("matplotlib")
     main(ARM)
