@@ -28,7 +28,6 @@ def _functions() -> dict[str, list[Any]]:
     """Return the parameters of the functions that are called here."""
     functions: dict[str, list[Any]] = {
         "cublasCreate_v2": [ctypes.POINTER(POINTER)],
-        "cublasDestroy_v2": [POINTER],
         "cublasSetStream_v2": [POINTER, POINTER],
         "cublasSetWorkspace_v2": [POINTER, POINTER, ctypes.c_size_t],
         "cublasSetMathMode": [POINTER, INT],
@@ -52,7 +51,10 @@ def load_cublas(major: int) -> Any:
 
 
 class Cublas:
-    """A handle of cuBLAS, with a workspace of its own, for the current stream of each call."""
+    """A handle of cuBLAS, with a workspace of its own, for the current stream of each call.
+
+    It lasts as long as the process.
+    """
 
     def __init__(self, cupy: ModuleType) -> None:
         self._library = load_cublas(cupy.cuda.runtime.runtimeGetVersion() // 1000)
@@ -64,10 +66,6 @@ class Cublas:
         self._stream: int | None = None
         self._mode = FULL  # cuBLAS's default
         self._call("cublasCreate_v2", ctypes.byref(self._handle))
-
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None):
-            self._library.cublasDestroy_v2(self._handle)
 
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self._library, name)(*arguments)

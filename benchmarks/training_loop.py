@@ -25,7 +25,6 @@ from ..experiments.training import TrainConfig, Trainer
 from ..models.mlp import MLPConfig
 from ..optim import OptimizerConfig
 
-
 SEEDS = (0, 1, 2)
 REPEATS = 3  # of the training side by side; the shortest counts
 

@@ -398,8 +398,7 @@ class Cublas:
 
     def __init__(self) -> None:
         self._state: dict[str, int] = {}
-        bodies = {"cublasCreate_v2": self._create, "cublasDestroy_v2": lambda handle: 0,
-                  "cublasSetStream_v2": self._set_stream,
+        bodies = {"cublasCreate_v2": self._create, "cublasSetStream_v2": self._set_stream,
                   "cublasSetWorkspace_v2": lambda handle, place, size: self._set(workspace=place),
                   "cublasSetMathMode": lambda handle, mode: self._set(mode=mode)}
         for letter, real in cublas.REALS.items():
