@@ -103,8 +103,8 @@ class GridConfig:
     augment: str | None = option(None, "augment images: flip, crop or crop_flip")
     precision: str = option("float32", "float32, float64, or tf32 (a GPU's tensor cores)")
     together: int = option(200, "train all seeds of networks up to this width side by side, as "
-                           "arrays with one axis more, which is faster; with other --seeds they are "
-                           "trained anew (0: one by one)")
+                           "arrays with one axis more, which is faster; other --seeds train them "
+                           "anew (0: one by one)")
 
     def __post_init__(self) -> None:
         for field in ("datasets", "models", "widths", "p_k"):
