@@ -11,6 +11,7 @@ from .base import (
     OPERATIONS,
     Backend,
     BackendError,
+    OutOfMemory,
     backend_of,
     get_backend,
     overridable,
@@ -18,5 +19,5 @@ from .base import (
     xp_of,
 )
 
-__all__ = ["OPERATIONS", "Backend", "BackendError", "backend_of", "get_backend", "overridable",
-           "reference", "xp_of"]
+__all__ = ["OPERATIONS", "Backend", "BackendError", "OutOfMemory", "backend_of", "get_backend",
+           "overridable", "reference", "xp_of"]

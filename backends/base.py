@@ -18,6 +18,10 @@ class BackendError(ValueError):
     """A backend that is missing, unknown, or mixed with another one."""
 
 
+class OutOfMemory(BackendError):
+    """Too little memory: how much was needed, and how much there is."""
+
+
 class Backend:
     """The few things that NumPy and CuPy do not share, and the table of fused kernels.
 
@@ -33,8 +37,6 @@ class Backend:
         How many training steps to take before their losses are read: reading stalls a GPU.
     reads_packed_masks : bool
         Whether kernels take bit-packed masks as fast as unpacked ones.
-    memory_errors : tuple of exception types
-        What is raised where there is too little memory.
     """
 
     name: str
@@ -42,7 +44,6 @@ class Backend:
     kernels: dict[str, Callable[..., Any]]
     losses_at_once = 1
     reads_packed_masks = False
-    memory_errors: tuple[type[Exception], ...] = (MemoryError,)
 
     def asarray(self, values: Any, dtype: Any = None) -> Array:
         """Return `values` as an array of this backend (copied to the device if it must be)."""
@@ -67,23 +68,30 @@ class Backend:
         results are read. On the CPU kernels raise by themselves.
         """
 
+    def lacks_memory(self, error: Exception) -> bool:
+        """Return whether `error` was raised because there is too little memory."""
+        return isinstance(error, MemoryError)
+
     @contextmanager
     def memory_explained(self) -> Iterator[None]:
-        """Let a lack of memory within be a BackendError that says what lowers it."""
+        """Let a lack of memory within be a BackendError that says how much was needed."""
         try:
             yield
-        except self.memory_errors as error:
+        except Exception as error:
+            if not self.lacks_memory(error):
+                raise
             device = self.describe()
             size = f" has {device['memory']:,} bytes" if "memory" in device else ""
-            raise BackendError(
-                f"too little memory ({str(error).rstrip('.')}; {device['device']}{size}): lower "
-                "--batch, --widths or --train, or use --precision float32") from error
+            raise OutOfMemory(f"too little memory ({str(error).rstrip('.')}; {device['device']}"
+                              f"{size})") from error
 
     def capture(self, work: Callable[[], Any]) -> Callable[[], Any]:
         """Return a function that does what `work` does, as one launch where the backend can.
 
-        `work` must find its data where they were at the first call and change them in place; what
-        it returns is overwritten by the next call. On the CPU it is returned as it is.
+        `work` must find its data where they were at the first call and change them in place, and
+        numbers that change from call to call must lie on the device (as a learning rate may, but
+        not a dropout key); what it returns is overwritten by the next call. On the CPU it is
+        returned as it is.
         """
         return work
 

@@ -19,9 +19,13 @@ NO_TRANSPOSE, TRANSPOSE = 0, 1  # cublasOperation_t
 FULL, TF32 = 0, 3  # cublasMath_t
 WORKSPACE = 32 << 20  # bytes, what NVIDIA recommends for Hopper; others need less
 POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
-REALS: dict[str, Any] = {"S": ctypes.c_float, "D": ctypes.c_double, "C": 2 * ctypes.c_float,
-                         "Z": 2 * ctypes.c_double}  # by the letter in the routines' names
-LETTERS = {"f": "S", "d": "D", "F": "C", "D": "Z"}  # by the letter of the dtype
+REALS: dict[str, Any] = {"S": ctypes.c_float, "D": ctypes.c_double}  # by a routine's letter
+LETTERS = {"f": "S", "d": "D"}  # by the letter of the dtype
+NO_MEMORY = (1, 3)  # CUBLAS_STATUS_NOT_INITIALIZED, which cublasCreate returns, and ALLOC_FAILED
+
+
+class NoMemory(BackendError):
+    """cuBLAS cannot get the memory that it needs beside that of the arrays."""
 
 
 def _functions() -> dict[str, list[Any]]:
@@ -70,8 +74,8 @@ class Cublas:
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self._library, name)(*arguments)
         if status != 0:
-            raise BackendError(f"{name} of cuBLAS failed with status {status}: its documentation "
-                               "lists what that means")
+            kind = NoMemory if status in NO_MEMORY else BackendError
+            raise kind(f"{name} of cuBLAS failed with status {status} (cublasStatus_t)")
 
     def gemm(self, trans_a: bool, trans_b: bool, a: Array, b: Array, out: Array, beta: float,
              tf32: bool) -> None:
@@ -80,12 +84,12 @@ class Cublas:
         Parameters
         ----------
         trans_a, trans_b : bool
-        a, b : arrays, matrices or (S, rows, columns), of one dtype: float32, float64 or complex
+        a, b : arrays, matrices or (S, rows, columns), of one dtype, float32 or float64
             A matrix serves all S products.
         out : C-contiguous array, a matrix or (S, rows, columns)
         beta : float
         tf32 : bool
-            Whether operands of float32 are read with 10 bits of mantissa.
+            Whether operands of float32 may be read with 10 bits of mantissa.
         """
         self._set(self._cupy.cuda.get_current_stream().ptr, TF32 if tf32 else FULL)
         # out is row-major. cuBLAS is column-major and sees its transpose, so it is given

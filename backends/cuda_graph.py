@@ -1,6 +1,7 @@
 """Work captured as a CUDA graph: from the second call on, one launch instead of hundreds."""
 
 import contextlib
+import gc
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -10,8 +11,9 @@ class CapturedWork:
     """A function without arguments, replayed as a CUDA graph.
 
     The first call runs it as it is, so that kernels are compiled; the second records it, and it
-    and all later ones launch the graph. What the function reads and writes must stay where it is;
-    what it allocates comes from a pool of the graph's own and is overwritten by the next call.
+    and all later ones launch the graph. What the function reads and writes must stay where it is,
+    and numbers that the host computes are those of the recording for ever; what it allocates comes
+    from a pool of the graph's own and is overwritten by the next call.
 
     Parameters
     ----------
@@ -33,7 +35,15 @@ class CapturedWork:
         self._graph.launch()
         return self._result
 
+    def __del__(self) -> None:
+        if self._graph is not None:
+            self._graph = self._result = None
+            self._pool.free_all_blocks()  # a pool keeps its memory even when it goes
+
     def _record(self) -> None:
+        gc.collect()  # graphs that lie in cycles go now, rather than during the capture
+        # The first call left its intermediates idle in the shared pool: the graph needs as much.
+        self._cupy.get_default_memory_pool().free_all_blocks()
         stream = self._cupy.cuda.Stream(non_blocking=True)
         self._pool = self._cupy.cuda.MemoryPool()  # kept, as the graph uses its memory
         with stream, self._cupy.cuda.using_allocator(self._pool.malloc):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .base import OPERATIONS, Backend, BackendError, backend_of, register_backend
-from .cublas import Cublas
+from .cublas import Cublas, NoMemory
 from .cuda_graph import CapturedWork
 
 Array = Any  # cupy.ndarray
@@ -27,6 +27,7 @@ KERNELS = Path(__file__).resolve().parent / "kernels"
 OPTIONS = ("--std=c++17",)
 CTYPES = {"f": "float", "d": "double"}
 NULL = np.uint64(0)
+OLDEST_CUDA = 12  # that there is an extra for
 
 WARP = 32
 BLOCK_ROWS = 8  # of activation.cu: a block is WARP columns by BLOCK_ROWS rows
@@ -87,9 +88,15 @@ def load() -> "CupyBackend":
 def check_device(runtime: ModuleType) -> None:
     """Raise a BackendError unless `cupy.cuda.runtime` sees a GPU and a driver that fits it."""
     try:
-        devices = runtime.getDeviceCount()
+        runtime.getDeviceCount()
     except runtime.CUDARuntimeError as error:
         built, driver = runtime.runtimeGetVersion() // 1000, runtime.driverGetVersion() // 1000
+        if "cudaErrorNoDevice" in str(error):
+            raise BackendError("CUDA sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES, or "
+                               "use --backend numpy") from error
+        if 0 < driver < OLDEST_CUDA:
+            raise BackendError(f"the driver supports CUDA {driver}, and CuPy needs {OLDEST_CUDA} "
+                               "or newer: update the driver, or use --backend numpy") from error
         if 0 < driver < built:
             raise BackendError(
                 f"this CuPy was built for CUDA {built}, but the driver supports CUDA {driver}: pip "
@@ -97,9 +104,6 @@ def check_device(runtime: ModuleType) -> None:
             ) from error
         raise BackendError(f"there is no usable NVIDIA driver ({error}): install it (on Ubuntu: "
                            "sudo ubuntu-drivers install), or use --backend numpy") from error
-    if devices == 0:
-        raise BackendError("CUDA sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES, or use "
-                           "--backend numpy")
 
 
 class CupyBackend(Backend):
@@ -112,12 +116,11 @@ class CupyBackend(Backend):
     def __init__(self, cupy: ModuleType, erf: Callable[[Array], Array]) -> None:
         self.xp = cupy
         self._erf = erf
-        self.memory_errors = (cupy.cuda.memory.OutOfMemoryError,)
         self.kernels = {
             kernel.__name__: kernel
             for kernel in (self.project, self.project_back, self.accumulate_outer,
-                           self.accumulate_sum, self.kwta_mask, self.bias_activation_mask,
-                           self.bias_activation_mask_gradient,
+                           self.accumulate_sum, self.kwta_mask, self.kwta_bits,
+                           self.bias_activation_mask, self.bias_activation_mask_gradient,
                            self.check_label_range, self.softmax_cross_entropy,
                            self.softmax_cross_entropy_gradient, self.dropout_factor, self.sgd,
                            self.momentum, self.adam, self.squared_norm)}
@@ -159,6 +162,11 @@ class CupyBackend(Backend):
         if os.environ.get("COMET_NP_GRAPHS", "1") == "0":
             return work
         return CapturedWork(self.xp, work)
+
+    def lacks_memory(self, error: Exception) -> bool:
+        cuda = self.xp.cuda
+        return (isinstance(error, MemoryError | cuda.memory.OutOfMemoryError)
+                or "cudaErrorMemoryAllocation" in str(error) or isinstance(error, NoMemory))
 
     # --- what every kernel needs ---
 
@@ -204,6 +212,7 @@ class CupyBackend(Backend):
     def _number(self, value: Any) -> tuple[Any, np.float64]:
         """Return the arguments of `number` in common.cuh: a place on the device, and a value."""
         if isinstance(value, self.xp.ndarray):
+            self._check_shape("a number on the device", value, ())
             return value.astype(np.float64, copy=False), np.float64(0)
         return NULL, np.float64(value)
 
@@ -216,7 +225,7 @@ class CupyBackend(Backend):
     def _gemm(self, operation: str, trans_a: bool, trans_b: bool, a: Array, b: Array, c: Array,
               beta: float, tf32: bool) -> None:
         """c = op(a) op(b) + beta c for matrices, or for S of them side by side."""
-        self._check(operation, a, b, c, kinds="f" if tf32 else "fdFD")
+        self._check(operation, a, b, c, kinds="f" if tf32 else "fd")
         rows, inner = a.shape[-2:][::-1] if trans_a else a.shape[-2:]
         inner_too, columns = b.shape[-2:][::-1] if trans_b else b.shape[-2:]
         S = c.shape[:-2]
@@ -259,7 +268,6 @@ class CupyBackend(Backend):
         return self._cap(scores, k, ties, packed=False)
 
     def kwta_bits(self, scores: Array, k: int, ties: str = "strict") -> Array:
-        """Return the mask of `kwta_mask` bit-packed, as `pack_masks` packs it: (..., bytes)."""
         return self._cap(scores, k, ties, packed=True)
 
     def _cap(self, scores: Array, k: int, ties: str, packed: bool) -> Array:
@@ -296,9 +304,9 @@ class CupyBackend(Backend):
         if m.shape != expected or m.dtype not in (bool, np.uint8):
             raise BackendError(f"a mask for activations of shape {shape} is bool of that shape or "
                                f"bit-packed uint8, got {m.dtype} {m.shape}")
-        if not _rows_apart_equally(m):
-            m = self.xp.ascontiguousarray(m)
         pitch = m.strides[-2] if m.ndim > 1 else m.size
+        if not _rows_apart_equally(m):
+            m, pitch = self.xp.ascontiguousarray(m), m.shape[-1]
         return m, np.int32(BITS if packed else BYTES), np.int64(pitch)
 
     def _networks(self, b: Array | None, shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -391,6 +399,8 @@ class CupyBackend(Backend):
         return dlogits
 
     def _labels(self, labels: Array) -> Array:
+        if labels.dtype.kind not in "iu":
+            raise BackendError(f"labels on CuPy are integers, got {labels.dtype}")
         return self.xp.ascontiguousarray(labels, dtype=np.int64)
 
     # --- dropout ---
@@ -428,6 +438,9 @@ class CupyBackend(Backend):
              beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool,
              scale: Any) -> None:
         on_device = isinstance(step, self.xp.ndarray)
+        if on_device and (step.shape != () or step.dtype != np.int64):
+            raise BackendError("the step of adam on CuPy is a Python integer or a 0-d int64 array, "
+                               f"got {step.dtype} of shape {step.shape}")
         self._launch_flat("adam", (p, g, first, second), *self._number(lr), *self._number(scale),
                           step if on_device else NULL, np.int64(0 if on_device else step),
                           np.float64(beta1), np.float64(beta2), p.dtype.type(eps),

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -111,8 +112,9 @@ def in_a_process(module: str, environment: dict[str, str], *arguments: Any) -> d
                             env=os.environ | environment, capture_output=True, text=True,
                             check=False)
     if answer.returncode:
-        last = answer.stderr.strip().splitlines()[-1:]
-        raise UserError(f"the benchmark's process {' '.join(words)} failed: {last}")
+        last = (answer.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise UserError(f"the benchmark's process {' '.join(words)} failed: "
+                        f"{re.sub(r'^[A-Za-z_.]*(Error|Memory): ', '', last)}")
     result: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
     return result
 

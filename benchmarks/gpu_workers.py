@@ -167,13 +167,14 @@ def our_step(backend: Any, learner: Any, B: int, how: str) -> Call:
     TF32), or "cached" (a graph that reads masks computed before, bit-packed).
     """
     from ..backends.device_steps import DeviceSteps
-    from ..functional.routing import pack_masks, split_masks
+    from ..functional.routing import split_masks
     from ..models import mlp
     from ..precision import PRECISIONS
 
     x, y = map(backend.asarray, batch(B))
     model = learner.config.model
-    bits = pack_masks(mlp.masks_of(x, learner.routing, model)) if how == "cached" else None
+    bits = None if how != "cached" else backend.xp.concatenate(
+        mlp.masks_of(x, learner.routing, model, packed=True), axis=-1)
     learner.precision = PRECISIONS["tf32" if how == "tf32" else "float32"]
 
     def step(rows: Array, lr: Any, done: Any) -> Array:
@@ -211,7 +212,7 @@ def kwta_ours(N: int, sizes: Sizes) -> Times:
         return functools.partial(mask, backend.asarray(scores), N // 2, "threshold")
 
     for name, mask, out in (("bool", backend.kernels["kwta_mask"], scores.size),
-                            ("bits", backend.kwta_bits, len(scores) * -(-N // 8))):
+                            ("bits", backend.kernels["kwta_bits"], len(scores) * -(-N // 8))):
         watch.add(name, on_device, mask)
         watch.add(f"{name} copy", copy, backend, scores.nbytes + out)
     backend.synchronize()
@@ -245,6 +246,7 @@ def kernel_calls(backend: Any, N: int,
                  numbers: int) -> Iterator[tuple[str, int, Callable[[], Call]]]:
     """Yield each kernel's name, the bytes that it must move, and what prepares a call of it."""
     from ..functional.activations import activation
+    from ..rng import key
 
     f, run, rows = activation("softplus"), backend.kernels, numbers // N
     n, bits = rows * N, rows * -(-N // 8)
@@ -285,6 +287,13 @@ def kernel_calls(backend: Any, N: int,
            lambda: functools.partial(run["accumulate_sum"], array(rows, N), array(N)))
     yield ("sgd", 12 * numbers,
            lambda: functools.partial(run["sgd"], array(numbers), array(numbers), LR, 0.0, 1.0))
+    yield ("momentum", 20 * numbers,
+           lambda: functools.partial(run["momentum"], *(array(numbers) for _ in range(3)), LR, 0.9,
+                                     0.0, 1.0))
+    yield ("squared norm", 4 * numbers,
+           lambda: functools.partial(run["squared_norm"], array(numbers)))
+    yield ("dropout", 4 * numbers,
+           lambda: functools.partial(run["dropout_factor"], array(numbers), 0.1, key(0, "bench")))
     yield ("adam", 28 * numbers,
            lambda: functools.partial(run["adam"], *(array(numbers) for _ in range(4)), 1, LR, 0.9,
                                      0.999, 1e-8, 0.0, False, 1.0))

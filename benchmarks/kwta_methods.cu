@@ -64,9 +64,9 @@ __device__ float search(const R& row, int k, float guess, float stride) {
             threshold = Order::value(low + (high - low) / 2);
         }
         MARK(COUNT)
-        float reached = 0;
-        row.each([&](int, float v) { reached += v >= threshold ? 1.f : 0.f; });
-        const int count = group_sum<WARPS>((int)reached, step % 2);
+        float sum_reached = 0;
+        row.each([&](int, float v) { sum_reached += reached(v, threshold); });
+        const int count = group_sum<WARPS>((int)sum_reached, step % 2);
         if (count == k) return threshold;
         if (count > k) {
             below = threshold;
@@ -119,7 +119,7 @@ KWTA(kwta_false_position, 0) {
     if (k < n)
         edge = search<WARPS, true>(row, k, mean + quantile * deviation, deviation * gap);
     MARK(WRITE)
-    write(row, mask, [&](float v) { return v >= edge; });
+    write(row, mask, [&](float v) { return reaches(v, edge); });
 }
 
 // One pass counts the scores above a window around the normal quantile, `window` deviations wide,
@@ -216,8 +216,8 @@ KWTA(kwta_histogram, 16) {
 #pragma unroll 1
             for (int i = 0; i < held; ++i) {
                 MARK(COMPARE)
-                larger += list[i] > mine;
-                as_large += list[i] >= mine;
+                larger += !reaches(mine, list[i]);
+                as_large += reaches(list[i], mine);
             }
             MARK(LOSER)
             const unsigned best = __ballot_sync(ALL, larger <= winners && winners < as_large);
@@ -228,5 +228,5 @@ KWTA(kwta_histogram, 16) {
         }
     }
     MARK(WRITE)
-    write(row, mask, [&](float v) { return v >= edge; });
+    write(row, mask, [&](float v) { return reaches(v, edge); });
 }

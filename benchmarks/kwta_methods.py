@@ -47,8 +47,8 @@ PASSES = ("COUNT", "BIN", "RANK")  # one each time the row's registers are gone 
 BY_LANE = ("SEEK", "HIT", "CHECK", "FOUND")  # in branches that a lane takes for itself
 # Where the parts of masks.cu begin: before or after these lines.
 BEFORE = {"const Row<T, WARPS, ITEMS> row(": "LOAD", "const T mean =": "START",
-          "T threshold = guess;": "STEP", "float reached = 0;": "COUNT",
-          "guess = below + (above - below) / 2;": "HALVE", "const T winning =": "WRITE"}
+          "T threshold = guess;": "STEP", "float sum_reached = 0;": "COUNT",
+          "guess = below + (above - below) / 2;": "HALVE", "const T tied = below;": "WRITE"}
 AFTER = {"if (sum != sum) {  // a NaN, or infinities of both signs": "NAN_NOTED",
          "now and then makes any scores end.": "SPLIT", "// walk on towards rank k": "WALK"}
 NO_MARKS = "#define MARK(part)\n"
@@ -134,7 +134,7 @@ def machine_code(names: list[str], arch: int = 90) -> dict[str, Code]:
                                            b"kwta_methods.cu", 0, None, None))
     for name in names:
         nvrtc.check(library.nvrtcAddNameExpression(program, name.encode()))
-    flags = [flag.encode() for flag in (*OPTIONS, f"--gpu-architecture=sm_{arch}")]
+    flags = [flag.encode() for flag in (*nvrtc.OPTIONS, f"--gpu-architecture=sm_{arch}")]
     nvrtc.check(library.nvrtcCompileProgram(program, len(flags),
                                             (ctypes.c_char_p * len(flags))(*flags)))
     nvrtc.check(library.nvrtcGetCUBINSize(program, ctypes.byref(size)))

@@ -1,7 +1,7 @@
 """Checkpoints: named arrays and a JSON description in one file, written atomically, no pickle.
 
-Layout: the magic line, one line of JSON (version, description, the arrays' names, dtypes and
-shapes, and the SHA-256 of what follows), then the arrays' bytes one after the other.
+Layout: the magic line; a line with the format's version and the SHA-256 of all that follows; a line
+of JSON (description, the arrays' names, dtypes and shapes); the arrays' bytes one after the other.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import numpy as np
 from .errors import UserError
 
 MAGIC = b"COMET-NP checkpoint\n"
-VERSION = 1
+VERSION = 2
 
 
 class CheckpointError(UserError):
@@ -56,15 +56,16 @@ def save(path: Path, arrays: Mapping[str, np.ndarray], description: Mapping[str,
     description : mapping of JSON values
     """
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    payload = [array.reshape(-1).view(np.uint8).data for array in contiguous.values()]
+    header = {"description": description, "arrays": {name: [array.dtype.str, array.shape]
+                                                     for name, array in contiguous.items()}}
+    content: list[bytes | memoryview] = [
+        json.dumps(header).encode() + b"\n",
+        *(array.reshape(-1).view(np.uint8).data for array in contiguous.values())]
     digest = hashlib.sha256()
-    for part in payload:
+    for part in content:
         digest.update(part)
-    header = {"version": VERSION, "sha256": digest.hexdigest(), "description": description,
-              "arrays": {name: [array.dtype.str, array.shape]
-                         for name, array in contiguous.items()}}
     fresh = path.with_name(path.name + ".new")
-    write_atomically(fresh, MAGIC, json.dumps(header).encode() + b"\n", *payload)
+    write_atomically(fresh, MAGIC, f"{VERSION} {digest.hexdigest()}\n".encode(), *content)
     if path.exists():
         os.replace(path, previous(path))
     os.replace(fresh, path)
@@ -87,21 +88,19 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         with open(path, "rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
                 raise CheckpointError(f"{path} is not a COMET-NP checkpoint")
-            try:
-                header = json.loads(file.readline())
-                version, sizes = header["version"], header["arrays"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise CheckpointError(f"{path} is damaged: its header cannot be read") from error
-            if version != VERSION:
-                raise CheckpointError(f"{path} was written by version {version} of the format; "
+            version, _, known = file.readline().decode("ascii", "replace").strip().partition(" ")
+            if version != str(VERSION):
+                raise CheckpointError(f"{path} was written by version {version[:9]} of the format; "
                                       f"this COMET-NP reads version {VERSION}")
-            payload = file.read()
+            line, payload = file.readline(), file.read()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    if hashlib.sha256(payload).hexdigest() != header["sha256"]:
+    digest = hashlib.sha256(line)
+    digest.update(payload)
+    if digest.hexdigest() != known:
         raise CheckpointError(f"{path} is damaged: its contents do not match their hash")
-    arrays, position = {}, 0
-    for name, (dtype, shape) in sizes.items():
+    header, arrays, position = json.loads(line), {}, 0
+    for name, (dtype, shape) in header["arrays"].items():
         count = int(np.prod(shape))
         array = np.frombuffer(payload, np.dtype(dtype), count, position)
         arrays[name] = array.reshape(shape)

@@ -14,8 +14,8 @@ class Precision(NamedTuple):
     Attributes
     ----------
     compute : str
-        How the matrix products of the trained layers read their operands: a dtype, or "tf32",
-        float32 of which the tensor cores of a GPU (since Ampere) read 10 bits of mantissa.
+        How the matrix products of the trained layers read their operands: as `master`, or "tf32",
+        float32 of which the tensor cores of a GPU (since Ampere) may read 10 bits of mantissa.
     accumulate : str
         Dtype of sums, activations and gradients.
     master : str

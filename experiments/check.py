@@ -26,6 +26,8 @@ def _samples(backend: Backend) -> dict[str, list[tuple[Any, ...]]]:
 
     ties = backend.asarray(draw.integers(0, 9, (B, N)).astype("float32"))
     labels = backend.asarray(draw.integers(0, N, B))
+    capped = [(scores, k, rule) for scores in (normal(B, N), ties) for k in (1, 150, N)
+              for rule in ("strict", "threshold", "index")]
     flat = [normal(10_001) for _ in range(2)]
     second = normal(10_001) ** 2
     activations = list(ACTIVATIONS.values())
@@ -34,8 +36,8 @@ def _samples(backend: Backend) -> dict[str, list[tuple[Any, ...]]]:
         "project_back": [(normal(B, N), normal(N, N_IN))],
         "accumulate_outer": [(normal(B, N), normal(B, N_IN), normal(N, N_IN))],
         "accumulate_sum": [(normal(B, N), normal(N))],
-        "kwta_mask": [(scores, k, rule) for scores in (normal(B, N), ties) for k in (1, 150, N)
-                      for rule in ("strict", "threshold", "index")],
+        "kwta_mask": capped,
+        "kwta_bits": capped,
         "unpack_masks": [(pack_masks([mask(), mask()]), (N, N))],
         "bias_activation_mask": [(normal(B, N), normal(N), mask(), f) for f in activations],
         "bias_activation_mask_gradient": [(normal(B, N), normal(B, N), mask(), f, normal(N))

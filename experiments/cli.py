@@ -5,8 +5,6 @@ import dataclasses
 import itertools
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +23,7 @@ from .fig2 import FIG2
 from .fig3 import FIG3
 from .grid import FIG4, FIG11, FIG33, QUICKSTART
 from .progress import duration
-from .sweep import Sweep, expected_seconds, summary
+from .sweep import Sweep, expected_seconds, provenance, summary
 
 EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in
                                       (QUICKSTART, FIG2, FIG3, FIG4, FIG11, FIG33)}
@@ -145,8 +143,10 @@ def _run(options: argparse.Namespace) -> int:
                for name, field in fields.items() if hasattr(options, f"set_{name}")}
     config = experiment.configure(options.preset, changes)
     backend = get_backend(options.backend)  # a missing GPU is said before any work
+    dtype = "float32"
     if "precision" in fields:
         precision(config.precision).check(options.backend)
+        dtype = precision(config.precision).accumulate
     cells = experiment.cells(config)
     jobs = options.jobs
     if jobs is None:
@@ -156,13 +156,12 @@ def _run(options: argparse.Namespace) -> int:
     out = _out(options)
     make_folder(out)
     record = {"experiment": experiment.name, "preset": options.preset,
-              "config": dataclasses.asdict(config), "comet-np": __version__,
-              "git": _git_revision(), "python": platform.python_version(),
-              "machine": platform.platform(), "jobs": jobs, "mpi": options.mpi,
-              **backend.describe()}
+              "config": dataclasses.asdict(config), "jobs": jobs, "mpi": options.mpi,
+              **provenance(options.backend)}
     write_atomically(out / "run.json", json.dumps(record, indent=1).encode() + b"\n")
     started = time.monotonic()
-    expected = expected_seconds([cell for cell in cells if cell.result(out) is None], backend)
+    to_run = [cell for cell in cells if cell.result(out) is None]
+    expected = expected_seconds(to_run, backend, dtype)
     print(f"{experiment.name} ({options.preset}): {len(cells)} cells on "
           f"{backend.describe()['device']}, about {duration(expected)}, into {out}", flush=True)
     outcomes = Sweep(experiment.name, cells, out, options.backend, options.data, jobs,
@@ -173,17 +172,6 @@ def _run(options: argparse.Namespace) -> int:
         print(experiment.table(config, out))
         print(f"figure: {experiment.draw(config, out)}")
     return 0 if len(finished) == len(outcomes) else 1
-
-
-def _git_revision() -> str | None:
-    """Return the revision of the checkout this runs from, or None if it is not one."""
-    here = Path(__file__).resolve().parent
-    try:
-        answer = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, text=True,
-                                capture_output=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
 
 
 def _plot(options: argparse.Namespace) -> int:

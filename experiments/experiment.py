@@ -136,11 +136,23 @@ def make_folder(out: Path) -> None:
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Return the lines of a JSON-lines file; a last line that was cut off is left out."""
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text().splitlines(keepends=True)
-            if line.endswith("\n")]
+    """Return the lines of a JSON-lines file.
+
+    Raises
+    ------
+    UserError
+        If it is missing or damaged.
+    """
+    try:
+        return [json.loads(line) for line in file.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise damaged(file) from error
+
+
+def damaged(file: Path) -> UserError:
+    """Return the error for a file of a finished cell that does not hold what it should."""
+    return UserError(f"{file} is missing or damaged: remove its folder and run the experiment "
+                     "again, other cells are kept")
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

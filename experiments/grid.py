@@ -5,7 +5,8 @@ differ in their presets only.
 """
 
 import functools
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ..errors import UserError, unknown
 from ..models.mlp import MLPConfig
 from ..optim import OptimizerConfig
 from . import datasets, figures
-from .experiment import Cell, Experiment, Place, columns, option, read_lines
+from .experiment import Cell, Experiment, Place, columns, damaged, option, read_lines
 from .training import TrainConfig, Trainer, step_work
 
 # The models compared: what each makes of the grid's p_k and activation. Two are controls of what a
@@ -29,6 +30,13 @@ MODELS: dict[str, Callable[[float, str], tuple[float | None, str]]] = {
     "scaled": lambda p_k, f: (None, f"{p_k}*{f}"),
     "centred": lambda p_k, f: (None, f"centred_{f}"),
 }
+
+
+Curves = dict[int, np.ndarray]  # by seed, (T,)
+# Settings that a figure's title names where they are not the default.
+UNUSUAL = ("layers", "activation", "ties", "bias", "momentum", "weight_decay", "clip_norm",
+           "clip_value", "schedule", "warmup", "augment", "precision", "target")
+CHARACTERS_AN_INCH = 16  # of a title
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class GridConfig:
                                      "standard, comet, and the controls centred and scaled")
     widths: tuple[int, ...] = option((500,), "neurons in each hidden layer, N")
     p_k: tuple[float, ...] = option((0.1, 0.5), "proportion of neurons that stay active")
-    seeds: int = option(3, "number of seeds: initial weights and data order")
+    seeds: int = option(3, "number of seeds: of weights, data order and augmentation")
     epochs: int = option(8, "passes over the training set")
     train: int | None = option(None, "use only so many training examples")
     target: int | None = option(None, "which torque to predict (arm: 0-6, sarcos: 21-27)")
@@ -103,8 +111,9 @@ class GridConfig:
     augment: str | None = option(None, "augment images: flip, crop or crop_flip")
     precision: str = option("float32", "float32, float64, or tf32 (a GPU's tensor cores)")
     together: int = option(200, "train all seeds of networks up to this width side by side, as "
-                           "arrays with one axis more, which is faster; other --seeds train them "
-                           "anew (0: one by one)")
+                           "arrays with one axis more: faster where cells are no fewer than "
+                           "cores; not with --clip-norm; other --seeds train them anew (0: one "
+                           "by one)")
 
     def __post_init__(self) -> None:
         for field in ("datasets", "models", "widths", "p_k"):
@@ -122,10 +131,12 @@ class GridConfig:
             if self.augment is not None and name in datasets.REGRESSION:
                 raise UserError(f"--augment is for images, and {name} has none: leave it out, or "
                                 "choose other --datasets")
+            if self.target is not None and name not in datasets.REGRESSION:
+                raise UserError(f"--target is for data sets with several torques, and {name} has "
+                                "classes: leave it out, or choose other --datasets")
         if self.seeds < 1:
             raise UserError(f"an experiment needs at least 1 seed, got {self.seeds}")
-        for cell in cells(self):  # bad settings are refused before the first cell runs
-            cell.spec.configure(1, 1)
+        cells(self)  # bad settings are refused before the first cell runs
 
 
 def cells(config: GridConfig) -> list[Cell]:
@@ -186,10 +197,11 @@ def _metric(dataset: str) -> tuple[str, str, int]:
 
 
 def _curves(config: GridConfig, out: Path, dataset: str, width: int, model: str,
-            level: float) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return epochs (T,), the metric's curves (finished seeds, T), and the parameter count."""
+            level: float) -> tuple[np.ndarray, Curves, int]:
+    """Return epochs (T,), the metric's curve of each finished seed, and the parameter count."""
     key, (p_k, activation) = _metric(dataset)[0], MODELS[model](level, config.activation)
-    curves, epochs, count = [], np.zeros(0), 0
+    curves: Curves = {}
+    epochs, count = np.zeros(0), 0
     for cell in cells(config):
         spec = cell.spec
         if ((spec.dataset, spec.width, spec.model, spec.p_k, spec.activation)
@@ -197,23 +209,30 @@ def _curves(config: GridConfig, out: Path, dataset: str, width: int, model: str,
             lines = read_lines(cell.folder(out) / "metrics.jsonl")
             count = result["parameters"]
             for seed in spec.seeds:
-                own = [line for line in lines if line["seed"] == seed]
+                own = [line for line in lines if line.get("seed") == seed]
+                if len(own) != spec.epochs + 1 or any(key not in line for line in own):
+                    raise damaged(cell.folder(out) / "metrics.jsonl")
                 epochs = np.array([line["epoch"] for line in own])
-                curves.append([line[key] for line in own])
-    return epochs, np.array(curves), count
+                curves[seed] = np.array([line[key] for line in own])
+    return epochs, curves, count
 
 
-def best(curves: np.ndarray, sign: int) -> np.ndarray:
-    """Return the best value of each seed's curve (seeds, T) -> (seeds,)."""
-    return sign * (sign * curves).max(axis=1)
+def best(curves: Curves, sign: int, seeds: Iterable[int] | None = None) -> np.ndarray:
+    """Return the best value of each curve, or of those of some seeds: (seeds,)."""
+    return np.array([sign * (sign * curves[seed]).max()
+                     for seed in (sorted(curves) if seeds is None else seeds)])
 
 
-def advantage(standard: np.ndarray, comet: np.ndarray, sign: int) -> float:
-    """Return by how much COMET's mean best is better: points of accuracy, or % less error."""
-    if not len(standard) or not len(comet):
+def advantage(standard: Curves, comet: Curves, sign: int) -> float:
+    """Return by how much COMET's mean best is better: points of accuracy, or % less error.
+
+    Over the seeds of which both are finished; NaN if there are none.
+    """
+    seeds = sorted(standard.keys() & comet.keys())
+    if not seeds:
         return np.nan
-    a, b = best(standard, sign).mean(), best(comet, sign).mean()
-    return 100 * (b - a) if sign > 0 else 100 * (a - b) / a
+    a, b = best(standard, sign, seeds).mean(), best(comet, sign, seeds).mean()
+    return float(100 * (b - a) if sign > 0 else 100 * (a - b) / a)
 
 
 def draw(config: GridConfig, out: Path, name: str) -> Path:
@@ -231,7 +250,8 @@ def draw(config: GridConfig, out: Path, name: str) -> Path:
             for model in config.models:
                 epochs, curves, count = _curves(config, out, dataset, width, model, level)
                 if len(curves):
-                    figures.seed_band(axes, epochs, curves, figures.COLORS[model],
+                    figures.seed_band(axes, epochs, np.array(list(curves.values())),
+                                      figures.COLORS[model],
                                       f"{figures.LABELS[model]}: {best(curves, sign).mean():.3f} "
                                       f"({count / 1e6:.2g} M)")
             axes.set_title(f"{dataset}, N = {width}, $p_k$ = {level:g}")
@@ -248,12 +268,18 @@ def draw(config: GridConfig, out: Path, name: str) -> Path:
         _draw_advantage(figure.add_subplot(grid[i * height:(i + 1) * height, -1]), config, out,
                         dataset)
     examples = "" if config.train is None else f", {config.train} training examples"
+    defaults = {field.name: field.default for field in fields(config)}
+    others = "".join(f", {name.replace('_', ' ')} {getattr(config, name)}" for name in UNUSUAL
+                     if getattr(config, name) != defaults[name])
     notices = {cell.spec.dataset: result["notice"] for cell in cells(config)
                if (result := cell.result(out)) and result["notice"]}
+    characters = int(CHARACTERS_AN_INCH * figure.get_figwidth())
     figure.suptitle("\n".join([
-        f"{name}: {config.optimizer} lr {config.lr:g}, batch {config.batch}, {config.epochs} "
-        f"epochs, {config.seeds} seeds (band: lowest to highest){examples}",
-        *(f"{dataset}: {notice}" for dataset, notice in notices.items())]), fontsize=8)
+        textwrap.fill(f"{name}: {config.optimizer} lr {config.lr:g}, batch {config.batch}, "
+                      f"{config.epochs} epochs, {config.seeds} seeds (band: lowest to highest)"
+                      f"{examples}{others}", characters),
+        *(textwrap.fill(f"{dataset}: {notice}", characters)
+          for dataset, notice in notices.items())]), fontsize=8)
     return figures.save(figure, out / f"{name}.png")
 
 
@@ -264,7 +290,8 @@ def _draw_advantage(axes: Any, config: GridConfig, out: Path, dataset: str) -> N
     largest = min(np.nanmax(np.abs(table)), 100) if np.isfinite(table).any() else 1.0
     axes.imshow(table, cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto")
     for (i, j), value in np.ndenumerate(table):
-        text = f"{value:+.1f}" if abs(value) < 100 else f"{value:+.0f}"
+        text = ("-" if np.isnan(value) else f"{value:+.1f}" if abs(value) < 100
+                else f"{value:+.0f}")
         axes.text(j, i, text, ha="center", va="center", fontsize=9,
                   color="white" if abs(value) > 0.7 * largest else "black")
     axes.set_xticks(range(len(config.p_k)), [f"{level:g}" for level in config.p_k])
@@ -306,8 +333,8 @@ def table(config: GridConfig, out: Path) -> str:
                     "highest); accuracy, or MSE as a fraction of the target's variance", *mixed])
 
 
-def _spread(curves: np.ndarray, sign: int) -> str:
-    if not len(curves):
+def _spread(curves: Curves, sign: int) -> str:
+    if not curves:
         return "-"
     values = best(curves, sign)
     return f"{values.mean():.3f} ({values.min():.3f}-{values.max():.3f})"
@@ -321,12 +348,12 @@ def _lead(value: float, sign: int) -> str:
     return f"{abs(value):.1f} % {'less' if value > 0 else 'more'} error"
 
 
-def _won(standard: np.ndarray, comet: np.ndarray, sign: int) -> str:
-    seeds = min(len(standard), len(comet))
+def _won(standard: Curves, comet: Curves, sign: int) -> str:
+    seeds = sorted(standard.keys() & comet.keys())
     if not seeds:
         return "-"
-    won = (sign * best(comet, sign)[:seeds] > sign * best(standard, sign)[:seeds]).sum()
-    return f"{won} of {seeds}"
+    won = (sign * best(comet, sign, seeds) > sign * best(standard, sign, seeds)).sum()
+    return f"{won} of {len(seeds)}"
 
 
 def grid(name: str, title: str, **presets: dict[str, Any]) -> Experiment:

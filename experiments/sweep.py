@@ -5,9 +5,15 @@ sweeps may share a folder: each cell is locked while it runs.
 """
 
 import contextlib
+import dataclasses
+import errno
+import gc
+import json
 import os
+import platform
 import queue
 import signal
+import subprocess
 import threading
 import time
 import traceback
@@ -15,13 +21,15 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..backends import Backend, BackendError, get_backend
+from .. import __version__
+from ..backends import Backend, BackendError, OutOfMemory, get_backend
 from ..backends.numpy_backend import keep_freed_memory, threads
 from ..errors import UserError
 from ..functional.linear import project
@@ -88,24 +96,27 @@ def run_task(task: Task, progress: Any) -> Outcome:
     from .cli import EXPERIMENTS  # here, as that module knows this one
 
     cell, folder = task.cell, task.cell.folder(task.out)
+    progress = _CellProgress(progress, cell.work)
     if cell.result(task.out) is not None:
-        progress.skip(cell.work)
+        progress.end()
         return Outcome(cell.name, "found")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder / "lock") as ours:
             if not ours:
-                progress.skip(cell.work)
                 return Outcome(cell.name, "busy", "another sweep is running it")
             if cell.result(task.out) is not None:
-                progress.skip(cell.work)
                 return Outcome(cell.name, "found")
             if task.backend == "numpy":
                 keep_freed_memory()
+            with open(folder / "starts.jsonl", "a") as starts:
+                starts.write(json.dumps(provenance(task.backend)) + "\n")
             place = Place(folder, get_backend(task.backend), task.data, progress)
             with place.backend.memory_explained():
                 EXPERIMENTS[task.experiment].run_cell(cell.spec, place)
             return Outcome(cell.name, "done")
+    except OutOfMemory as error:
+        return Outcome(cell.name, "failed", f"{error}: {_less_memory(task)}")
     except (UserError, BackendError) as error:
         return Outcome(cell.name, "failed", str(error))
     except OSError as error:
@@ -117,11 +128,53 @@ def run_task(task: Task, progress: Any) -> Outcome:
             report.write_text(traceback.format_exc())
         return Outcome(cell.name, "failed",
                        f"{type(error).__name__}: {error} (the traceback is in {report})")
+    finally:
+        progress.end()
+        gc.collect()  # what lies in cycles, as a captured step does, gives its memory back
+
+
+def _less_memory(task: Task) -> str:
+    """Return the advice to use less memory, by flags that this experiment has."""
+    from .cli import EXPERIMENTS
+
+    fields = {field.name for field in dataclasses.fields(EXPERIMENTS[task.experiment].config)}
+    flags = [f"--{name}" for name in ("width", "widths", "batch", "train", "images")
+             if name in fields]
+    advice = [f"lower {' or '.join(flags)}"]
+    if getattr(task.cell.spec, "precision", "") == "float64":
+        advice.append("or the --precision")
+    if len(getattr(task.cell.spec, "seeds", ())) > 1:
+        advice.append("train seeds one by one with --together 0")
+    if task.backend == "numpy":
+        advice.append("or run fewer cells at once with --jobs 1")
+    return ", ".join(advice)
+
+
+def provenance(backend: str) -> dict[str, Any]:
+    """Return when, by which versions and on what machine something is computed, for its record."""
+    return {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "comet-np": __version__,
+            "git": _git_revision(), "python": platform.python_version(),
+            "machine": platform.platform(), **get_backend(backend).describe()}
+
+
+@cache
+def _git_revision() -> str | None:
+    """Return the revision of the checkout this runs from, or None if it is not one."""
+    here = Path(__file__).resolve().parent
+    try:
+        answer = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, text=True,
+                                capture_output=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
 
 
 @contextmanager
 def _lock(file: Path) -> Iterator[bool]:
-    """Hold an exclusive lock on `file`, or yield False; the system frees it if we are killed."""
+    """Hold an exclusive lock on `file`, or yield False; the system frees it if we are killed.
+
+    Where a file system has no locks, as some of clusters do, two sweeps may do a cell twice.
+    """
     try:
         import fcntl
     except ImportError:  # Windows has no flock
@@ -130,10 +183,33 @@ def _lock(file: Path) -> Iterator[bool]:
     with open(file, "w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             yield False
             return
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
         yield True
+
+
+class _CellProgress:
+    """The progress of one cell, which counts as done when it ends, however that comes."""
+
+    def __init__(self, progress: Any, work: float) -> None:
+        self._progress, self._left = progress, work
+        self.message = progress.message
+
+    def skip(self, work: float) -> None:
+        self._left -= work
+        self._progress.skip(work)
+
+    def advance(self, work: float, text: str = "", steps: int = 1) -> None:
+        self._left -= work
+        self._progress.advance(work, text, steps)
+
+    def end(self) -> None:
+        """Leave out what the cell did not need, or did not come to."""
+        self.skip(self._left)
 
 
 class _Remote:
@@ -224,7 +300,8 @@ def _with_mpi(tasks: list[Task], progress: Progress) -> list[Outcome]:
         outcomes = []
         for task, future in zip(tasks, futures, strict=True):
             outcomes.append(future.result())
-            progress.advance(task.cell.work, task.cell.name)
+            count = progress.skip if outcomes[-1].status == "found" else progress.advance
+            count(task.cell.work)
         return outcomes
 
 
@@ -260,12 +337,12 @@ def _collect(pool: ProcessPoolExecutor, tasks: list[Task], messages: Any,
             for future in futures]
 
 
-def expected_seconds(cells: list[Cell], backend: Backend) -> float:
-    """Return about how long the cells will take, from the speed of matrix products here."""
+def expected_seconds(cells: list[Cell], backend: Backend, dtype: str = "float32") -> float:
+    """Return about how long the cells will take, from the speed of products of this dtype here."""
     rates = []
     with backend.memory_explained():
-        x = backend.asarray(np.ones((128, 1024), "float32"))
-        W = backend.asarray(np.ones((1024, 1024), "float32"))
+        x = backend.asarray(np.ones((128, 1024), dtype))
+        W = backend.asarray(np.ones((1024, 1024), dtype))
         for _ in range(5):
             started = time.perf_counter()
             for _ in range(5):

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -30,7 +31,7 @@ from ..functional.loss import (
     softmax_cross_entropy_backward,
     softmax_cross_entropy_forward,
 )
-from ..functional.routing import pack_masks, split_masks, unpack_masks
+from ..functional.routing import split_masks, unpack_masks
 from ..models import mlp
 from ..optim import OptimizerConfig, OptimizerState, init_state, update
 from ..precision import precision
@@ -92,6 +93,8 @@ class TrainConfig:
         if self.batch < 1 or self.epochs < 0:
             raise UserError("a run needs a batch of at least 1 and 0 or more epochs, got "
                             f"batch = {self.batch}, epochs = {self.epochs}")
+        if self.warmup < 0:
+            raise UserError(f"the warm-up is a number of steps, 0 or more, got {self.warmup}")
         if not 0 < self.lr < math.inf:
             raise UserError(f"the learning rate must be positive and finite, got {self.lr}")
         if not self.seeds:
@@ -122,6 +125,7 @@ class Learner:
     def __init__(self, config: TrainConfig, task: str, backend: Backend) -> None:
         self.config, self.precision = config, precision(config.precision)
         self.precision.check(backend.name)
+        self.packed = backend.reads_packed_masks
         self.loss_forward, self.loss_backward = LOSSES[task]
         networks = [mlp.init(config.model, seed, backend, self.precision.master)
                     for seed in config.seeds]
@@ -135,6 +139,8 @@ class Learner:
 
     def loss(self, x: Array, y: Array, masks: Masks = None) -> tuple[Array, Array, Any, Any]:
         """Return the loss, a 0-d array or (S,), the output, and the caches of both forwards."""
+        if masks is None and self.packed:
+            masks = mlp.masks_of(x, self.routing, self.config.model, packed=True)
         a_L, cache = mlp.forward(x, self.params, self.routing, self.config.model, masks,
                                  self.precision.tf32)
         loss, loss_cache = self.loss_forward(a_L, y, self.stacked)
@@ -178,9 +184,11 @@ class Split:
         self.networks = len(config.seeds)
         self.bits: Array | None = None  # (n, bytes), or (S, n, bytes)
         if config.model.p_k is not None and self.widths and augment is None:
-            packed = [pack_masks(mlp.masks_of(self._input(self.x[rows]), routing, config.model))
+            xp = backend.xp
+            packed = [xp.concatenate(mlp.masks_of(self._input(self.x[rows]), routing, config.model,
+                                                  packed=True), axis=-1)
                       for rows in blocks(len(x), EVALUATION_BATCH)]
-            self.bits = backend.xp.concatenate(packed, axis=-2)
+            self.bits = xp.concatenate(packed, axis=-2)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -234,14 +242,20 @@ def blocks(n: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def evaluate(learner: Learner, split: Split) -> list[dict[str, float]]:
-    """Return for each network the mean loss over a split, and the accuracy if it has classes."""
+def evaluate(learner: Learner, split: Split, check: Callable[[Array, np.ndarray], None]
+             ) -> list[dict[str, float]]:
+    """Return for each network the mean loss over a split, and the accuracy if it has classes.
+
+    `check` sees the input and the losses (S,) of each block of examples, and may raise.
+    """
     backend, networks = split.backend, len(learner.config.seeds)
     losses, hits = np.zeros(networks), np.zeros(networks, int)
     for rows in blocks(len(split), EVALUATION_BATCH):
         x, y, masks = split.block(rows)
         loss, a_L, _, _ = learner.loss(x, y, masks)
-        losses += backend.to_host(loss).astype(float) * len(x)
+        block_losses = backend.to_host(loss).astype(float).reshape(-1)
+        check(x, block_losses)
+        losses += block_losses * len(x)
         if split.y.ndim == 1:
             hits += backend.to_host((backend.xp.argmax(a_L, axis=-1) == y).sum(axis=-1))
     results = [{"loss": float(loss) / len(split)} for loss in losses]
@@ -402,13 +416,8 @@ class Trainer:
 
     def report(self, epoch: int) -> None:
         """Measure on the validation split and add a line for each network to the metrics."""
-        started = time.monotonic()
         step = self.learner.state.step
-        results = evaluate(self.learner, self.validation)
-        self.seconds["evaluate"] += time.monotonic() - started
-        losses = np.array([result["loss"] for result in results])
-        if not np.isfinite(losses).all():
-            self.diverge(step, losses, self.validation.block(slice(0, EVALUATION_BATCH))[0])
+        results = self.measure(self.validation)
         self.last = []
         for i, (seed, result) in enumerate(zip(self.config.seeds, results, strict=True)):
             line: dict[str, Any] = {"epoch": epoch, "step": step, "seed": seed}
@@ -422,23 +431,36 @@ class Trainer:
         self.metrics.writelines(json.dumps(line).encode() + b"\n" for line in self.last)
         self.metrics.flush()
 
+    def measure(self, split: Split) -> list[dict[str, float]]:
+        """Return what `evaluate` does, for losses that must be finite, and count its time."""
+        started = time.monotonic()
+        results = evaluate(self.learner, split,
+                           functools.partial(self.check_finite, self.learner.state.step))
+        self.seconds["evaluate"] += time.monotonic() - started
+        return results
+
     def check(self, step: int, x: Array, loss: Array) -> None:
         """Add the losses of a step with input x to the epoch's sums, if they are finite."""
         losses = self.backend.to_host(loss).reshape(-1)
+        self.check_finite(step, x, losses)
+        self.loss_sum += losses
+
+    def check_finite(self, step: int, x: Array, losses: np.ndarray) -> None:
+        """Stop the run unless all losses (S,) on the input x are finite."""
         if not np.isfinite(losses).all():
             self.diverge(step, losses, x)
-        self.loss_sum += losses
 
     def diverge(self, step: int, losses: np.ndarray, x: Array) -> NoReturn:
         """Save the state and raise Diverged, for losses not all of which are finite, on input x."""
         state = self.folder / "diverged"
         checkpoint.save(state, self._arrays(), self._description())
         network = int(np.argmin(np.isfinite(losses)))
+        others = ", or train the other seeds without it by --together 0"
         raise Diverged(
             f"training with seed {self.config.seeds[network]} diverged at step {step} (loss "
             f"{losses[network]}): the first quantity that is not finite is "
-            f"{first_not_finite(self.learner, x, network)}; lower --lr, or clip with --clip-norm; "
-            f"the state is in {state}")
+            f"{first_not_finite(self.learner, x, network)}; lower --lr, or clip with --clip-norm"
+            f"{others if self.learner.stacked else ''}; the state is in {state}")
 
     # --- checkpoints ---
 
@@ -452,7 +474,8 @@ class Trainer:
         return {name: self.backend.to_host(array) for name, array in self._state().items()}
 
     def _description(self) -> dict[str, Any]:
-        config = json.loads(json.dumps(asdict(self.config))) | {"data": self.digest}
+        config = json.loads(json.dumps(asdict(self.config))) | {
+            "data": self.digest, "backend": self.backend.name}
         return {"config": config, "last": self.last,
                 "step": self.learner.state.step, "loss_sum": self.loss_sum.tolist(),
                 "metrics_bytes": self.metrics.tell(), "seconds": self.seconds}
@@ -473,6 +496,8 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the newest readable checkpoint of the folder, if there is one."""
+        for unfinished in self.folder.glob("checkpoint*.tmp"):  # of a run killed while it wrote
+            unfinished.unlink()
         found = checkpoint.load_latest(self.folder / "checkpoint")
         if found is None:
             self.metrics.truncate(0)
@@ -503,10 +528,11 @@ class Trainer:
 
     def finish(self) -> dict[str, Any]:
         """Measure on the test split, write the result, and remove the checkpoints."""
+        os.fsync(self.metrics.fileno())  # what a result stands for must outlast it
         networks = [{"seed": seed, "last": last}
                     for seed, last in zip(self.config.seeds, self.last, strict=True)]
         if self.test is not None:
-            for network, measured in zip(networks, evaluate(self.learner, self.test), strict=True):
+            for network, measured in zip(networks, self.measure(self.test), strict=True):
                 network |= {f"test_{name}": value for name, value in measured.items()}
         result = {"parameters": mlp.parameter_count(self.config.model), "networks": networks,
                   "notice": self.notice, "data": self.digest,
@@ -519,8 +545,14 @@ class Trainer:
 
 
 def step_work(config: TrainConfig) -> float:
-    """Return the floating-point operations of a step's matrix products (masks from the cache)."""
-    return 6.0 * config.batch * len(config.seeds) * mlp.parameter_count(config.model)
+    """Return the floating-point operations of a step's matrix products.
+
+    Masks are kept, and cost nothing, unless images are augmented, and routed afresh.
+    """
+    model = config.model
+    routed = config.augment is not None and model.p_k is not None
+    V = sum(N * N_in for N_in, N in pairwise(model.widths[:-1])) if routed else 0
+    return 2.0 * config.batch * len(config.seeds) * (3 * mlp.parameter_count(model) + V)
 
 
 def first_not_finite(learner: Learner, x: Array, network: int) -> str:

@@ -203,6 +203,7 @@ SAMPLES = {
     "accumulate_outer": _accumulate_outer,
     "accumulate_sum": _accumulate_sum,
     "kwta_mask": _kwta_mask,
+    "kwta_bits": _kwta_mask,
     "unpack_masks": _unpack_masks,
     "bias_activation_mask": _activation_arguments,
     "bias_activation_mask_gradient": _bias_activation_mask_gradient,

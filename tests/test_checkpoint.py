@@ -1,6 +1,5 @@
 """Checkpoints: what goes in comes out, and whatever happens to the file is said in a sentence."""
 
-import json
 import os
 
 import numpy as np
@@ -27,19 +26,20 @@ def test_nothing_there(tmp_path):
     assert checkpoint.load_latest(tmp_path / "checkpoint") is None
 
 
-@pytest.mark.parametrize("position", [5, 60, -1])
-def test_damage_is_found_and_the_previous_one_is_used(tmp_path, position):
+def test_damage_of_any_byte_is_found_and_the_previous_one_is_used(tmp_path):
     file = tmp_path / "checkpoint"
     checkpoint.save(file, ARRAYS, {"step": 1})
     checkpoint.save(file, ARRAYS, {"step": 2})
-    content = bytearray(file.read_bytes())
-    content[position] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"damaged|not a COMET-NP checkpoint"):
-        checkpoint.load(file)
-    _, description, notice = checkpoint.load_latest(file)
-    assert description == {"step": 1}
-    assert str(file) in notice
+    content = file.read_bytes()
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"damaged|not a COMET-NP checkpoint|version"):
+            checkpoint.load(file)
+        _, description, notice = checkpoint.load_latest(file)
+        assert description == {"step": 1}
+        assert str(file) in notice
 
 
 def test_truncation_at_every_length_is_found(tmp_path):
@@ -62,10 +62,8 @@ def test_all_damaged_says_what_to_do(tmp_path):
 def test_another_version(tmp_path):
     file = tmp_path / "checkpoint"
     checkpoint.save(file, {}, {})
-    magic, header, _ = file.read_bytes().split(b"\n", 2)
-    header = json.loads(header) | {"version": 99}
-    file.write_bytes(magic + b"\n" + json.dumps(header).encode() + b"\n")
-    with pytest.raises(CheckpointError, match=r"version 99 .* reads version 1"):
+    file.write_bytes(file.read_bytes().replace(b"\n2 ", b"\n99 "))
+    with pytest.raises(CheckpointError, match=r"version 99 .* reads version 2"):
         checkpoint.load(file)
 
 

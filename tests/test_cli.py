@@ -1,6 +1,7 @@
 """The command: what it prints, what it refuses and in which words, and how sweeps behave."""
 
 import dataclasses
+import errno
 import fcntl
 import functools
 import json
@@ -111,6 +112,66 @@ def test_processes_give_the_same_metrics():
         assert lines[0] == lines[1]
 
 
+def test_every_start_of_a_cell_is_recorded():
+    pytest.importorskip("matplotlib")
+    main(ARM)
+    for folder in cell_folders():
+        start, = map(json.loads, (folder / "starts.jsonl").read_text().splitlines())
+        assert {"time", "comet-np", "git", "python", "machine", "backend", "device", "threads",
+                "numpy"} <= set(start)
+
+
+@pytest.mark.parametrize("content", [None, "", '{"epoch": 0'])
+def test_lost_metrics_of_a_finished_cell_are_a_sentence(capsys, content):
+    pytest.importorskip("matplotlib")
+    main(ARM)
+    file = cell_folders()[0] / "metrics.jsonl"
+    file.unlink() if content is None else file.write_text(content)
+    assert main(["plot", "quickstart", "--preset", "smoke"]) == 2
+    assert "metrics.jsonl is missing or damaged: remove its folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_no_busy_one(monkeypatch, error):
+    pytest.importorskip("matplotlib")
+
+    def flock(handle, how):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert main(ARM) == 0
+
+
+def test_a_failed_cell_counts_as_done_in_the_time_left(tmp_path, monkeypatch):
+    def fail(spec, place):
+        place.progress.advance(1.0)
+        raise RuntimeError("planted")
+
+    monkeypatch.setitem(EXPERIMENTS, "quickstart",
+                        dataclasses.replace(cli.QUICKSTART, run_cell=fail))
+    config = cli.QUICKSTART.configure("smoke", {"datasets": ("arm",)})
+    tasks = [sweep.Task("quickstart", cell, tmp_path, "numpy", None)
+             for cell in cli.QUICKSTART.cells(config)]
+    progress = Progress(sum(task.cell.work for task in tasks))
+    assert {sweep.run_task(task, progress).status for task in tasks} == {"failed"}
+    assert progress.done == pytest.approx(progress.total)
+
+
+def test_too_little_memory_names_flags_that_the_experiment_has(tmp_path, monkeypatch):
+    def greedy(spec, place):
+        raise MemoryError("Unable to allocate 9 EiB")
+
+    for name, advice in (("quickstart", "lower --widths or --batch or --train, train seeds one by "
+                                        "one with --together 0, or run fewer cells at once"),
+                         ("fig3", "lower --images, or run fewer cells at once with --jobs 1")):
+        experiment = EXPERIMENTS[name]
+        monkeypatch.setitem(EXPERIMENTS, name, dataclasses.replace(experiment, run_cell=greedy))
+        cell = experiment.cells(experiment.configure("smoke", {}))[0]
+        outcome = sweep.run_task(sweep.Task(name, cell, tmp_path, "numpy", None), Progress(1))
+        assert outcome.message.startswith("too little memory (Unable to allocate 9 EiB; ")
+        assert advice in outcome.message
+
+
 def test_a_failed_cell_does_not_end_the_others(capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     train = cli.QUICKSTART.run_cell
@@ -166,6 +227,8 @@ def test_two_sweeps_share_a_folder(capsys):
      'unknown augmentation "crop_flop"; did you mean "crop_flip"?'),
     (["run", "quickstart", "--precision", "tf32"], "use --backend cupy, or --precision float32"),
     (["run", "quickstart", "--datasets", "arm", "--augment", "flip"], "arm has none: leave it"),
+    (["run", "quickstart", "--target", "3"], "glyphs has classes: leave it out"),
+    (["run", "quickstart", "--warmup", "-5"], "the warm-up is a number of steps, 0 or more"),
     (["run", "quickstart", "--widths", ""], "--widths needs at least one value"),
     (["run", "quickstart", "--layers", "0"], "at least 1 layer"),
     (["run", "quickstart", "--train", "0"], "1 training example"),

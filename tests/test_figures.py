@@ -55,8 +55,15 @@ def test_more_similar_inputs_have_more_similar_masks(place):
 
 
 def test_a_lead_is_in_points_or_in_percent_of_the_error():
-    accuracy = np.array([[0.1, 0.5, 0.4], [0.1, 0.3, 0.5]]), np.array([[0.1, 0.6, 0.5]])
+    accuracy = {0: np.array([0.1, 0.5, 0.4])}, {0: np.array([0.1, 0.6, 0.5])}
     assert grid.advantage(*accuracy, sign=1) == pytest.approx(10)
-    error = np.array([[1.0, 0.2, 0.3]]), np.array([[1.0, 0.5, 0.05]])
+    error = {3: np.array([1.0, 0.2, 0.3])}, {3: np.array([1.0, 0.5, 0.05])}
     assert grid.advantage(*error, sign=-1) == pytest.approx(75)
-    assert np.isnan(grid.advantage(np.zeros((0,)), accuracy[1], sign=1))
+    assert np.isnan(grid.advantage({}, accuracy[1], sign=1))
+
+
+def test_a_lead_is_over_the_seeds_that_both_have():
+    standard = {0: np.array([0.5]), 2: np.array([0.9])}
+    comet = {0: np.array([0.4]), 1: np.array([0.95])}
+    assert grid.advantage(standard, comet, sign=1) == pytest.approx(-10)
+    assert grid._won(standard, comet, 1) == "0 of 1"

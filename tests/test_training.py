@@ -65,10 +65,15 @@ def test_cached_masks_are_those_of_the_routing_network(arm, tmp_path):
     run.metrics.close()
 
 
+GLYPHS = mlp.MLPConfig((3072, 20, 15, 10))
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("p_k", [0.5, None])
-def test_seeds_side_by_side_are_each_as_alone(arm, tmp_path, name, p_k):
-    config = TrainConfig(replace(ARM, p_k=p_k), OptimizerConfig(name), epochs=2, seeds=(3, 0, 1),
+@pytest.mark.parametrize(("model", "augment"), [
+    (ARM, None), (replace(ARM, p_k=None), None), (GLYPHS, None), (GLYPHS, "crop_flip")], ids=str)
+def test_seeds_side_by_side_are_each_as_alone(arm, tmp_path, name, model, augment):
+    arm = arm if model.widths[0] == 21 else datasets.load("glyphs", train=65)  # a last batch of 1
+    config = TrainConfig(model, OptimizerConfig(name), epochs=2, seeds=(3, 0, 1), augment=augment,
                          precision="float64")
     result = trainer(config, arm, tmp_path / "together").run()
     together = lines(tmp_path / "together")
@@ -76,7 +81,8 @@ def test_seeds_side_by_side_are_each_as_alone(arm, tmp_path, name, p_k):
     for network in result["networks"]:
         seed = network["seed"]
         alone = trainer(replace(config, seeds=(seed,)), arm, tmp_path / str(seed)).run()
-        assert network["test_loss"] == pytest.approx(alone["networks"][0]["test_loss"], rel=1e-10)
+        for what in network.keys() - {"last", "seed"}:
+            assert network[what] == pytest.approx(alone["networks"][0][what], rel=1e-10)
         ours = [line for line in together if line["seed"] == seed]
         for mine, theirs in zip(ours, lines(tmp_path / str(seed)), strict=True):
             assert mine == pytest.approx(theirs, rel=1e-10)
@@ -100,10 +106,10 @@ def test_augmented_images_are_drawn_anew_each_epoch_and_routed_afresh(tmp_path, 
     np.testing.assert_array_equal(y, data.y_train[rows])
 
 
-@pytest.mark.parametrize("augment", ["flip", "crop_flip"])
-def test_augmented_training_resumes_bit_for_bit(tmp_path, monkeypatch, augment):
+@pytest.mark.parametrize(("augment", "seeds"), [("flip", (0,)), ("crop_flip", (0, 1))])
+def test_augmented_training_resumes_bit_for_bit(tmp_path, monkeypatch, augment, seeds):
     data = datasets.load("glyphs", train=100)
-    config = TrainConfig(mlp.MLPConfig((3072, 20, 10)), augment=augment, epochs=2)
+    config = TrainConfig(mlp.MLPConfig((3072, 20, 10)), augment=augment, epochs=2, seeds=seeds)
     whole = trainer(config, data, tmp_path / "whole")
     whole.run()
     assert lines(tmp_path / "whole") != lines_of_plain(replace(config, augment=None), data,
@@ -135,8 +141,40 @@ def lines_of_plain(config, data, folder):
 def test_one_of_several_seeds_that_diverges_is_named(arm, tmp_path, monkeypatch):
     run = trainer(TrainConfig(ARM, epochs=1, seeds=(5, 6, 7)), arm, tmp_path)
     run.learner.params[1].weight[2, 0, 0] = np.inf
-    with pytest.raises(Diverged, match=r"with seed 7 diverged .* not finite is W_2 of layer 2;"):
+    with pytest.raises(Diverged, match=r"with seed 7 diverged .* not finite is W_2 of layer 2; .* "
+                                        r"or train the other seeds without it by --together 0"):
         run.run()
+
+
+def test_what_a_killed_write_left_is_removed(arm, tmp_path):
+    left = tmp_path / "checkpoint.new.123.tmp"
+    left.write_bytes(b"half")
+    trainer(TrainConfig(ARM, epochs=1), arm, tmp_path).run()
+    assert not left.exists()
+
+
+def test_divergence_late_in_the_validation_split_names_its_quantity(arm, tmp_path):
+    data = replace(arm, x_val=np.concatenate([arm.x_val, arm.x_val[:200]]),
+                   y_val=np.concatenate([arm.y_val, arm.y_val[:200]]))
+    assert len(data.x_val) > training.EVALUATION_BATCH
+    data.x_val[-1, 3] = np.inf
+    with pytest.raises(Diverged, match=r"at step 0 .* not finite is x_0 of layer 1;"):
+        trainer(TrainConfig(replace(ARM, p_k=None)), data, tmp_path).run()
+
+
+def test_any_other_example_is_other_data(arm):
+    for name in ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test"):
+        changed = getattr(arm, name).copy()
+        changed[0] += 1
+        assert replace(arm, **{name: changed}).digest != arm.digest
+
+
+def test_augmented_images_cost_their_routing():
+    plain = TrainConfig(GLYPHS)
+    routed = 2 * 32 * (3072 * 20 + 20 * 15)
+    assert training.step_work(replace(plain, augment="flip")) == training.step_work(plain) + routed
+    standard = replace(plain, model=replace(GLYPHS, p_k=None))
+    assert training.step_work(replace(standard, augment="flip")) == training.step_work(standard)
 
 
 def test_clipping_the_norm_of_several_networks_is_refused():

@@ -8,6 +8,24 @@ constexpr unsigned ALL = 0xffffffffu;  // every lane of a warp
 #define INF __uint_as_float(0x7f800000u)
 #define NOT_A_NUMBER __uint_as_float(0x7fffffffu)
 
+// Whether v >= threshold, as a bool and as 1 or 0. CuPy compiles with -ftz=true, under which a plain
+// comparison of floats takes numbers below 1.2e-38 for 0; these instructions do not.
+template <class T> __device__ bool reaches(T v, T threshold) { return v >= threshold; }
+template <class T> __device__ float reached(T v, T threshold) { return v >= threshold ? 1 : 0; }
+#ifdef __CUDACC__
+template <> __device__ bool reaches(float v, float threshold) {
+    unsigned yes;
+    asm("{ .reg .pred p; setp.ge.f32 p, %1, %2; selp.u32 %0, 1, 0, p; }"
+        : "=r"(yes) : "f"(v), "f"(threshold));
+    return yes;
+}
+template <> __device__ float reached(float v, float threshold) {
+    float one;
+    asm("set.ge.f32.f32 %0, %1, %2;" : "=f"(one) : "f"(v), "f"(threshold));
+    return one;
+}
+#endif
+
 // A number from the host or, where `at` is not null, from the device: a captured graph replays its
 // arguments unchanged, so what changes from step to step must lie in memory.
 template <class T> __device__ T number(const T* at, T value) { return at ? *at : value; }

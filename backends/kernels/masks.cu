@@ -15,7 +15,7 @@
 // walks on from there until it has passed rank k; then it halves. benchmarks/kwta_methods.py
 // compares: for N = 512, 1024, 3072, 9216 and p_k = 0.5 this issues 38, 32, 43, 40 instructions a
 // score (sm_90, 5 to 7 counts a row), interpolation between the counts 39, 32, 40, 37 (fewer, dearer
-// ones), a histogram 47, 34, 38, 35. The simplest is never far from the best. None has been timed
+// ones), a histogram 48, 35, 39, 35. The simplest is never far from the best. None has been timed
 // on a GPU.
 
 enum Ties { STRICT, THRESHOLD, INDEX };
@@ -136,9 +136,9 @@ kwta(const T* scores, unsigned char* mask, unsigned char* bits, long long rows, 
             if (high - low <= 1) break;
             threshold = Order::value(low + (high - low) / 2);
         }
-        float reached = 0;  // an integer would cost a third instruction a score
-        row.each([&](int, T v) { reached += v >= threshold ? 1.f : 0.f; });
-        const int count = group_sum<WARPS>((int)reached, step % 2);
+        float sum_reached = 0;  // an integer would cost a third instruction a score
+        row.each([&](int, T v) { sum_reached += reached(v, threshold); });
+        const int count = group_sum<WARPS>((int)sum_reached, step % 2);
         if (count > k) {
             below = threshold;
             under = true;
@@ -155,13 +155,14 @@ kwta(const T* scores, unsigned char* mask, unsigned char* bits, long long rows, 
         }
     }
 
-    const T winning = over ? above : (T)NOT_A_NUMBER, tied = below;
+    const T tied = below;
+    const T winning = ties == THRESHOLD && winners < k ? tied : over ? above : (T)NOT_A_NUMBER;
     const bool by_index = ties == INDEX && winners < k;
     int places_left = k - winners;
     if (by_index) {  // of the tie group, the warps before this one come first
-        int mine = 0;
-        row.each([&](int, T v) { mine += v >= tied && !(v >= winning); });
-        mine = warp_sum(mine);
+        float ties_here = 0;
+        row.each([&](int, T v) { ties_here += reached(v, tied) - reached(v, winning); });
+        const int mine = warp_sum((int)ties_here);
         __shared__ int ties_of[GROUPS * WARPS];
         if (lane == 0) ties_of[threadIdx.x / WARP] = mine;
         if constexpr (WARPS > 1) __syncthreads();
@@ -173,10 +174,9 @@ kwta(const T* scores, unsigned char* mask, unsigned char* bits, long long rows, 
     unsigned char* row_bits = bits + r * row_bytes + (row.first - lane) / 8 + lane;
     const int bytes_left = row_bytes - ((row.first - lane) / 8 + lane);
     row.each([&](int place, T v) {
-        bool wins = v >= winning;
-        if (ties == THRESHOLD && winners < k) wins = v >= tied;
+        bool wins = reaches(v, winning);
         if (by_index) {
-            const bool is_tied = v >= tied && !wins;
+            const bool is_tied = reaches(v, tied) && !wins;
             const unsigned tied_lanes = __ballot_sync(ALL, is_tied);
             wins |= is_tied && __popc(tied_lanes & lanes_before) < places_left;
             places_left -= __popc(tied_lanes);

@@ -32,8 +32,8 @@ class LinearCache(NamedTuple):
 def project(x: Array, W: Array, tf32: bool = False) -> Array:
     """Return ``x W^T``: x (..., N_in), W (N_out, N_in) -> (..., N_out), in any memory order.
 
-    With `tf32` a GPU reads float32 operands with 10 bits of mantissa instead of 23, and still sums
-    in float32: see `comet_np.precision`. The CPU always reads them whole.
+    With `tf32` a GPU may read float32 operands with 10 bits of mantissa instead of 23, and still
+    sums in float32: see `comet_np.precision`. The CPU always reads them whole.
     """
     return x @ W.swapaxes(-1, -2)
 

@@ -88,6 +88,12 @@ def kwta_mask(scores: Array, k: int, ties: Ties = "strict") -> Array:
     return above | (tied & (xp.cumsum(tied, axis=-1) <= places_left))
 
 
+@overridable
+def kwta_bits(scores: Array, k: int, ties: Ties = "strict") -> Array:
+    """Return the mask of `kwta_mask` bit-packed, as by `pack_masks`: uint8 (..., ceil(N / 8))."""
+    return pack_masks([kwta_mask(scores, k, ties)])
+
+
 def check_kwta_arguments(scores: Array, k: int, ties: str) -> None:
     """Raise a UserError unless `k` and `ties` fit `scores`."""
     if scores.ndim == 0:
@@ -116,8 +122,8 @@ class RoutingTrace(NamedTuple):
     z: tuple[Array, ...]
 
 
-def routing_forward(x: Array, V: Sequence[Array], p_k: float, ties: Ties,
-                    g: Activation) -> RoutingTrace:
+def routing_forward(x: Array, V: Sequence[Array], p_k: float, ties: Ties, g: Activation,
+                    packed: bool = False) -> RoutingTrace:
     """Run the routing network, eq. (4)-(6), with z_0 = x.
 
     ``c_l = V_l z_{l-1}``,  ``m_l = C_{k_l}(c_l)``,  ``z_l = m_l o g(c_l)``
@@ -134,16 +140,19 @@ def routing_forward(x: Array, V: Sequence[Array], p_k: float, ties: Ties,
         See `kwta_mask`.
     g : Activation
         The routing network's own activation; the paper uses the identity.
+    packed : bool
+        Whether to return the masks bit-packed, as `kwta_bits` does.
 
     Returns
     -------
     RoutingTrace
     """
     z = x.astype("float32") if x.dtype.itemsize < 4 else x
+    cap = kwta_bits if packed else kwta_mask
     trace = []
     for V_l in V:
         c = project(z, V_l)  # (..., N_l)
-        m = kwta_mask(c, winners(p_k, V_l.shape[-2]), ties)
+        m = cap(c, winners(p_k, V_l.shape[-2]), ties)
         z, _ = masked_activation_forward(c, None, m, g)
         trace.append((c, m, z))
     return RoutingTrace(*zip(*trace, strict=True))

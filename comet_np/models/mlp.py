@@ -236,14 +236,18 @@ def backward(da_L: Array, cache: MLPCache, params: Params, grads: Params, config
     return dx
 
 
-def masks_of(x: Array, routing: Routing, config: MLPConfig) -> tuple[Array | None, ...]:
-    """Return m_l of every hidden layer, eq. (5); None for each in the standard model."""
+def masks_of(x: Array, routing: Routing, config: MLPConfig,
+             packed: bool = False) -> tuple[Array | None, ...]:
+    """Return m_l of every hidden layer, eq. (5); None for each in the standard model.
+
+    With `packed`, bit-packed: see `routing_forward`.
+    """
     hidden = len(config.widths) - 2
     if config.p_k is None or not hidden:
         return (None,) * hidden
     check_routing(x, routing, config)
     return routing_forward(x, routing, config.p_k, config.ties,
-                           activation(config.routing_activation)).m
+                           activation(config.routing_activation), packed).m
 
 
 class Trace(NamedTuple):

@@ -50,8 +50,12 @@ class Dataset:
 
     @functools.cached_property
     def digest(self) -> str:
-        """The SHA-256 of the training inputs: a run goes on with the data it began with only."""
-        return hashlib.sha256(np.ascontiguousarray(self.x_train).data).hexdigest()
+        """The SHA-256 of all examples: a run goes on with the data it began with only."""
+        digest = hashlib.sha256()
+        for array in (self.x_train, self.y_train, self.x_val, self.y_val, self.x_test, self.y_test):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
 
 # Bytes to [-1, 1], as published: (x/255 - 0.5) / 0.5.

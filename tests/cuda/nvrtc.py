@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from comet_np.backends import cupy_backend
+
+# CuPy adds -ftz=true to the options of all kernels (cupy/cuda/compiler.py).
+OPTIONS = (*cupy_backend.OPTIONS, "-ftz=true")
+
 
 class Resources(NamedTuple):
     """What one compiled kernel needs: registers a thread, bytes spilled, bytes of shared memory."""
@@ -28,7 +33,7 @@ def library() -> ctypes.CDLL | None:
     return ctypes.CDLL(str(found[-1]))
 
 
-def compile_kernels(nvrtc: ctypes.CDLL, source: str, names: Sequence[str], options: Sequence[str],
+def compile_kernels(nvrtc: ctypes.CDLL, source: str, names: Sequence[str],
                     arch: int) -> dict[str, Resources]:
     """Return the resources of the kernels `names` of `source`, compiled for sm_`arch`.
 
@@ -42,7 +47,7 @@ def compile_kernels(nvrtc: ctypes.CDLL, source: str, names: Sequence[str], optio
                                    None))
     for name in names:
         check(nvrtc.nvrtcAddNameExpression(program, name.encode()))
-    flags = [*options, f"--gpu-architecture=sm_{arch}", "--ptxas-options=-v"]
+    flags = [*OPTIONS, f"--gpu-architecture=sm_{arch}", "--ptxas-options=-v"]
     status = nvrtc.nvrtcCompileProgram(
         program, len(flags), (ctypes.c_char_p * len(flags))(*map(str.encode, flags)))
     size = ctypes.c_size_t()
@@ -59,6 +64,21 @@ def compile_kernels(nvrtc: ctypes.CDLL, source: str, names: Sequence[str], optio
         found[name] = _resources(log, mangled.value.decode())
     check(nvrtc.nvrtcDestroyProgram(ctypes.byref(program)))
     return found
+
+
+def ptx(nvrtc: ctypes.CDLL, source: str, name: str, arch: int) -> str:
+    """Return the PTX of one kernel."""
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None,
+                                   None))
+    check(nvrtc.nvrtcAddNameExpression(program, name.encode()))
+    flags = [flag.encode() for flag in (*OPTIONS, f"--gpu-architecture=compute_{arch}")]
+    check(nvrtc.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*flags)))
+    check(nvrtc.nvrtcGetPTXSize(program, ctypes.byref(size)))
+    text = ctypes.create_string_buffer(size.value)
+    check(nvrtc.nvrtcGetPTX(program, text))
+    check(nvrtc.nvrtcDestroyProgram(ctypes.byref(program)))
+    return text.value.decode()
 
 
 def _resources(log: str, mangled: str) -> Resources:

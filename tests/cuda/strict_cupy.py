@@ -38,6 +38,7 @@ from . import shim, surface
 
 SURFACE = json.loads(surface.FILE.read_text(encoding="utf-8"))
 SCALARS = (bool, int, float, complex, np.generic)
+CUBLAS_MEMORY = 1000  # bytes that a handle needs; as the real ones, beside those of arrays
 UFUNC_KEYWORDS = {"out", "dtype", "casting"}
 WAITING_FUNCTIONS = {"argwhere", "array_repr", "array_str", "array2string", "bincount", "extract",
                      "flatnonzero", "histogram", "nonzero", "save", "savetxt", "savez", "unique"}
@@ -91,6 +92,7 @@ class Machine:
     stream: int = 0  # the current one
     allocator: Any = None  # None: the pool that all share
     launches: list[str] = field(default_factory=list)  # kernels, in order
+    freed: list[Any] = field(default_factory=list)  # memory pools that were emptied, in order
 
     @contextlib.contextmanager
     def no_waiting(self) -> Iterator[None]:
@@ -413,8 +415,10 @@ class Cublas:
         return 0
 
     def _create(self, handle: Any) -> int:
+        if machine.recording is not None or machine.memory < CUBLAS_MEMORY:
+            return 1
         handle[0] = 1
-        return self._set(mode=cublas.FULL) if machine.recording is None else 1
+        return self._set(mode=cublas.FULL)
 
     def _set_stream(self, handle: int, stream: int | None) -> int:
         return self._set(stream=stream or 0, workspace=0)
@@ -433,7 +437,7 @@ class Cublas:
         if not (handle == 1 and state.get("workspace") and state.get("stream") == machine.stream
                 and min(m, n, k, count) > 0 and lda >= rows_a and ldb >= rows_b and ldc >= m):
             return 1
-        dtype = np.dtype({"S": "f", "D": "d", "C": "F", "Z": "D"}[letter])
+        dtype = np.dtype({"S": "f", "D": "d"}[letter])
 
         def matrix(place: int, rows: int, columns: int, pitch: int) -> np.ndarray:
             numbers = (pitch * (columns - 1) + rows) * dtype.itemsize
@@ -441,11 +445,7 @@ class Cublas:
             return np.lib.stride_tricks.as_strided(memory, (rows, columns),
                                                    (dtype.itemsize, pitch * dtype.itemsize))
 
-        def number(value: Any) -> Any:
-            cell = value[0]
-            return complex(*cell) if letter in "CZ" else cell
-
-        factor, kept = number(alpha), number(beta)
+        factor, kept = alpha[0], beta[0]
         rounded = as_tf32 if letter == "S" and state["mode"] == cublas.TF32 else np.asarray
         for i in range(count):
             at = [place + i * apart * dtype.itemsize
@@ -530,6 +530,17 @@ class MemoryPool:
     def malloc(self, size: int) -> None:
         raise StrictError("only passed to using_allocator")
 
+    def free_all_blocks(self, stream: Any = None) -> None:
+        if machine.recording is not None:
+            raise StrictError("memory freed during a capture")
+        machine.freed.append(self)
+
+
+@functools.cache
+def get_default_memory_pool() -> MemoryPool:
+    """Stands for cupy.get_default_memory_pool."""
+    return MemoryPool()
+
 
 @contextlib.contextmanager
 def using_allocator(allocator: Any = None) -> Iterator[None]:
@@ -584,6 +595,8 @@ def modules(gpu: Machine) -> dict[str, ModuleType]:
         if gpu.driver < gpu.runtime:
             raise CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is "
                                    "insufficient for CUDA runtime version")
+        if not gpu.devices:
+            raise CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
         return gpu.devices
 
     cuda.__dict__.update(
@@ -603,6 +616,7 @@ def modules(gpu: Machine) -> dict[str, ModuleType]:
         | {name: function(name) for name in SURFACE["functions"]}
         | {name: getattr(np, name) for name in SURFACE["values"]}
         | {"ndarray": ndarray, "RawModule": RawModule, "asnumpy": asnumpy, "cuda": cuda,
+           "get_default_memory_pool": get_default_memory_pool,
            "__version__": SURFACE["version"]})
     return {"cupy": cupy, "cupy.cuda": cuda, "cupy.cublas": ModuleType("cupy.cublas"),
             "cupyx": ModuleType("cupyx"),

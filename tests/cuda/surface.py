@@ -17,7 +17,8 @@ import numpy as np
 
 FILE = Path(__file__).resolve().parent / "cupy_surface.json"
 EXTRAS = ("asnumpy", "RawModule.get_function", "ndarray.get", "cuda.get_current_stream",
-          "cuda.using_allocator", "cuda.MemoryPool.malloc", "cuda.Stream.__init__",
+          "cuda.using_allocator", "cuda.MemoryPool.malloc", "cuda.MemoryPool.free_all_blocks",
+          "get_default_memory_pool", "cuda.Stream.__init__",
           "cuda.Stream.begin_capture", "cuda.Stream.end_capture", "cuda.Stream.synchronize",
           "cuda.Graph.launch", "cuda.Event.__init__", "cuda.Event.record", "cuda.Event.synchronize",
           "cuda.get_elapsed_time", "cuda.runtime.getDeviceCount", "cuda.runtime.getDevice",

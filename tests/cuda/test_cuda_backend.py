@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comet_np.backends import BackendError, get_backend
+from comet_np.backends import BackendError, OutOfMemory, get_backend
 from comet_np.experiments import cli, datasets, sweep
 from comet_np.experiments.datasets import Dataset
 from comet_np.experiments.progress import Progress
@@ -19,6 +19,7 @@ from comet_np.optim import OptimizerConfig
 
 from ..tolerances import TOLERANCES, assert_close
 from . import shim
+from . import strict_cupy as strict_cupy_module
 from .strict_cupy import strict_cupy
 
 # --- errors -------------------------------------------------------------------------------------
@@ -27,6 +28,7 @@ MACHINES = {
     "no driver": ({"driver": 0}, r"no usable NVIDIA driver .*ubuntu-drivers install"),
     "old driver": ({"driver": 12040},
                    r'for CUDA 13, but .* CUDA 12: .*pip install "comet-np\[cuda12'),
+    "a very old driver": ({"driver": 11080}, "supports CUDA 11, and CuPy needs 12 or newer"),
     "no GPU": ({"devices": 0}, "CUDA sees no GPU: check nvidia-smi"),
 }
 
@@ -48,7 +50,7 @@ def test_a_missing_package_is_said_with_its_command(monkeypatch, missing, messag
             get_backend("cupy")
 
 
-@pytest.mark.parametrize(("memory", "needed"), [(1000, "1,316"), (5000, "168,000"),
+@pytest.mark.parametrize(("memory", "needed"), [(1100, "1,316"), (5000, "168,000"),
                                                 (300_000, "33,554,432")])
 def test_too_little_memory_anywhere_says_what_lowers_it(tmp_path, monkeypatch, capsys, memory,
                                                         needed):
@@ -56,19 +58,27 @@ def test_too_little_memory_anywhere_says_what_lowers_it(tmp_path, monkeypatch, c
     if shim.GXX is None:
         pytest.skip("g++ compiles the kernels for the CPU, and is not installed")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "expected_seconds", lambda cells, backend: 1.0)
+    monkeypatch.setattr(cli, "expected_seconds", lambda *arguments: 1.0)
     command = ("run quickstart --preset smoke --backend cupy --datasets arm --epochs 1 --train 20 "
                "--widths 8 --seeds 1 --models standard")
     with strict_cupy(memory=memory):
         assert cli.main(command.split()) == 1
     assert (f"too little memory (Out of memory allocating {needed} bytes; stand-in has {memory:,} "
-            "bytes): lower --batch, --widths or --train") in capsys.readouterr().out
+            "bytes): lower --widths or --batch or --train\n") in capsys.readouterr().out
 
 
 def test_too_little_memory_before_the_start_is_said_too(machine):
     machine.memory = 2**20
-    with pytest.raises(BackendError, match=r"too little memory .* lower --batch"):
+    with pytest.raises(BackendError, match=r"too little memory .*allocating 4,194,304 bytes"):
         sweep.expected_seconds([], get_backend("cupy"))
+
+
+def test_memory_that_cublas_lacks_is_too_little_memory(machine, monkeypatch):
+    monkeypatch.setattr(strict_cupy_module, "CUBLAS_MEMORY", 2**40)
+    gpu = get_backend("cupy")
+    x = gpu.asarray(np.ones((2, 2)))
+    with pytest.raises(OutOfMemory, match=r"cublasCreate_v2 .* status 1"), gpu.memory_explained():
+        gpu.kernels["project"](x, x)
 
 
 def test_describe(gpu):
@@ -216,11 +226,12 @@ def test_augmented_training_equals_numpy(gpu, tmp_path):
 
 
 def test_tf32_changes_the_products_but_not_the_masks(gpu):
-    config = TrainConfig(MODEL, precision="tf32")
+    model = replace(MODEL, widths=(256, 256, 256, 5))  # for small ones cuBLAS may not bother
+    config = TrainConfig(model, precision="tf32")
     learner, batches = learner_and_batches(gpu, config)
     x = batches[0][0]
-    whole, whole_cache = mlp.forward(x, learner.params, learner.routing, MODEL)
-    short, short_cache = mlp.forward(x, learner.params, learner.routing, MODEL, tf32=True)
+    whole, whole_cache = mlp.forward(x, learner.params, learner.routing, model)
+    short, short_cache = mlp.forward(x, learner.params, learner.routing, model, tf32=True)
     difference = np.abs(gpu.to_host(whole) - gpu.to_host(short)).max()
     assert 1e-6 < difference < 1e-2
     for a, b in zip(whole_cache.masks, short_cache.masks, strict=True):
@@ -230,12 +241,12 @@ def test_tf32_changes_the_products_but_not_the_masks(gpu):
     assert losses != train(gpu, replace(config, precision="float32"))[0]
 
 
-@pytest.mark.parametrize("graphs", ["1", "0"])
-def test_a_resumed_run_is_bit_for_bit_the_same(gpu, tmp_path, monkeypatch, graphs):
+@pytest.mark.parametrize(("graphs", "seeds"), [("1", (0,)), ("0", (0,)), ("1", (0, 1))])
+def test_a_resumed_run_is_bit_for_bit_the_same(gpu, tmp_path, monkeypatch, graphs, seeds):
     """The first step after a resume runs outside a graph, and must not differ for that."""
     monkeypatch.setenv("COMET_NP_GRAPHS", graphs)
     monkeypatch.setattr(type(gpu), "losses_at_once", 2)
-    config = TrainConfig(MODEL, OptimizerConfig("adam"), epochs=2, batch=8)
+    config = TrainConfig(MODEL, OptimizerConfig("adam"), epochs=2, batch=8, seeds=seeds)
     whole = Trainer(config, small_data("classification"), tmp_path / "whole", gpu, Progress(1))
     whole.run()
     while True:
@@ -247,7 +258,12 @@ def test_a_resumed_run_is_bit_for_bit_the_same(gpu, tmp_path, monkeypatch, graph
             break
         except KeyboardInterrupt:
             continue
-    np.testing.assert_array_equal(gpu.to_host(part.learner.flat), gpu.to_host(whole.learner.flat))
+    for ours, theirs in zip(part._arrays().values(), whole._arrays().values(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)  # weights and moments
+    curves = [[{k: v for k, v in json.loads(line).items() if k != "seconds"}
+               for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+              for name in ("whole", "parts")]
+    assert curves[0] == curves[1]
 
 
 def stop_after(run, monkeypatch, saves):

@@ -15,7 +15,7 @@ from comet_np.functional.activations import (
 from comet_np.functional.dropout import dropout_factor  # noqa: F401 (registered)
 from comet_np.functional.linear import accumulate_sum
 from comet_np.functional.loss import softmax_cross_entropy_forward
-from comet_np.functional.routing import kwta_mask, pack_masks
+from comet_np.functional.routing import kwta_bits, kwta_mask, pack_masks
 
 from ..samples import SAMPLES, samples
 from ..tolerances import assert_close
@@ -69,7 +69,7 @@ def check_cap(gpu, scores, ks, ties=("strict", "threshold", "index")):
             expected = kwta_mask.body(scores, k, rule)
             ours = gpu.to_host(kwta_mask(on_device, k, rule))
             np.testing.assert_array_equal(ours, expected, f"N = {scores.shape[-1]}, {k = }, {rule}")
-            bits = gpu.to_host(gpu.kwta_bits(on_device, k, rule))
+            bits = gpu.to_host(kwta_bits(on_device, k, rule))
             packed = pack_masks((expected.reshape(-1, scores.shape[-1]),))
             np.testing.assert_array_equal(bits, packed.reshape(bits.shape))
 
@@ -124,7 +124,7 @@ def test_cap_refuses_what_its_body_refuses(gpu):
     for wrong in (lambda: kwta_mask(scores, 0), lambda: kwta_mask(scores, 9),
                   lambda: kwta_mask(scores, 3.0),
                   lambda: kwta_mask(scores, 3, "random"), lambda: kwta_mask(scores[0, 0], 1),
-                  lambda: gpu.kwta_bits(scores, 9)):
+                  lambda: kwta_bits(scores, 9)):
         with pytest.raises(UserError):
             wrong()
     with pytest.raises(BackendError, match="float16: cast"):
@@ -174,7 +174,7 @@ def test_activations(gpu, name, dtype):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_far_out(gpu, name, dtype):
-    tiny = np.finfo(dtype).smallest_subnormal
+    tiny = np.finfo(dtype).smallest_normal  # CuPy lets its kernels take smaller ones for 0
     a = np.array([[-1e4, -100, -20, -tiny, -0.0, 0.0, tiny, 20, 100, 1e4]], dtype).repeat(3, 0)
     check_layer(gpu, name, a, None)
 
@@ -188,6 +188,19 @@ def test_activations_let_nan_through(gpu, name):
 
 def test_activations_without_a_kernel_run_their_body(gpu):
     check_layer(gpu, "0.5*softplus", random(3, 5), "bool")
+
+
+def test_masks_whose_rows_lie_otherwise(gpu):
+    """Networks with one example each, whose masks lie as if they were another shape."""
+    f, s = activation("tanh"), random(2, 1, 40)
+    for mask in (np.ones((1, 2, 40), bool).swapaxes(0, 1), random(2, 1, 80)[..., ::2] > 0,
+                 random(2, 2, 40)[:, :1] > 0):
+        mask = mask & (np.arange(40) % 3 > 0)
+        on_device = gpu.asarray(np.ones((1, 2, 40), bool)).swapaxes(0, 1)
+        on_device[...] = gpu.asarray(mask)
+        ours = bias_activation_mask(gpu.asarray(s), gpu.asarray(random(2, 1, 40)), on_device, f)[1]
+        assert_close(gpu.to_host(ours), bias_activation_mask.body(
+            s, random(2, 1, 40), mask, f)[1], "elementwise")
 
 
 def test_activations_in_other_layouts(gpu):
@@ -289,8 +302,14 @@ def test_wrong_arrays_are_refused(gpu):
         "C-contiguous arrays of one shape": lambda: OPERATIONS["sgd"](p, p[:3], 0.1, 0.0, 1.0),
         "expected shape": lambda: accumulate_sum(matrix, p[:5]),
         "do not fit together": lambda: OPERATIONS["project"](matrix, matrix.T),
-        "float32, float64, complex64": lambda: OPERATIONS["project"](matrix.astype("float16"),
-                                                                     matrix.astype("float16")),
+        "float32, float64, got float16": lambda: OPERATIONS["project"](
+            matrix.astype("float16"), matrix.astype("float16")),
+        r"got int32 of shape \(\)": lambda: OPERATIONS["adam"](
+            p, p, p, p, gpu.asarray(3, "int32"), 0.1, 0.9, 0.99, 1e-8, 0.0, False, 1.0),
+        r"a number on the device on CuPy expected shape \(\), got": lambda: OPERATIONS["sgd"](
+            p, p, p, 0.0, 1.0),
+        "labels on CuPy are integers, got float32": lambda: OPERATIONS["softmax_cross_entropy"](
+            matrix, matrix[:, 0]),
     }
     for message, operation in wrong.items():
         with pytest.raises(BackendError, match=message):

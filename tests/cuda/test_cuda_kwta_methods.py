@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from comet_np.backends.cupy_backend import OPTIONS, cap_shape
+from comet_np.backends.cupy_backend import cap_shape
 from comet_np.benchmarks import kwta_methods
 from comet_np.benchmarks.kwta_methods import METHODS, PARTS, SIZES
 from comet_np.functional.routing import kwta_mask
@@ -81,7 +81,7 @@ def test_a_nan_is_noted():
 @pytest.mark.parametrize("arch", [80, 90])
 def test_kernels_compile_without_spills(arch):
     names = [kwta_methods.kernel_name(method, N) for N in SIZES for method in METHODS]
-    found = nvrtc.compile_kernels(LIBRARY, kwta_methods.source(), names, OPTIONS, arch)
+    found = nvrtc.compile_kernels(LIBRARY, kwta_methods.source(), names, arch)
     for name, resources in found.items():
         print(f"sm_{arch} {name:35} {resources}")
         assert resources.spilled == 0, f"{name} spills {resources.spilled} bytes on sm_{arch}"
@@ -114,7 +114,7 @@ def test_order_of_the_methods(counts):
             bisection, false_position, histogram = (counts[N, p_k, method] for method in METHODS)
             assert 1 <= histogram.passes < 2 < false_position.passes < 8
             assert histogram.atomics == pytest.approx(1, abs=0.1) and not bisection.atomics
-            assert bisection.instructions < 1.1 * false_position.instructions
+            assert bisection.instructions < 1.12 * false_position.instructions
             assert bisection.instructions < 1.18 * histogram.instructions
             if N != 3072:  # where the two are close
                 assert (bisection.instructions < histogram.instructions) == (N < 3072)
