@@ -23,7 +23,7 @@ from .fig2 import FIG2
 from .fig3 import FIG3
 from .grid import FIG4, FIG11, FIG33, QUICKSTART
 from .progress import duration
-from .sweep import Sweep, expected_seconds, provenance, summary
+from .sweep import Sweep, cells_of, expected_seconds, provenance, summary
 
 EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in
                                       (QUICKSTART, FIG2, FIG3, FIG4, FIG11, FIG33)}
@@ -162,8 +162,10 @@ def _run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     to_run = [cell for cell in cells if cell.result(out) is None]
     expected = expected_seconds(to_run, backend, dtype)
-    print(f"{experiment.name} ({options.preset}): {len(cells)} cells on "
-          f"{backend.describe()['device']}, about {duration(expected)}, into {out}", flush=True)
+    print(f"{experiment.name} ({options.preset}): {cells_of(len(cells))} on "
+          f"{backend.describe()['device']}, "
+          f"{f'about {duration(expected)}' if expected > 5 else 'some seconds'}, into {out}",
+          flush=True)
     outcomes = Sweep(experiment.name, cells, out, options.backend, options.data, jobs,
                      options.mpi).run()
     print(summary(outcomes, time.monotonic() - started))

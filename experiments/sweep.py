@@ -352,11 +352,16 @@ def expected_seconds(cells: list[Cell], backend: Backend, dtype: str = "float32"
     return sum(cell.work for cell in cells) / (SHARE_IN_PRODUCTS * max(rates))
 
 
+def cells_of(count: int) -> str:
+    """Return ``"1 cell"``, ``"2 cells"``."""
+    return f"{count} cell{'s' * (count != 1)}"
+
+
 def summary(outcomes: list[Outcome], seconds: float) -> str:
     """Return a line on the sweep, and one on each cell that has no result."""
     count = {status: sum(o.status == status for o in outcomes)
              for status in ("done", "found", "busy", "failed")}
-    lines = [f"{count['done']} cells run in {duration(seconds)}"
+    lines = [f"{cells_of(count['done'])} run in {duration(seconds)}"
              + (f", {count['found']} found finished" if count["found"] else "")
              + (f", {count['busy']} busy elsewhere" if count["busy"] else "")
              + (f", {count['failed']} FAILED" if count["failed"] else "")]

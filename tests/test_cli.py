@@ -348,7 +348,7 @@ def test_damaged_files_are_said_or_done_again(capsys):
     main(ARM)
     (cell_folders()[0] / "result.json").write_text("")
     assert main(ARM) == 0
-    assert "1 cells run in" in capsys.readouterr().out.split("\n4 cells")[-1]
+    assert "1 cell run in" in capsys.readouterr().out.split("\n4 cells")[-1]
     Path("runs/quickstart-smoke/run.json").write_text("{")
     assert main(["plot", "quickstart", "--preset", "smoke"]) == 2
     assert "run.json is damaged: run the experiment again" in capsys.readouterr().err
