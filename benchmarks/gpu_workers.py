@@ -113,7 +113,7 @@ class Stopwatch:
         try:
             self.times[name] = self.median_ms(prepare(*arguments))
         except Exception as error:
-            if type(error.__cause__ or error).__name__ != "OutOfMemoryError":
+            if type(error.__cause__ or error).__name__ not in ("OutOfMemoryError", "NoMemory"):
                 raise
             self.times[name] = "the GPU's memory is too small"
         gc.collect()  # a captured step keeps its memory, and lies in a cycle

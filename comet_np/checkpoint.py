@@ -90,8 +90,9 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
                 raise CheckpointError(f"{path} is not a COMET-NP checkpoint")
             version, _, known = file.readline().decode("ascii", "replace").strip().partition(" ")
             if version != str(VERSION):
-                raise CheckpointError(f"{path} was written by version {version[:9]} of the format; "
-                                      f"this COMET-NP reads version {VERSION}")
+                other = f"version {version}" if version.isdecimal() else "another version"
+                raise CheckpointError(f"{path} was written by {other} of the format; this COMET-NP "
+                                      f"reads version {VERSION}")
             line, payload = file.readline(), file.read()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error

@@ -161,6 +161,8 @@ def provenance(backend: str) -> dict[str, Any]:
 def _git_revision() -> str | None:
     """Return the revision of the checkout this runs from, or None if it is not one."""
     here = Path(__file__).resolve().parent
+    if not (here.parent / ".git").exists():  # installed, maybe within a repository of another's
+        return None
     try:
         answer = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, text=True,
                                 capture_output=True, timeout=10, check=False)

@@ -121,6 +121,11 @@ def test_every_start_of_a_cell_is_recorded():
                 "numpy"} <= set(start)
 
 
+def test_an_installed_copy_does_not_record_the_revision_around_it(monkeypatch):
+    monkeypatch.setattr(sweep, "__file__", str(ROOT / "tests" / "experiments" / "sweep.py"))
+    assert sweep._git_revision.__wrapped__() is None
+
+
 @pytest.mark.parametrize("content", [None, "", '{"epoch": 0'])
 def test_lost_metrics_of_a_finished_cell_are_a_sentence(capsys, content):
     pytest.importorskip("matplotlib")

@@ -127,17 +127,16 @@ def test_networks_side_by_side_are_each_as_alone(config, own, kernels, draw):
     grads = mlp.zeros_like(params)
     with reference() if not kernels else np.errstate():
         a_L, cache = mlp.forward(x, params, routing, config)
-        dx = mlp.backward(da_L, cache, params, grads, config) if own else None
+        dx = mlp.backward(da_L, cache, params, grads, config)
         for s, (p, V) in enumerate(networks):
             alone, alone_cache = mlp.forward(x[s] if own else x, p, V, config)
             assert_close(a_L[s], alone, "sum")
             for ours, theirs in zip(cache.masks, alone_cache.masks, strict=True):
                 assert ours is theirs is None or (ours[s] == theirs).all()
-            if own:
-                g = mlp.zeros_like(p)
-                assert_close(dx[s], mlp.backward(da_L[s], alone_cache, p, g, config), "sum")
-                for ours, theirs in zip(leaves(grads), leaves(g), strict=True):
-                    assert_close(ours[s].reshape(theirs.shape), theirs, "sum")
+            g = mlp.zeros_like(p)
+            assert_close(dx[s], mlp.backward(da_L[s], alone_cache, p, g, config), "sum")
+            for ours, theirs in zip(leaves(grads), leaves(g), strict=True):
+                assert_close(ours[s].reshape(theirs.shape), theirs, "sum")
 
 
 def test_packed_masks_are_the_masks(draw):
@@ -384,6 +383,8 @@ def call(draw, **changes):
     ({"routing": lambda V: ()}, UserError,
      "needs routing weights V of shapes [(10, 6), (9, 10), (8, 9)], got []"),
     ({"routing": lambda V: (*V, V[0])}, UserError, "(8, 9), (10, 6)]"),
+    ({"params": lambda p: mlp.stack([(p, ())] * 2)[0]}, UserError,
+     "masks must be bool arrays of shapes [(2, 5, 10), (2, 5, 9), (2, 5, 8)]"),
     ({"masks": lambda m: [np.ones((5, 10), bool)]}, UserError,
      "bool arrays of shapes [(5, 10), (5, 9), (5, 8)], or bit-packed uint8 arrays of shapes "
      "[(5, 2), (5, 2), (5, 1)], got ['bool (5, 10)']"),

@@ -190,8 +190,10 @@ def forward(x: Array, params: Params, routing: Routing, config: MLPConfig,
     check_arrays(x, params, config)
     if masks is None:
         masks = masks_of(x, routing, config)
-    else:
-        check_masks(masks, x, params, config)
+    check_masks(masks, x, params, config)
+    S = params[0].weight.shape[:-2]
+    if S and x.ndim == 2:  # one for all networks, each of which has gradients of its own by it
+        x = backend_of(x).xp.broadcast_to(x, (*S, *x.shape))
     f = activation(config.activation)
     linear, hidden = [], []
     for p, m in zip(params, masks, strict=False):  # the output layer has no mask

@@ -191,16 +191,15 @@ def test_activations_without_a_kernel_run_their_body(gpu):
 
 
 def test_masks_whose_rows_lie_otherwise(gpu):
-    """Networks with one example each, whose masks lie as if they were another shape."""
-    f, s = activation("tanh"), random(2, 1, 40)
-    for mask in (np.ones((1, 2, 40), bool).swapaxes(0, 1), random(2, 1, 80)[..., ::2] > 0,
-                 random(2, 2, 40)[:, :1] > 0):
-        mask = mask & (np.arange(40) % 3 > 0)
-        on_device = gpu.asarray(np.ones((1, 2, 40), bool)).swapaxes(0, 1)
+    """Of networks with one example each: their axes swapped, with gaps within rows and between."""
+    xp, f, s, b = gpu.xp, activation("tanh"), random(2, 1, 40), random(2, 1, 40, seed=1)
+    mask = np.broadcast_to(np.arange(40) % 3 > 0, (2, 1, 40))
+    for on_device in (xp.ones((1, 2, 40), dtype=bool).swapaxes(0, 1),
+                      xp.ones((2, 1, 80), dtype=bool)[..., ::2],
+                      xp.ones((2, 2, 40), dtype=bool)[:, :1]):
         on_device[...] = gpu.asarray(mask)
-        ours = bias_activation_mask(gpu.asarray(s), gpu.asarray(random(2, 1, 40)), on_device, f)[1]
-        assert_close(gpu.to_host(ours), bias_activation_mask.body(
-            s, random(2, 1, 40), mask, f)[1], "elementwise")
+        ours = bias_activation_mask(gpu.asarray(s), gpu.asarray(b), on_device, f)[1]
+        assert_close(gpu.to_host(ours), bias_activation_mask.body(s, b, mask, f)[1], "elementwise")
 
 
 def test_activations_in_other_layouts(gpu):
