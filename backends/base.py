@@ -70,7 +70,7 @@ class Backend:
 
     def lacks_memory(self, error: Exception) -> bool:
         """Return whether `error` was raised because there is too little memory."""
-        return isinstance(error, MemoryError)
+        return isinstance(error, MemoryError | OutOfMemory)
 
     @contextmanager
     def memory_explained(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import BackendError
+from .base import BackendError, OutOfMemory
 
 Array = Any  # cupy.ndarray
 
@@ -22,10 +22,6 @@ POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
 REALS: dict[str, Any] = {"S": ctypes.c_float, "D": ctypes.c_double}  # by a routine's letter
 LETTERS = {"f": "S", "d": "D"}  # by the letter of the dtype
 NO_MEMORY = (1, 3)  # CUBLAS_STATUS_NOT_INITIALIZED, which cublasCreate returns, and ALLOC_FAILED
-
-
-class NoMemory(BackendError):
-    """cuBLAS cannot get the memory that it needs beside that of the arrays."""
 
 
 def _functions() -> dict[str, list[Any]]:
@@ -74,7 +70,7 @@ class Cublas:
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self._library, name)(*arguments)
         if status != 0:
-            kind = NoMemory if status in NO_MEMORY else BackendError
+            kind = OutOfMemory if status in NO_MEMORY else BackendError
             raise kind(f"{name} of cuBLAS failed with status {status} (cublasStatus_t)")
 
     def gemm(self, trans_a: bool, trans_b: bool, a: Array, b: Array, out: Array, beta: float,

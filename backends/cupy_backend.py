@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .base import OPERATIONS, Backend, BackendError, backend_of, register_backend
-from .cublas import Cublas, NoMemory
+from .cublas import Cublas
 from .cuda_graph import CapturedWork
 
 Array = Any  # cupy.ndarray
@@ -164,9 +164,8 @@ class CupyBackend(Backend):
         return CapturedWork(self.xp, work)
 
     def lacks_memory(self, error: Exception) -> bool:
-        cuda = self.xp.cuda
-        return (isinstance(error, MemoryError | cuda.memory.OutOfMemoryError)
-                or "cudaErrorMemoryAllocation" in str(error) or isinstance(error, NoMemory))
+        return (super().lacks_memory(error)  # CuPy's own is a MemoryError
+                or "cudaErrorMemoryAllocation" in str(error))
 
     # --- what every kernel needs ---
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..backends import OutOfMemory
 from .cpu_workers import CLASSES, LR, P_K, batch, torch_network, widths
 
 Array = Any
@@ -113,7 +114,8 @@ class Stopwatch:
         try:
             self.times[name] = self.median_ms(prepare(*arguments))
         except Exception as error:
-            if type(error.__cause__ or error).__name__ not in ("OutOfMemoryError", "NoMemory"):
+            if not (isinstance(error, MemoryError | OutOfMemory)
+                    or type(error).__name__ == "OutOfMemoryError"):  # of PyTorch
                 raise
             self.times[name] = "the GPU's memory is too small"
         gc.collect()  # a captured step keeps its memory, and lies in a cycle

@@ -12,29 +12,6 @@ template <int WARPS> __device__ void group_barrier() {
     else __syncwarp();
 }
 
-template <int WARPS, class R>
-__device__ void moments(const R& row, long long r, int n, Place* error, float& mean,
-                        float& deviation) {
-    float sum = 0, squares = 0;
-    row.each([&](int place, float v) {
-        if (place < row.held) {
-            sum += v;
-            squares += v * v;
-        }
-    });
-    sum = group_sum<WARPS>(sum, 0);
-    squares = group_sum<WARPS>(squares, 1);
-    if (sum != sum) {
-        MARK(NAN_NOTED)
-        row.each([&](int place, float v) {
-            if (place < row.held && v != v) note_error(error, r, row.first + place);
-        });
-    }
-    MARK(START)
-    mean = sum / n;
-    deviation = sqrtf(fmaxf(squares / n - mean * mean, 0.f));
-}
-
 template <class R, class Wins>
 __device__ void write(const R& row, unsigned char* mask, Wins wins) {
     mask += row.first;

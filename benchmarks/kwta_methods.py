@@ -46,7 +46,7 @@ PARTS = ("LOAD", "NAN_NOTED", "START", "STEP", "WALK", "INTERPOLATE_COUNTS", "HA
 PASSES = ("COUNT", "BIN", "RANK")  # one each time the row's registers are gone over
 BY_LANE = ("SEEK", "HIT", "CHECK", "FOUND")  # in branches that a lane takes for itself
 # Where the parts of masks.cu begin: before or after these lines.
-BEFORE = {"const Row<T, WARPS, ITEMS> row(": "LOAD", "const T mean =": "START",
+BEFORE = {"const Row<T, WARPS, ITEMS> row(": "LOAD", "mean = sum / n;": "START",
           "T threshold = guess;": "STEP", "float sum_reached = 0;": "COUNT",
           "guess = below + (above - below) / 2;": "HALVE", "const T tied = below;": "WRITE"}
 AFTER = {"if (sum != sum) {  // a NaN, or infinities of both signs": "NAN_NOTED",
@@ -129,25 +129,9 @@ def machine_code(names: list[str], arch: int = 90) -> dict[str, Code]:
     if library is None:
         raise UserError("the instructions are counted in what NVRTC compiles: pip install "
                         "nvidia-cuda-nvrtc")
-    program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    nvrtc.check(library.nvrtcCreateProgram(ctypes.byref(program), source(GPU_MARKS).encode(),
-                                           b"kwta_methods.cu", 0, None, None))
-    for name in names:
-        nvrtc.check(library.nvrtcAddNameExpression(program, name.encode()))
-    flags = [flag.encode() for flag in (*nvrtc.OPTIONS, f"--gpu-architecture=sm_{arch}")]
-    nvrtc.check(library.nvrtcCompileProgram(program, len(flags),
-                                            (ctypes.c_char_p * len(flags))(*flags)))
-    nvrtc.check(library.nvrtcGetCUBINSize(program, ctypes.byref(size)))
-    elf = ctypes.create_string_buffer(size.value)
-    nvrtc.check(library.nvrtcGetCUBIN(program, elf))
-    found = {}
-    for name in names:
-        mangled = ctypes.c_char_p()
-        nvrtc.check(library.nvrtcGetLoweredName(program, name.encode(), ctypes.byref(mangled)))
-        assert mangled.value is not None
-        found[name] = by_part(section(elf.raw, b".text." + mangled.value))
-    nvrtc.check(library.nvrtcDestroyProgram(ctypes.byref(program)))
-    return found
+    program = nvrtc.Program(library, source(GPU_MARKS), names, f"--gpu-architecture=sm_{arch}")
+    elf = program.result("CUBIN")
+    return {name: by_part(section(elf, b".text." + program.mangled(name))) for name in names}
 
 
 def section(elf: bytes, name: bytes) -> bytes:

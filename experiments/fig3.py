@@ -13,6 +13,7 @@ from ..errors import UserError, unknown
 from ..models import mlp
 from ..rng import stream
 from . import datasets, figures
+from .datasets.base import scaled
 from .experiment import Cell, Experiment, Place, columns, option
 from .training import EVALUATION_BATCH, blocks
 
@@ -84,9 +85,8 @@ def utilisation(x: np.ndarray, scale: float, shift: float, routing: mlp.Routing,
     xp = place.backend.xp
     counts = [xp.zeros(N, dtype="int64") for N in config.widths[1:-1]]
     for rows in blocks(len(x), EVALUATION_BATCH):
-        batch = xp.multiply(place.backend.asarray(x[rows]), scale, dtype="float32") + shift
-        for count, m in zip(counts, mlp.masks_of(batch.astype("float32"), routing, config),
-                            strict=True):
+        batch = scaled(place.backend.asarray(x[rows]), scale, shift, "float32")
+        for count, m in zip(counts, mlp.masks_of(batch, routing, config), strict=True):
             assert m is not None  # the network is a COMET network
             count += m.sum(axis=0)
     return [place.backend.to_host(count) for count in counts]

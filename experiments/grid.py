@@ -139,6 +139,7 @@ class GridConfig:
         cells(self)  # bad settings are refused before the first cell runs
 
 
+@functools.cache
 def cells(config: GridConfig) -> list[Cell]:
     """Return the cells, seed by seed, so that a first comparison of all models comes early."""
     shared = {field.name: getattr(config, field.name) for field in fields(GridSpec)

@@ -40,6 +40,7 @@ from ..schedules import SCHEDULES, schedule
 from ..tree import flatten
 from .datasets import Dataset
 from .datasets.augment import augmentation
+from .datasets.base import scaled
 from .progress import Progress
 
 Array = Any
@@ -194,11 +195,7 @@ class Split:
         return len(self.x)
 
     def _input(self, x: Array) -> Array:
-        if (self.scale, self.shift) == (1, 0):
-            return x.astype(self.dtype, copy=False)
-        x = self.backend.xp.multiply(x, self.scale, dtype=self.dtype)
-        x += self.shift
-        return x
+        return scaled(x, self.scale, self.shift, self.dtype)
 
     def batch(self, rows: Array, choices: Array | None = None) -> tuple[Array, Array, Masks]:
         """Return x, y and the masks of the examples `rows` (B,), or (S, B) for S networks.
@@ -565,9 +562,8 @@ def first_not_finite(learner: Learner, x: Array, network: int) -> str:
         for name, array in quantities:
             if array is None:
                 continue
-            if learner.stacked and array.ndim == 3:
-                array = array[network]
-            if not np.isfinite(float(abs(array).max())):
+            own = array[network] if learner.stacked else array
+            if not np.isfinite(float(abs(own).max())):
                 return f"{name} of layer {layer}"
     return "the loss itself"
 

@@ -45,6 +45,22 @@ def lines(folder):
             for line in text.splitlines()]
 
 
+def run_until_ctrl_c(run, monkeypatch, at=None):
+    """Run until Ctrl-C comes within the next step, or within the one that completes step `at`."""
+    monkeypatch.setattr(run, "due", lambda: True)
+    step = run.learner.step
+
+    def stop_after(*arguments):
+        loss = step(*arguments)
+        if at in (None, run.learner.state.step):
+            signal.raise_signal(signal.SIGINT)
+        return loss
+
+    monkeypatch.setattr(run.learner, "step", stop_after)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+
+
 def test_it_learns_and_reports(arm, tmp_path):
     config = TrainConfig(replace(ARM, activation="tanh"), lr=0.1, epochs=4)
     result = trainer(config, arm, tmp_path).run()
@@ -115,18 +131,7 @@ def test_augmented_training_resumes_bit_for_bit(tmp_path, monkeypatch, augment, 
     assert lines(tmp_path / "whole") != lines_of_plain(replace(config, augment=None), data,
                                                        tmp_path / "plain")
     part = trainer(config, data, tmp_path / "part")
-    monkeypatch.setattr(part, "due", lambda: True)
-    step = part.learner.step
-
-    def stop_after(*arguments):
-        loss = step(*arguments)
-        if part.learner.state.step == 6:  # within the second epoch
-            signal.raise_signal(signal.SIGINT)
-        return loss
-
-    monkeypatch.setattr(part.learner, "step", stop_after)
-    with pytest.raises(KeyboardInterrupt):
-        part.run()
+    run_until_ctrl_c(part, monkeypatch, 6)  # within the second epoch
     last = trainer(config, data, tmp_path / "part")
     last.run()
     assert lines(tmp_path / "part") == lines(tmp_path / "whole")
@@ -197,17 +202,7 @@ def test_interrupted_anywhere_is_bit_for_bit_the_same(arm, tmp_path, monkeypatch
     steps = whole.learner.state.step
     for _ in range(steps):  # stop after every single step
         part = trainer(config, arm, tmp_path / "parts")
-        monkeypatch.setattr(part, "due", lambda: True)
-        step = part.learner.step
-
-        def stop_after(*arguments, step=step):
-            loss = step(*arguments)
-            signal.raise_signal(signal.SIGINT)
-            return loss
-
-        monkeypatch.setattr(part.learner, "step", stop_after)
-        with pytest.raises(KeyboardInterrupt):
-            part.run()
+        run_until_ctrl_c(part, monkeypatch)
     last = trainer(config, arm, tmp_path / "parts")
     last.run()
     assert last.learner.state.step == steps

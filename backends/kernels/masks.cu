@@ -80,6 +80,27 @@ template <class T, int WARPS> struct Row<T, WARPS, 0> {
     }
 };
 
+// Mean and standard deviation of row r. A NaN in it is noted in `error`.
+template <int WARPS, class R, class T>
+__device__ void moments(const R& row, long long r, int n, Place* error, T& mean, T& deviation) {
+    T sum = 0, squares = 0;
+    row.each([&](int place, T v) {
+        if (place < row.held) {
+            sum += v;
+            squares += v * v;
+        }
+    });
+    sum = group_sum<WARPS>(sum, 0);
+    squares = group_sum<WARPS>(squares, 1);
+    if (sum != sum) {  // a NaN, or infinities of both signs
+        row.each([&](int place, T v) {
+            if (place < row.held && v != v) note_error(error, r, row.first + place);
+        });
+    }
+    mean = sum / n;
+    deviation = sqrt(fmax(squares / n - mean * mean, (T)0));
+}
+
 constexpr __host__ __device__ int block_warps(int WARPS) { return WARPS < 4 ? 4 : WARPS; }
 
 // Blocks that a multiprocessor of 65536 registers shall hold at least: a thread has its scores and
@@ -103,23 +124,8 @@ kwta(const T* scores, unsigned char* mask, unsigned char* bits, long long rows, 
     if (r >= rows) return;  // the whole group leaves together
     const Row<T, WARPS, ITEMS> row(scores + r * n, n, warp, lane);
 
-    T sum = 0, squares = 0;
-    row.each([&](int place, T v) {
-        if (place < row.held) {
-            sum += v;
-            squares += v * v;
-        }
-    });
-    sum = group_sum<WARPS>(sum, 0);
-    squares = group_sum<WARPS>(squares, 1);
-    if (sum != sum) {  // a NaN, or infinities of both signs
-        row.each([&](int place, T v) {
-            if (place < row.held && v != v) note_error(error, r, row.first + place);
-        });
-    }
-    const T mean = sum / n;
-    const T deviation = sqrt(fmax(squares / n - mean * mean, (T)0));
-
+    T mean, deviation;
+    moments<WARPS>(row, r, n, error, mean, deviation);
     T below = -INF, above = INF, guess = mean + quantile * deviation, stride = deviation * gap;
     bool under = false, over = false;  // whether below and above have been counted
     int winners = 0;                   // count(above), if it has

@@ -7,10 +7,11 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...backends import xp_of
 from ...errors import UserError
 from ...rng import stream
 
@@ -60,6 +61,15 @@ class Dataset:
 
 # Bytes to [-1, 1], as published: (x/255 - 0.5) / 0.5.
 IMAGE_SCALE, IMAGE_SHIFT = 2 / 255, -1.0
+
+
+def scaled(x: Any, scale: float, shift: float, dtype: str) -> Any:
+    """Return a network's input ``x * scale + shift`` in `dtype`, on the backend of x (..., N_0)."""
+    if (scale, shift) == (1, 0):
+        return x.astype(dtype, copy=False)
+    x = xp_of(x).multiply(x, scale, dtype=dtype)
+    x += shift
+    return x
 
 
 class OfficialFile(NamedTuple):

@@ -33,52 +33,51 @@ def library() -> ctypes.CDLL | None:
     return ctypes.CDLL(str(found[-1]))
 
 
-def compile_kernels(nvrtc: ctypes.CDLL, source: str, names: Sequence[str],
-                    arch: int) -> dict[str, Resources]:
-    """Return the resources of the kernels `names` of `source`, compiled for sm_`arch`.
+class Program:
+    """CUDA source compiled for the kernels `names`, with `OPTIONS` and further flags.
 
     Raises
     ------
     AssertionError
         With the compiler's log, if it does not compile.
     """
-    program = ctypes.c_void_p()
-    check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None,
-                                   None))
-    for name in names:
-        check(nvrtc.nvrtcAddNameExpression(program, name.encode()))
-    flags = [*OPTIONS, f"--gpu-architecture=sm_{arch}", "--ptxas-options=-v"]
-    status = nvrtc.nvrtcCompileProgram(
-        program, len(flags), (ctypes.c_char_p * len(flags))(*map(str.encode, flags)))
-    size = ctypes.c_size_t()
-    check(nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size)))
-    text = ctypes.create_string_buffer(size.value)
-    check(nvrtc.nvrtcGetProgramLog(program, text))
-    log = text.value.decode()
-    assert status == 0, log
-    found = {}
-    for name in names:
-        mangled = ctypes.c_char_p()
-        check(nvrtc.nvrtcGetLoweredName(program, name.encode(), ctypes.byref(mangled)))
-        assert mangled.value is not None
-        found[name] = _resources(log, mangled.value.decode())
-    check(nvrtc.nvrtcDestroyProgram(ctypes.byref(program)))
-    return found
+
+    def __init__(self, nvrtc: ctypes.CDLL, source: str, names: Sequence[str], *flags: str) -> None:
+        self._nvrtc, self._program = nvrtc, ctypes.c_void_p()
+        check(nvrtc.nvrtcCreateProgram(ctypes.byref(self._program), source.encode(), b"kernels.cu",
+                                       0, None, None))
+        for name in names:
+            check(nvrtc.nvrtcAddNameExpression(self._program, name.encode()))
+        options = [flag.encode() for flag in (*OPTIONS, *flags)]
+        status = nvrtc.nvrtcCompileProgram(self._program, len(options),
+                                           (ctypes.c_char_p * len(options))(*options))
+        assert status == 0, self.result("ProgramLog").decode()
+
+    def result(self, kind: str) -> bytes:
+        """Return the "ProgramLog", "PTX" or "CUBIN"."""
+        size = ctypes.c_size_t()
+        check(getattr(self._nvrtc, f"nvrtcGet{kind}Size")(self._program, ctypes.byref(size)))
+        content = ctypes.create_string_buffer(size.value)
+        check(getattr(self._nvrtc, f"nvrtcGet{kind}")(self._program, content))
+        return content.raw
+
+    def mangled(self, name: str) -> bytes:
+        """Return the name of a kernel in the compiled code."""
+        found = ctypes.c_char_p()
+        check(self._nvrtc.nvrtcGetLoweredName(self._program, name.encode(), ctypes.byref(found)))
+        assert found.value is not None
+        return found.value
+
+    def __del__(self) -> None:
+        self._nvrtc.nvrtcDestroyProgram(ctypes.byref(self._program))
 
 
-def ptx(nvrtc: ctypes.CDLL, source: str, name: str, arch: int) -> str:
-    """Return the PTX of one kernel."""
-    program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None,
-                                   None))
-    check(nvrtc.nvrtcAddNameExpression(program, name.encode()))
-    flags = [flag.encode() for flag in (*OPTIONS, f"--gpu-architecture=compute_{arch}")]
-    check(nvrtc.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*flags)))
-    check(nvrtc.nvrtcGetPTXSize(program, ctypes.byref(size)))
-    text = ctypes.create_string_buffer(size.value)
-    check(nvrtc.nvrtcGetPTX(program, text))
-    check(nvrtc.nvrtcDestroyProgram(ctypes.byref(program)))
-    return text.value.decode()
+def compile_kernels(nvrtc: ctypes.CDLL, source: str, names: Sequence[str],
+                    arch: int) -> dict[str, Resources]:
+    """Return the resources of the kernels `names` of `source`, compiled for sm_`arch`."""
+    program = Program(nvrtc, source, names, f"--gpu-architecture=sm_{arch}", "--ptxas-options=-v")
+    log = program.result("ProgramLog").decode()
+    return {name: _resources(log, program.mangled(name).decode()) for name in names}
 
 
 def _resources(log: str, mangled: str) -> Resources:

@@ -47,7 +47,8 @@ def test_the_options_are_those_of_cupy():
 def test_scores_are_compared_whole_where_others_are_flushed():
     """Under -ftz=true a comparison that is not our own takes subnormal scores for zero."""
     def comparisons(source):
-        ptx = nvrtc.ptx(LIBRARY, source, "kwta<float, 1, 4>", 90)
+        ptx = nvrtc.Program(LIBRARY, source, ["kwta<float, 1, 4>"],
+                            "--gpu-architecture=compute_90").result("PTX").decode()
         return re.findall(r"setp?\.ge(?:\.f32)?\.f32", ptx), re.findall(r"setp\.\w+\.ftz\.f32", ptx)
 
     source = cupy_backend.source("masks")
