@@ -7,7 +7,7 @@ with one workspace serves both the ordinary path and the graph, so that their re
 import ctypes
 import os
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,33 +16,41 @@ from .base import BackendError, OutOfMemory
 Array = Any  # cupy.ndarray
 
 NO_TRANSPOSE, TRANSPOSE = 0, 1  # cublasOperation_t
-FULL, TF32 = 0, 3  # cublasMath_t
+HEURISTIC = -1  # cublasGemmAlgo_t: the library chooses the algorithm
 WORKSPACE = 32 << 20  # bytes, what NVIDIA recommends for Hopper; others need less
-POINTER, INT, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
-REALS: dict[str, Any] = {"S": ctypes.c_float, "D": ctypes.c_double}  # by a routine's letter
-LETTERS = {"f": "S", "d": "D"}  # by the letter of the dtype
 NO_MEMORY = (1, 3)  # CUBLAS_STATUS_NOT_INITIALIZED, which cublasCreate returns, and ALLOC_FAILED
 
 
-def _functions() -> dict[str, list[Any]]:
-    """Return the parameters of the functions that are called here."""
-    functions: dict[str, list[Any]] = {
-        "cublasCreate_v2": [ctypes.POINTER(POINTER)],
-        "cublasSetStream_v2": [POINTER, POINTER],
-        "cublasSetWorkspace_v2": [POINTER, POINTER, ctypes.c_size_t],
-        "cublasSetMathMode": [POINTER, INT],
-    }
-    for letter, real in REALS.items():
-        number = ctypes.POINTER(real)
-        functions[f"cublas{letter}gemm_v2"] = [
-            POINTER, *5 * [INT], number, POINTER, INT, POINTER, INT, number, POINTER, INT]
-        functions[f"cublas{letter}gemmStridedBatched"] = [
-            POINTER, *5 * [INT], number, POINTER, INT, LONG, POINTER, INT, LONG, number, POINTER,
-            INT, LONG, INT]
-    return functions
+class Format(NamedTuple):
+    """Codes of how a product reads its operands, keeps its result, and sums.
+
+    operands, result : cudaDataType. sums : cublasComputeType_t. factor : type of alpha and beta.
+    """
+
+    operands: int
+    result: int
+    sums: int
+    factor: Any
 
 
-FUNCTIONS = _functions()
+FORMATS = {  # by the dtype of the result, and the format in which the operands shall be read
+    ("f", None): Format(0, 0, 68, ctypes.c_float),
+    ("f", "tf32"): Format(0, 0, 77, ctypes.c_float),
+    ("f", "float16"): Format(2, 0, 68, ctypes.c_float),
+    ("f", "bfloat16"): Format(14, 0, 68, ctypes.c_float),
+    ("d", None): Format(1, 1, 70, ctypes.c_double),
+}
+
+_POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
+_OPERANDS = [_POINTER, *5 * [_INT], _POINTER]  # handle, transposes, sizes, alpha
+FUNCTIONS: dict[str, list[Any]] = {  # the parameters of those that are called here
+    "cublasCreate_v2": [ctypes.POINTER(_POINTER)],
+    "cublasSetStream_v2": [_POINTER, _POINTER],
+    "cublasSetWorkspace_v2": [_POINTER, _POINTER, ctypes.c_size_t],
+    "cublasGemmEx": [*_OPERANDS, *2 * [_POINTER, _INT, _INT], _POINTER, _POINTER, *4 * [_INT]],
+    "cublasGemmStridedBatchedEx": [*_OPERANDS, *2 * [_POINTER, _INT, _INT, _LONG], _POINTER,
+                                   _POINTER, _INT, _INT, _LONG, *3 * [_INT]],
+}
 
 
 def load_cublas(major: int) -> Any:
@@ -53,7 +61,7 @@ def load_cublas(major: int) -> Any:
 class Cublas:
     """A handle of cuBLAS, with a workspace of its own, for the current stream of each call.
 
-    It lasts as long as the process.
+    It is for one thread, and lasts as long as the process.
     """
 
     def __init__(self, cupy: ModuleType) -> None:
@@ -64,7 +72,6 @@ class Cublas:
         self._handle = ctypes.c_void_p()
         self._workspace = cupy.empty(WORKSPACE, dtype=np.uint8)
         self._stream: int | None = None
-        self._mode = FULL  # cuBLAS's default
         self._call("cublasCreate_v2", ctypes.byref(self._handle))
 
     def _call(self, name: str, *arguments: Any) -> None:
@@ -73,59 +80,71 @@ class Cublas:
             kind = OutOfMemory if status in NO_MEMORY else BackendError
             raise kind(f"{name} of cuBLAS failed with status {status} (cublasStatus_t)")
 
-    def gemm(self, trans_a: bool, trans_b: bool, a: Array, b: Array, out: Array, beta: float,
-             tf32: bool) -> None:
-        """out = op(a) op(b) + beta out, op the transpose or nothing, without copying transposes.
+    def gemm(self, a: Array, b: Array, out: Array, beta: float, compute: str | None = None) -> None:
+        """out = a b + beta out; operands that are transposed views are not copied.
 
         Parameters
         ----------
-        trans_a, trans_b : bool
         a, b : arrays, matrices or (S, rows, columns), of one dtype, float32 or float64
             A matrix serves all S products.
         out : C-contiguous array, a matrix or (S, rows, columns)
         beta : float
-        tf32 : bool
-            Whether operands of float32 may be read with 10 bits of mantissa.
+        compute : {None, "tf32", "float16", "bfloat16"}
+            The format in which operands of float32 are read; sums are of float32 all the same.
         """
-        self._set(self._cupy.cuda.get_current_stream().ptr, TF32 if tf32 else FULL)
+        code = FORMATS[out.dtype.char, compute]
+        self._use_current_stream()
         # out is row-major. cuBLAS is column-major and sees its transpose, so it is given
-        # out^T = op(b)^T op(a)^T + beta out^T.
-        (b, b_flag, b_pitch), (a, a_flag, a_pitch) = self._seen(b, trans_b), self._seen(a, trans_a)
+        # out^T = b^T a^T + beta out^T.
+        b, b_flag, b_pitch = self._seen(_cast(b, compute))
+        a, a_flag, a_pitch = self._seen(_cast(a, compute))
         rows, columns = out.shape[-2:]
-        inner = a.shape[-2 if trans_a else -1]
-        letter = LETTERS[out.dtype.char]
-        one, kept = REALS[letter](1), REALS[letter](beta)
-        first = (self._handle, b_flag, a_flag, columns, rows, inner, one)
+        one, kept = ctypes.byref(code.factor(1)), ctypes.byref(code.factor(beta))
+        first = (self._handle, b_flag, a_flag, columns, rows, a.shape[-1], one)
         if out.ndim == 2:
-            self._call(f"cublas{letter}gemm_v2", *first, b.data.ptr, b_pitch, a.data.ptr, a_pitch,
-                       kept, out.data.ptr, columns)
+            self._call("cublasGemmEx", *first, b.data.ptr, code.operands, b_pitch, a.data.ptr,
+                       code.operands, a_pitch, kept, out.data.ptr, code.result, columns, code.sums,
+                       HEURISTIC)
         else:
-            self._call(f"cublas{letter}gemmStridedBatched", *first, b.data.ptr, b_pitch, _apart(b),
-                       a.data.ptr, a_pitch, _apart(a), kept, out.data.ptr, columns, rows * columns,
-                       len(out))
+            self._call("cublasGemmStridedBatchedEx", *first, b.data.ptr, code.operands, b_pitch,
+                       _apart(b), a.data.ptr, code.operands, a_pitch, _apart(a), kept,
+                       out.data.ptr, code.result, columns, rows * columns, len(out), code.sums,
+                       HEURISTIC)
 
-    def _set(self, stream: int, mode: int) -> None:
+    def _use_current_stream(self) -> None:
+        stream = self._cupy.cuda.get_current_stream().ptr
         if stream != self._stream:
             self._call("cublasSetStream_v2", self._handle, stream)  # resets the workspace
             self._call("cublasSetWorkspace_v2", self._handle, self._workspace.data.ptr, WORKSPACE)
             self._stream = stream
-        if mode != self._mode:
-            self._call("cublasSetMathMode", self._handle, mode)
-            self._mode = mode
 
-    def _seen(self, a: Array, trans: bool) -> tuple[Array, int, int]:
-        """Return `a`, or a copy, and the flag and pitch with which cuBLAS reads op(a)^T in it."""
+    def _seen(self, a: Array) -> tuple[Array, int, int]:
+        """Return `a`, or a copy, and the flag and pitch with which cuBLAS reads a^T in it."""
         (rows, columns), size = a.shape[-2:], a.itemsize
         down, along = a.strides[-2:]
         if columns == 1 or along == size:  # rows lie whole: column-major, this is a^T
             pitch = down // size if rows > 1 else columns
             if pitch >= columns and down % size == 0:
-                return a, TRANSPOSE if trans else NO_TRANSPOSE, pitch
+                return a, NO_TRANSPOSE, pitch
         if rows == 1 or down == size:
             pitch = along // size if columns > 1 else rows
             if pitch >= rows and along % size == 0:
-                return a, NO_TRANSPOSE if trans else TRANSPOSE, pitch
-        return self._seen(self._cupy.ascontiguousarray(a), trans)
+                return a, TRANSPOSE, pitch
+        return self._seen(self._cupy.ascontiguousarray(a))
+
+
+def _cast(a: Array, compute: str | None) -> Array:
+    """Return the operand `a` in the format that cuBLAS is to read, unless it rounds itself."""
+    if compute == "float16":
+        return a.astype(np.float16)
+    if compute == "bfloat16":
+        try:
+            from ml_dtypes import bfloat16
+        except ImportError:
+            raise BackendError("bfloat16 needs the package ml_dtypes: pip install ml_dtypes"
+                               ) from None
+        return a.astype(bfloat16)
+    return a
 
 
 def _apart(a: Array) -> int:

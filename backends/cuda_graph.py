@@ -2,9 +2,12 @@
 
 import contextlib
 import gc
+import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
+
+_one_at_a_time = threading.Lock()  # captures of several threads would get in each other's way
 
 
 class CapturedWork:
@@ -31,7 +34,8 @@ class CapturedWork:
             self._compiled = True
             return self._work()
         if self._graph is None:
-            self._record()
+            with _one_at_a_time:
+                self._record()
         self._graph.launch()
         return self._result
 
@@ -41,12 +45,13 @@ class CapturedWork:
             self._pool.free_all_blocks()  # a pool keeps its memory even when it goes
 
     def _record(self) -> None:
+        cuda = self._cupy.cuda
         gc.collect()  # graphs that lie in cycles go now, rather than during the capture
         # The first call left its intermediates idle in the shared pool: the graph needs as much.
-        self._cupy.get_default_memory_pool().free_all_blocks()
-        stream = self._cupy.cuda.Stream(non_blocking=True)
-        self._pool = self._cupy.cuda.MemoryPool()  # kept, as the graph uses its memory
-        with stream, self._cupy.cuda.using_allocator(self._pool.malloc):
+        self._cupy.get_default_memory_pool().free_all_blocks(cuda.get_current_stream())
+        stream = cuda.Stream(non_blocking=True)
+        self._pool = cuda.MemoryPool()  # kept, as the graph uses its memory
+        with stream, cuda.using_allocator(self._pool.malloc):
             stream.begin_capture()
             try:
                 self._result = self._work()

@@ -1,6 +1,7 @@
 """COMET-NP: the reference implementation of COMET, autodiff-free, on NumPy and CuPy.
 
-Read ``comet_np.functional.routing`` first: it holds equations (3)-(6) of the paper.
+Read ``comet_np.functional.routing`` first: it holds equations (3)-(6) of the paper; then
+``comet_np.functional.hidden``, equations (7) and (8).
 """
 
 from pathlib import Path as _Path
@@ -13,5 +14,5 @@ if (_ROOT / "backends" / "numpy_backend.py").is_file():
 
 from .functional.routing import kwta_mask  # noqa: E402  (needs the path above)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["__version__", "kwta_mask"]

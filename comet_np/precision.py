@@ -1,47 +1,45 @@
-"""Precision: the number formats of a training run, as one object."""
+"""Precision: the number formats of a training run, and the rounding of a product's operands."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from .backends import xp_of
 from .errors import UserError, unknown
+
+Array = Any
+
+FORMATS = ("tf32", "float16", "bfloat16")  # in which a product may read its operands
 
 
 class Precision(NamedTuple):
     """In which format a training run multiplies, sums and keeps its numbers.
 
-    The losses, the optimizer's norm and column sums accumulate in `accumulate` or better. Routing
-    scores are always products of whole `accumulate` numbers, since fewer bits flip masks.
+    Losses, sums over examples and the optimizer work in `accumulate` or better. Routing scores are
+    always products of whole `accumulate` numbers, since fewer bits flip masks.
 
     Attributes
     ----------
-    compute : str
-        How the matrix products of the trained layers read their operands: as `master`, or "tf32",
-        float32 of which the tensor cores of a GPU (since Ampere) may read 10 bits of mantissa.
+    compute : str or None
+        One of `FORMATS`: how the matrix products of the trained layers read their operands, see
+        `rounded`. None: as they are.
     accumulate : str
         Dtype of sums, activations and gradients.
     master : str
         Dtype of parameters and optimizer state.
     """
 
-    compute: str
+    compute: str | None
     accumulate: str
     master: str
 
-    @property
-    def tf32(self) -> bool:
-        """Whether products of the trained layers are TF32."""
-        return self.compute == "tf32"
-
-    def check(self, backend: str) -> None:
-        """Raise a UserError unless the backend of this name can compute so."""
-        if self.tf32 and backend != "cupy":
-            raise UserError("TF32 is a format of NVIDIA's tensor cores: use --backend cupy, or "
-                            "--precision float32")
-
 
 PRECISIONS = {
-    "float64": Precision("float64", "float64", "float64"),
-    "float32": Precision("float32", "float32", "float32"),
+    "float64": Precision(None, "float64", "float64"),
+    "float32": Precision(None, "float32", "float32"),
     "tf32": Precision("tf32", "float32", "float32"),
+    "float16": Precision("float16", "float32", "float32"),
+    "bfloat16": Precision("bfloat16", "float32", "float32"),
 }
 
 
@@ -51,8 +49,52 @@ def precision(name: str) -> Precision:
     Raises
     ------
     UserError
-        If there is none of that name.
+        If there is none of that name, or bfloat16 is asked for without the package that has it.
     """
     if name not in PRECISIONS:
         raise unknown("precision", name, PRECISIONS)
+    check_format(PRECISIONS[name].compute)
     return PRECISIONS[name]
+
+
+def check_format(compute: str | None) -> None:
+    """Raise a UserError unless `compute` is None or one of `FORMATS` that can be had here."""
+    if compute is not None and compute not in FORMATS:
+        raise unknown("format of products", compute, FORMATS)
+    if compute == "bfloat16":
+        bfloat16()
+
+
+def bfloat16() -> Any:
+    """Return the dtype bfloat16, of the package `ml_dtypes`.
+
+    Raises
+    ------
+    UserError
+        If it is not installed.
+    """
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise UserError("bfloat16 needs the package ml_dtypes: pip install ml_dtypes") from None
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def rounded(a: Array, compute: str | None) -> Array:
+    """Return the operand `a` as a product in the format `compute` reads it, in its own dtype.
+
+    To the nearest number with 10 bits of mantissa ("tf32", a tie away from 0; "float16", a tie to
+    even) or 7 ("bfloat16", a tie to even); for "tf32" and "bfloat16" float64 is rounded to float32
+    first. Sums are taken in the dtype of `a`.
+    """
+    if compute is None:
+        return a
+    check_format(compute)
+    with np.errstate(over="ignore"):  # beyond the largest number of a format lies infinity
+        if compute == "tf32":
+            xp = xp_of(a)
+            whole = a.astype("float32")
+            bits = whole.view(xp.uint32) + xp.uint32(1 << 12)
+            near = (bits & xp.uint32(0xFFFFE000)).view(xp.float32)
+            return xp.where(xp.isnan(whole), whole, near).astype(a.dtype)  # NaN has payloads
+        return a.astype(bfloat16() if compute == "bfloat16" else compute).astype(a.dtype)

@@ -34,8 +34,26 @@ def leaves(tree: Tree) -> Iterator[Array]:
         yield tree
 
 
+def named_leaves(tree: Tree, name: str = "") -> Iterator[tuple[str, Array]]:
+    """Yield the paths and arrays of `tree`, in the order of `leaves`; a lone array is "at"."""
+    if isinstance(tree, dict | tuple):
+        if isinstance(tree, dict):
+            branches = {f".{field}": branch for field, branch in tree.items()}
+        else:
+            fields = getattr(tree, "_fields", None)
+            branches = {f".{fields[i]}" if fields else f"[{i}]": branch
+                        for i, branch in enumerate(tree)}
+        for step, branch in branches.items():
+            yield from named_leaves(branch, name + step)
+    elif tree is not None:
+        yield name.lstrip(".") or "at", tree
+
+
 def flatten(tree: Tree) -> tuple[Array, Tree]:
     """Return one flat buffer that holds a copy of all leaves, and the tree of views into it.
+
+    Leaves of two axes and more come first, then the others (biases, gains), which an optimizer may
+    spare from weight decay.
 
     Parameters
     ----------
@@ -53,17 +71,48 @@ def flatten(tree: Tree) -> tuple[Array, Tree]:
         raise UserError("a flat buffer holds arrays of one dtype, got "
                         f"{', '.join(sorted({str(array.dtype) for array in arrays})) or 'none'}")
     xp = backend_of(*arrays).xp
-    flat = xp.concatenate([array.reshape(-1) for array in arrays])
-    position = 0
+    order = sorted(range(len(arrays)), key=lambda i: arrays[i].ndim < 2)
+    flat = xp.concatenate([arrays[i].reshape(-1) for i in order])
+    views, position = {}, 0
+    for i in order:
+        start, position = position, position + arrays[i].size
+        views[i] = flat[start:position].reshape(arrays[i].shape)
+    in_order = iter([views[i] for i in range(len(arrays))])
+    return flat, tree_map(lambda array: next(in_order), tree)
 
-    def view(array: Array) -> Array:
-        nonlocal position
-        start, position = position, position + array.size
-        return flat[start:position].reshape(array.shape)
 
-    return flat, tree_map(view, tree)
+def matrix_elements(tree: Tree) -> int:
+    """Return how many elements the leaves of two axes and more have, which lie first in `flatten`.
+    """
+    return sum(array.size for array in leaves(tree) if array.ndim > 1)
 
 
 def zeros_like(tree: Tree) -> Tree:
     """Return a tree of zeros of the structure, shapes and dtypes of `tree`, for gradients."""
     return tree_map(lambda array: backend_of(array).xp.zeros_like(array, order="C"), tree)
+
+
+def check_shapes(tree: Tree, shapes: Tree, what: str) -> None:
+    """Raise a UserError that begins with `what` unless the arrays of `tree` have these shapes."""
+    if not _fits(tree, shapes):
+        got = tree_map(lambda array: getattr(array, "shape", type(array).__name__), tree)
+        raise UserError(f"{what} of shapes {_plain(shapes)}, got {_plain(got)}")
+
+
+def _fits(tree: Tree, shapes: Tree) -> bool:
+    if tree is None or shapes is None:
+        return tree is shapes
+    if isinstance(tree, dict):
+        return (isinstance(shapes, dict) and tree.keys() == shapes.keys()
+                and all(_fits(tree[k], shapes[k]) for k in tree))
+    if isinstance(tree, tuple):
+        return (isinstance(shapes, tuple) and len(tree) == len(shapes)
+                and all(map(_fits, tree, shapes)))
+    return bool(getattr(tree, "shape", None) == shapes)
+
+
+def _plain(tree: Tree) -> Tree:
+    """Return a tree of shapes without the names of its fields, to be shown."""
+    if isinstance(tree, dict):
+        return {name: _plain(branch) for name, branch in tree.items()}
+    return tuple(map(_plain, tree)) if isinstance(tree, tuple) else tree

@@ -1,12 +1,11 @@
 // Bias, activation and mask of a layer, their gradient, and column sums. Plain reference, for
 // matrices of n columns, any number of rows r, and masks m of 0 and 1:
 //
-//     forward:     a[r, i] = s[r, i] + b[i],   x[r, i] = m[r, i] f(a[r, i])
-//     gradient:    da[r, i] = dx[r, i] f'(a[r, i]) m[r, i],   db[i] += sum_r da[r, i]
+//     forward:     a[r, i] += b[i],   h[r, i] = m[r, i] f(a[r, i])
+//     gradient:    da[r, i] = dh[r, i] f'(a[r, i]) m[r, i],   db[i] += sum_r da[r, i]
 //     column_sum:  db[i] += sum_r dy[r, i]
 //
-// f and f' are those of comet_np.functional.activations, with the same care for large |a|. The z
-// axis of the grid counts networks side by side, whose matrices lie one after the other. A block
+// f and f' are those of comet_np.functional.activations, with the same care for large |a|. A block
 // is 32 columns wide and 8 rows high: a warp reads 32 neighbours of a row, and each thread keeps to
 // one column, so that its bias stays in a register and it sums alone until the end.
 
@@ -23,25 +22,24 @@ struct Cell {  // where a thread begins, and how many rows further it goes on
 
 enum MaskKind { NO_MASK, BYTES, BITS };  // bits as kwta packs them
 
-// The rows of a mask lie `pitch` bytes apart, and those of all networks together.
+// The rows of a mask lie `pitch` bytes apart.
 template <class T>
-__device__ T masked(T x, const unsigned char* m, int kind, long long pitch, long long rows,
-                    long long r, int i) {
+__device__ T masked(T x, const unsigned char* m, int kind, long long pitch, long long r, int i) {
     if (kind == NO_MASK) return x;
-    m += (blockIdx.z * rows + r) * pitch;
+    m += r * pitch;
     return x * (kind == BYTES ? m[i] : m[i / 8] >> (7 - i % 8) & 1);
 }
 
 // Adds up the threads' sums of each column of the block. If the block is the only one over the
-// rows, they are added to out (n), one a network; else they become row blockIdx.y of its
-// out (blocks, n), for a column_sum.
+// rows, they are added to out (n); else they become row blockIdx.y of out (blocks, n), for a
+// column_sum.
 template <class T> __device__ void finish_columns(T sum, int i, int n, T* out) {
     __shared__ T sums[BLOCK_ROWS][WARP];
     sums[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
     if (threadIdx.y > 0 || i >= n) return;
     for (int y = 1; y < BLOCK_ROWS; ++y) sum += sums[y][threadIdx.x];
-    out += ((long long)blockIdx.z * gridDim.y + blockIdx.y) * n;
+    out += (long long)blockIdx.y * n;
     out[i] = gridDim.y == 1 ? out[i] + sum : sum;
 }
 
@@ -74,35 +72,33 @@ ACTIVATION(selu, (T)SELU_SCALE * (a > 0 ? a : (T)SELU_ALPHA * expm1(a)),
            (T)SELU_SCALE * (a > 0 ? 1 : (T)SELU_ALPHA * exp(a)))
 ACTIVATION(mish, a * tanh(softplus(a)),
            tanh(softplus(a)) + a * (1 - square(tanh(softplus(a)))) * sigmoid(a))
+ACTIVATION(centred_sigmoid, sigmoid(a) - (T)0.5, sigmoid(a) * sigmoid(-a))
+ACTIVATION(centred_softplus, softplus(a) - (T)0.6931471805599453, sigmoid(a))
 
-// b and m may be null; without b, a is s itself and is not written.
+// b and m may be null; without b, a is not written.
 template <class T, class F>
-__global__ void forward(const T* s, const T* b, const unsigned char* m, int kind, long long pitch,
-                        T* a, T* x, long long rows, int n) {
+__global__ void forward(T* a, const T* b, const unsigned char* m, int kind, long long pitch, T* h,
+                        long long rows, int n) {
     Cell cell;
     if (cell.i >= n) return;
-    const T bias = b ? b[(long long)blockIdx.z * n + cell.i] : 0;
+    const T bias = b ? b[cell.i] : 0;
     for (; cell.r < rows; cell.r += cell.step) {
-        const long long at = (blockIdx.z * rows + cell.r) * n + cell.i;
-        T value = s[at];
-        if (b) {
-            value += bias;
-            a[at] = value;
-        }
-        x[at] = masked(F::f(value), m, kind, pitch, rows, cell.r, cell.i);
+        const long long at = cell.r * n + cell.i;
+        T value = a[at];
+        if (b) a[at] = value += bias;
+        h[at] = masked(F::f(value), m, kind, pitch, cell.r, cell.i);
     }
 }
 
 // m and db may be null.
 template <class T, class F>
-__global__ void gradient(const T* dx, const T* a, const unsigned char* m, int kind, long long pitch,
+__global__ void gradient(const T* dh, const T* a, const unsigned char* m, int kind, long long pitch,
                          T* da, T* db, long long rows, int n) {
     Cell cell;
     T sum = 0;
     for (; cell.i < n && cell.r < rows; cell.r += cell.step) {
-        const long long at = (blockIdx.z * rows + cell.r) * n + cell.i;
-        da[at] = masked(dx[at] * F::d(a[at]), m, kind, pitch, rows, cell.r, cell.i);
-        sum += da[at];
+        const long long at = cell.r * n + cell.i;
+        sum += da[at] = masked(dh[at] * F::d(a[at]), m, kind, pitch, cell.r, cell.i);
     }
     if (db) finish_columns(sum, cell.i, n, db);
 }
@@ -110,7 +106,6 @@ __global__ void gradient(const T* dx, const T* a, const unsigned char* m, int ki
 template <class T> __global__ void column_sum(const T* dy, T* db, long long rows, int n) {
     Cell cell;
     T sum = 0;
-    for (; cell.i < n && cell.r < rows; cell.r += cell.step)
-        sum += dy[(blockIdx.z * rows + cell.r) * n + cell.i];
+    for (; cell.i < n && cell.r < rows; cell.r += cell.step) sum += dy[cell.r * n + cell.i];
     finish_columns(sum, cell.i, n, db);
 }

@@ -12,11 +12,10 @@
 // registers.
 //
 // Random projections are nearly normal, so the first guess is the normal quantile, and the search
-// walks on from there until it has passed rank k; then it halves. benchmarks/kwta_methods.py
-// compares: for N = 512, 1024, 3072, 9216 and p_k = 0.5 this issues 38, 32, 43, 40 instructions a
-// score (sm_90, 5 to 7 counts a row), interpolation between the counts 39, 32, 40, 37 (fewer, dearer
-// ones), a histogram 48, 35, 39, 35. The simplest is never far from the best. None has been timed
-// on a GPU.
+// walks on from there until it has passed rank k; then it halves. For N = 512 to 9216 this issues
+// 29 to 43 instructions a score; interpolation between the counts 3 % more to 7 % fewer; a
+// histogram 7-32 % more for short rows, 1-12 % fewer for long ones (counted on sm_90, not timed on
+// a GPU). The simplest is never far from the best: see docs/decisions.md.
 
 enum Ties { STRICT, THRESHOLD, INDEX };
 

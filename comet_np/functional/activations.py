@@ -1,4 +1,4 @@
-"""Elementwise activations f (Fig. 34) and the masked layer ``x = m o f(a)``, eq. (8).
+"""Elementwise activations f (Fig. 34), and eq. (6).
 
 Every activation is finite and free of warnings for arguments of +-1e4, in float16 too: float16 is
 raised to float32 inside.
@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..backends import backend_of, overridable, xp_of
-from ..errors import UserError, unknown
-from .linear import accumulate_sum
+from ..errors import unknown
+from .packing import unpacked
 
 Array = Any
 
@@ -43,41 +43,24 @@ def _register(name: str, forward: Callable[[Array], Array],
                                    _in_float32_or_better(derivative))
 
 
-CENTRED = "centred_"
-
-
 def activation(name: str) -> Activation:
-    """Return the activation called `name`, or one made of it for a controlled experiment.
-
-    ``"0.5*softplus"`` is 0.5 f(a);  ``"centred_softplus"`` is f(a) - f(0).
+    """Return the activation called `name`.
 
     Raises
     ------
     UserError
-        If there is no such activation (the nearest name is suggested).
+        If there is none (the nearest name is suggested).
     """
-    if name in ACTIVATIONS:
-        return ACTIVATIONS[name]
-    factor, star, plain = name.rpartition("*")
-    f = ACTIVATIONS.get(plain.removeprefix(CENTRED))
-    if f is None:
+    if name not in ACTIVATIONS:
         raise unknown("activation", name, ACTIVATIONS)
-    if plain.startswith(CENTRED):
-        f = _centred(f)
-    if not star:
-        return f
-    try:
-        scale = float(factor)
-    except ValueError:
-        raise UserError(f'the activation "{name}" needs a number before the *') from None
-    return Activation(name, lambda a: scale * f.forward(a), lambda a: scale * f.derivative(a))
+    return ACTIVATIONS[name]
 
 
-def _centred(f: Activation) -> Activation:
-    def forward(a: Array) -> Array:
-        return f.forward(a) - f.forward(xp_of(a).zeros(1, dtype=a.dtype))
-
-    return Activation(CENTRED + f.name, forward, f.derivative)
+@functools.cache
+def scaled(f: Activation, factor: float) -> Activation:
+    """Return ``factor f(a)``, of a controlled experiment."""
+    return Activation(f"{factor} {f.name}", lambda a: factor * f.forward(a),
+                      lambda a: factor * f.derivative(a))
 
 
 # Each pair below is f(a) and f'(a). At a kink the derivative is that of the left side.
@@ -214,84 +197,14 @@ _register("gelu", gelu, gelu_derivative)
 _register("elu", elu, elu_derivative)
 _register("selu", selu, selu_derivative)
 _register("mish", mish, mish_derivative)
+# f(a) - f(0), without the mean that f gives to activations: controls of the experiments. The
+# others of the ten are 0 at 0 already.
+_register("centred_sigmoid", lambda a: sigmoid(a) - a.dtype.type(0.5), sigmoid_derivative)
+_register("centred_softplus", lambda a: softplus(a) - a.dtype.type(math.log(2)),
+          softplus_derivative)
 
 
 @overridable
-def bias_activation_mask(s: Array, b: Array | None, m: Array | None,
-                         f: Activation) -> tuple[Array, Array]:
-    """Return ``a = s + b`` and ``x = m o f(a)``: s, m (..., N), b (N,) -> both (..., N)."""
-    a = s if b is None else s + b
-    x = f.forward(a)
-    return a, x if m is None else x * unpacked(m, s.shape[-1])
-
-
-@overridable
-def bias_activation_mask_gradient(dx: Array, a: Array, m: Array | None, f: Activation,
-                                  db: Array | None) -> Array:
-    """Return ``da = dx o m o f'(a)`` (..., N) and add its sum over all examples into db (N,)."""
-    da = dx * f.derivative(a)
-    if m is not None:
-        da = da * unpacked(m, da.shape[-1])
-    if db is not None:
-        accumulate_sum(da, db)
-    return da
-
-
-def unpacked(m: Array, N: int) -> Array:
-    """Return a mask as bool (..., N); it may be bit-packed, uint8 (..., ceil(N / 8))."""
-    if m.dtype == bool:
-        return m
-    bits = xp_of(m).unpackbits(m.reshape(-1)).reshape(*m.shape[:-1], 8 * m.shape[-1])
-    return bits[..., :N].view(bool)
-
-
-class MaskedActivationCache(NamedTuple):
-    """What the backward of the masked activation reads.
-
-    a : array (..., N), the pre-activation with its bias. m : the mask as it was given, or None.
-    """
-
-    a: Array
-    m: Array | None
-
-
-def masked_activation_forward(s: Array, b: Array | None, m: Array | None,
-                              f: Activation) -> tuple[Array, MaskedActivationCache]:
-    """Return ``x = m o f(a)`` with ``a = s + b``, eq. (8); with m = None eq. (2).
-
-    Parameters
-    ----------
-    s : array (..., N)
-        The product ``W x`` of eq. (7).
-    b : array (N,) or None
-        Of S networks side by side, (S, 1, N).
-    m : bool array (..., N) or None
-        Or bit-packed as by `numpy.packbits` along the last axis: uint8 (..., ceil(N / 8)).
-    f : Activation
-
-    Returns
-    -------
-    x : array (..., N)
-    cache : MaskedActivationCache
-    """
-    a, x = bias_activation_mask(s, b, m, f)
-    return x, MaskedActivationCache(a, m)
-
-
-def masked_activation_backward(dx: Array, cache: MaskedActivationCache, f: Activation,
-                               db: Array | None) -> Array:
-    """Return ``da = dx o m o f'(a)`` and add its sum over the leading axes into db, if any.
-
-    Parameters
-    ----------
-    dx : array (..., N)
-    cache : MaskedActivationCache
-    f : Activation
-    db : array (N,) or None
-        Of S networks side by side, (S, 1, N).
-
-    Returns
-    -------
-    da : array (..., N)
-    """
-    return bias_activation_mask_gradient(dx, cache.a, cache.m, f, db)
+def masked(c: Array, m: Array, g: Activation) -> Array:
+    """Return ``z = m o g(c)``, eq. (6): c (..., N), a mask, bool or bit-packed -> (..., N)."""
+    return g.forward(c) * unpacked(m, c.shape[-1])

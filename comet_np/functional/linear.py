@@ -1,22 +1,16 @@
-"""The affine layer ``y = x W^T + b``, eq. (1), and the products and sums it is made of.
-
-Networks of one shape can be computed side by side: S of them have weights (S, N_out, N_in), biases
-(S, 1, N_out) and inputs (S, B, N_in), and nothing else changes.
-"""
+"""The affine layer ``y = W x + b``, eq. (1), and the bare product of the routing network."""
 
 from typing import Any, NamedTuple
 
 from ..backends import overridable
 from ..errors import UserError
+from ..precision import rounded
 
 Array = Any
 
 
 class Linear(NamedTuple):
-    """Parameters of an affine layer: weight (N_out, N_in), bias (N_out,) or None.
-
-    Of S networks side by side: weight (S, N_out, N_in), bias (S, 1, N_out) or None.
-    """
+    """Parameters of an affine layer: weight (N_out, N_in), bias (N_out,) or None."""
 
     weight: Array
     bias: Array | None
@@ -29,95 +23,60 @@ class LinearCache(NamedTuple):
 
 
 @overridable
-def project(x: Array, W: Array, tf32: bool = False) -> Array:
-    """Return ``x W^T``: x (..., N_in), W (N_out, N_in) -> (..., N_out), in any memory order.
-
-    With `tf32` a GPU may read float32 operands with 10 bits of mantissa instead of 23, and still
-    sums in float32: see `comet_np.precision`. The CPU always reads them whole.
-    """
-    return x @ W.swapaxes(-1, -2)
+def project(x: Array, W: Array) -> Array:
+    """Return ``W x``: x (..., N_in), W (N_out, N_in) -> (..., N_out), in any memory order."""
+    check_features(x, W, "x")
+    return x @ W.T
 
 
-@overridable
-def project_back(dy: Array, W: Array, tf32: bool = False) -> Array:
-    """Return ``dy W``, the gradient of `project` by x: dy (..., N_out) -> (..., N_in)."""
-    return dy @ W
+@overridable(cache=LinearCache)
+def linear_forward(x: Array, p: Linear, compute: str | None = None) -> tuple[Array, LinearCache]:
+    """Return the affine map of x (..., N_in), eq. (1): ``y = W x + b``, (..., N_out).
 
-
-@overridable
-def accumulate_outer(dy: Array, x: Array, dW: Array, tf32: bool = False) -> None:
-    """Add ``dy^T x``, the gradient of `project` by W, into dW (N_out, N_in), over all examples."""
-    networks = dW.shape[:-2]  # () or (S,)
-    dW += (dy.reshape(*networks, -1, dy.shape[-1]).swapaxes(-1, -2)
-           @ x.reshape(*networks, -1, x.shape[-1]))
-
-
-@overridable
-def accumulate_sum(dy: Array, db: Array) -> None:
-    """Add the sum of dy (..., N_out) over all examples into db (N_out,), or (S, 1, N_out)."""
-    db += dy.reshape(*db.shape[:-1], -1, dy.shape[-1]).sum(axis=-2)
-
-
-def linear_forward(x: Array, p: Linear, tf32: bool = False) -> tuple[Array, LinearCache]:
-    """Return the affine map of x, eq. (1): ``a = W x + b``.
-
-    Parameters
-    ----------
-    x : array (..., N_in)
-    p : Linear
-        weight (N_out, N_in); bias (N_out,) or None.
-    tf32 : bool
-        See `project`.
-
-    Returns
-    -------
-    a : array (..., N_out)
-    cache : LinearCache
+    `compute` is the format in which the product reads its operands: `comet_np.precision.rounded`.
 
     Raises
     ------
     UserError
         If the last axis of x is not N_in.
     """
-    check_features(x, p.weight, "x")
-    y = project(x, p.weight, tf32)  # (..., N_out)
-    if p.bias is not None:
-        y = y + p.bias
+    W, b = p
+    check_features(x, W, "x")
+    y = rounded(x, compute) @ rounded(W, compute).T  # (..., N_out)
+    if b is not None:
+        y = y + b
     return y, LinearCache(x)
 
 
+@overridable
 def linear_backward(dy: Array, cache: LinearCache, p: Linear, g: Linear,
-                    input_gradient: bool = True, tf32: bool = False) -> Array | None:
-    """Return dx and add dW and db into `g`.
+                    compute: str | None = None, input_gradient: bool = True) -> Array | None:
+    """Return dx (..., N_in) for dy (..., N_out), and add dW and db into `g`.
 
-    ``dx = dy W``,  ``dW += sum dy^T x``,  ``db += sum dy``  (sums over the leading axes)
+    ``dx = W^T dy``,  ``dW += sum dy x^T``,  ``db += sum dy``  (sums over the examples)
 
-    dx is taken before g is written, so `g` may be `p` itself: see `comet_np.optim`.
-
-    Parameters
-    ----------
-    dy : array (..., N_out)
-    cache : LinearCache
-    p, g : Linear
-        Parameters, and where their gradients are added.
-    input_gradient : bool
-        False returns None and saves the product, for the first layer of a network in training.
-    tf32 : bool
-        See `project`.
+    dx is taken before g is written, so `g` may be `p` itself: see `comet_np.optim`. Without
+    `input_gradient` None is returned, and a product saved.
 
     Raises
     ------
     UserError
         If dy does not have the shape of the output.
     """
-    shape = (*cache.x.shape[:-1], p.weight.shape[-2])
-    if dy.shape != shape:
-        raise UserError(f"dy must have the shape of the layer's output, {shape}, got {dy.shape}")
-    dx = project_back(dy, p.weight, tf32) if input_gradient else None
-    accumulate_outer(dy, cache.x, g.weight, tf32)
-    if g.bias is not None:
-        accumulate_sum(dy, g.bias)
+    W, x = p.weight, cache.x
+    check_cotangent(dy, (*x.shape[:-1], len(W)))
+    dx = rounded(dy, compute) @ rounded(W, compute) if input_gradient else None  # (..., N_in)
+    add_parameter_gradients(dy, x, g, compute)
     return dx
+
+
+def add_parameter_gradients(dy: Array, x: Array, g: Linear, compute: str | None) -> None:
+    """Add ``dW = sum dy x^T`` and ``db = sum dy``, over all leading axes, into `g`."""
+    dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])  # (B, N_out), (B, N_in)
+    dW, db = g
+    dW += rounded(dy, compute).T @ rounded(x, compute)
+    if db is not None:
+        db += dy.sum(axis=0)
 
 
 def check_features(x: Array, W: Array, name: str) -> None:
@@ -125,3 +84,9 @@ def check_features(x: Array, W: Array, name: str) -> None:
     if x.ndim == 0 or x.shape[-1] != W.shape[-1]:
         raise UserError(f"{name} must have shape (..., {W.shape[-1]}) for a weight of shape "
                         f"{W.shape}, got {x.shape}")
+
+
+def check_cotangent(dy: Array, shape: tuple[int, ...]) -> None:
+    """Raise a UserError unless dy has the shape of the layer's output."""
+    if dy.shape != shape:
+        raise UserError(f"dy must have the shape of the layer's output, {shape}, got {dy.shape}")

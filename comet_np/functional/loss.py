@@ -1,7 +1,6 @@
 """Losses: softmax cross-entropy for classes, mean squared error for values.
 
-Both are means over the leading axes; sums are taken in float32 or better. `stacked` says that the
-first axis counts networks side by side, each with a loss of its own.
+Both are means over the leading axes; sums are taken in float32 or better.
 """
 
 from typing import Any, NamedTuple
@@ -15,13 +14,11 @@ Array = Any
 class CrossEntropyCache(NamedTuple):
     """What the backward of the cross-entropy reads.
 
-    q : array (..., C), the predicted probabilities. labels : int array (...). n : int, the
-    examples of one mean.
+    q : array (..., C), the predicted probabilities. labels : int array (...).
     """
 
     q: Array
     labels: Array
-    n: int
 
 
 @overridable
@@ -35,8 +32,8 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     return losses, xp.exp(log_q).reshape(logits.shape).astype(logits.dtype)
 
 
-def softmax_cross_entropy_forward(logits: Array, labels: Array,
-                                  stacked: bool = False) -> tuple[Array, CrossEntropyCache]:
+def softmax_cross_entropy_forward(logits: Array,
+                                  labels: Array) -> tuple[Array, CrossEntropyCache]:
     """Return the mean cross-entropy of the labels under softmax(logits), in nats.
 
     ``q = exp(a) / sum_j exp(a_j)``,  ``loss = -mean log q[label]``
@@ -47,12 +44,10 @@ def softmax_cross_entropy_forward(logits: Array, labels: Array,
         The network's output a_L.
     labels : int array (...)
         The true class of each example, 0 to C - 1.
-    stacked : bool
-        Whether the first axis counts networks.
 
     Returns
     -------
-    loss : 0-d array, or (S,) if stacked
+    loss : 0-d array
     cache : CrossEntropyCache
 
     Raises
@@ -62,13 +57,12 @@ def softmax_cross_entropy_forward(logits: Array, labels: Array,
     """
     check_labels(labels, logits)
     losses, q = softmax_cross_entropy(logits, labels)
-    loss = losses.reshape(len(losses), -1).mean(axis=1) if stacked else losses.mean()
-    return loss, CrossEntropyCache(q, labels, losses.size // loss.size)
+    return losses.mean(), CrossEntropyCache(q, labels)
 
 
 def softmax_cross_entropy_backward(dloss: Array | float, cache: CrossEntropyCache) -> Array:
     """Return ``dlogits = dloss (q - onehot(label)) / n``, with n examples: (..., C)."""
-    return softmax_cross_entropy_gradient(cache.q, cache.labels, dloss / cache.n)
+    return softmax_cross_entropy_gradient(cache.q, cache.labels, dloss / cache.labels.size)
 
 
 @overridable
@@ -107,16 +101,12 @@ def check_not_empty(batch: Array) -> None:
 
 
 class SquaredErrorCache(NamedTuple):
-    """What the backward of the mean squared error reads: e = y - target (..., N), and over how
-    many elements n one mean goes.
-    """
+    """What the backward of the mean squared error reads: e = y - target (..., N)."""
 
     e: Array
-    n: int
 
 
-def mean_squared_error_forward(y: Array, target: Array,
-                               stacked: bool = False) -> tuple[Array, SquaredErrorCache]:
+def mean_squared_error_forward(y: Array, target: Array) -> tuple[Array, SquaredErrorCache]:
     """Return the mean squared error over all elements.
 
     ``loss = mean (y - target)^2``
@@ -124,12 +114,10 @@ def mean_squared_error_forward(y: Array, target: Array,
     Parameters
     ----------
     y, target : array (..., N), float
-    stacked : bool
-        Whether the first axis counts networks.
 
     Returns
     -------
-    loss : 0-d array, or (S,) if stacked
+    loss : 0-d array
     cache : SquaredErrorCache
 
     Raises
@@ -144,14 +132,12 @@ def mean_squared_error_forward(y: Array, target: Array,
                         f"{target.shape}")
     check_not_empty(y)
     e = y - target
-    squares = _wide(e) ** 2
-    loss = squares.reshape(len(squares), -1).mean(axis=1) if stacked else squares.mean()
-    return loss, SquaredErrorCache(e, e.size // loss.size)
+    return (_wide(e) ** 2).mean(), SquaredErrorCache(e)
 
 
 def mean_squared_error_backward(dloss: Array | float, cache: SquaredErrorCache) -> Array:
     """Return ``dy = dloss 2 (y - target) / n`` over n elements: (..., N)."""
-    return cache.e * (2 * dloss / cache.n)
+    return cache.e * (2 * dloss / cache.e.size)
 
 
 def _wide(a: Array) -> Array:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from ..backends import overridable, xp_of
 from ..errors import UserError, unknown
-from .activations import Activation, masked_activation_forward, unpacked
+from .activations import Activation, masked
 from .linear import project
 
 Array = Any
@@ -89,9 +89,12 @@ def kwta_mask(scores: Array, k: int, ties: Ties = "strict") -> Array:
 
 
 @overridable
-def kwta_bits(scores: Array, k: int, ties: Ties = "strict") -> Array:
-    """Return the mask of `kwta_mask` bit-packed, as by `pack_masks`: uint8 (..., ceil(N / 8))."""
-    return pack_masks([kwta_mask(scores, k, ties)])
+def cap(scores: Array, k: int, ties: Ties = "strict") -> Array:
+    """Return C_k of eq. (5) as a gate hands it to a layer: `kwta_mask`, bool (..., N).
+
+    A backend whose layers read bits as fast may give it bit-packed, uint8 (..., ceil(N / 8)).
+    """
+    return kwta_mask(scores, k, ties)
 
 
 def check_kwta_arguments(scores: Array, k: int, ties: str) -> None:
@@ -122,8 +125,8 @@ class RoutingTrace(NamedTuple):
     z: tuple[Array, ...]
 
 
-def routing_forward(x: Array, V: Sequence[Array], p_k: float, ties: Ties, g: Activation,
-                    packed: bool = False) -> RoutingTrace:
+def routing_forward(x: Array, V: Sequence[Array], p_k: float, ties: Ties,
+                    g: Activation) -> RoutingTrace:
     """Run the routing network, eq. (4)-(6), with z_0 = x.
 
     ``c_l = V_l z_{l-1}``,  ``m_l = C_{k_l}(c_l)``,  ``z_l = m_l o g(c_l)``
@@ -140,56 +143,24 @@ def routing_forward(x: Array, V: Sequence[Array], p_k: float, ties: Ties, g: Act
         See `kwta_mask`.
     g : Activation
         The routing network's own activation; the paper uses the identity.
-    packed : bool
-        Whether to return the masks bit-packed, as `kwta_bits` does.
 
     Returns
     -------
     RoutingTrace
+        m as `cap` gives them.
     """
-    z = x.astype("float32") if x.dtype.itemsize < 4 else x
-    cap = kwta_bits if packed else kwta_mask
-    trace = []
+    z, trace = whole(x), []
     for V_l in V:
         c = project(z, V_l)  # (..., N_l)
-        m = cap(c, winners(p_k, V_l.shape[-2]), ties)
-        z, _ = masked_activation_forward(c, None, m, g)
+        m = cap(c, winners(p_k, len(V_l)), ties)  # (..., N_l)
+        z = masked(c, m, g)  # (..., N_l)
         trace.append((c, m, z))
-    return RoutingTrace(*zip(*trace, strict=True))
+    return RoutingTrace(*zip(*trace, strict=True)) if trace else RoutingTrace((), (), ())
 
 
-def pack_masks(masks: Sequence[Array]) -> Array:
-    """Return the masks of all layers bit-packed side by side, to be kept for a fixed data set.
-
-    Parameters
-    ----------
-    masks : sequence of bool arrays (..., N_l)
-
-    Returns
-    -------
-    bits : uint8 array (..., sum of ceil(N_l / 8))
-        Each layer begins at a whole byte; the highest bit of a byte comes first.
-    """
-    xp = xp_of(masks[0])
-    padded = xp.concatenate([xp.pad(m, [(0, 0)] * (m.ndim - 1) + [(0, -m.shape[-1] % 8)])
-                             for m in masks], axis=-1)
-    return xp.packbits(padded.reshape(-1)).reshape(*padded.shape[:-1], padded.shape[-1] // 8)
-
-
-@overridable
-def unpack_masks(bits: Array, widths: Sequence[int]) -> tuple[Array, ...]:
-    """Return what `pack_masks` packed: bits (..., bytes), the N_l -> bool arrays (..., N_l)."""
-    return tuple(unpacked(m, N)
-                 for m, N in zip(split_masks(bits, widths), widths, strict=True))
-
-
-def split_masks(bits: Array, widths: Sequence[int]) -> tuple[Array, ...]:
-    """Return the part of each layer in what `pack_masks` packed, still packed: views of `bits`."""
-    masks, start = [], 0
-    for N in widths:
-        masks.append(bits[..., start:start + -(-N // 8)])
-        start += -(-N // 8)
-    return tuple(masks)
+def whole(x: Array) -> Array:
+    """Return x in float32 or better, in which routing scores are taken."""
+    return x.astype("float32") if x.dtype.itemsize < 4 else x
 
 
 def log10_experts(N: int, k: int) -> float:

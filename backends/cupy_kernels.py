@@ -1,0 +1,508 @@
+"""The kernels of the GPU backend: cuBLAS, and the CUDA code of ``kernels/``, compiled when first
+used.
+
+A kernel takes the body that it replaces as its first argument, and calls it for what it does not
+support. None makes the host wait: what they find wrong (a NaN among routing scores, a label that is
+no class) they note on the device, for `check_errors`.
+"""
+
+import functools
+import itertools
+import math
+import re
+import threading
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from pathlib import Path
+from statistics import NormalDist
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from .base import BackendError
+from .cublas import FORMATS, Cublas
+
+Array = Any  # cupy.ndarray
+Body = Callable[..., Any]
+
+FOLDER = Path(__file__).resolve().parent / "kernels"
+OPTIONS = ("--std=c++17",)
+CTYPES = {"f": "float", "d": "double"}
+NULL = np.uint64(0)
+
+WARP = 32
+BLOCK_ROWS = 8  # of activation.cu: a block is WARP columns by BLOCK_ROWS rows
+LOSS_ROWS = 4  # of loss.cu
+WORDS = 8  # random numbers a thread, of dropout.cu
+THREADS = 256  # a block, of the kernels over flat buffers
+MOST_BLOCKS = 1024  # of these: each thread then takes several elements
+MOST_GRID_ROWS = 65535  # CUDA's limit for the second axis of a grid
+SUM_BLOCKS, SUM_ROWS = 128, 32  # column sums: at most so many blocks over the rows, of so many
+
+# masks.cu: the longest row for which `warps` warps hold it in registers, `items` scores a thread.
+CAPS = {32: (1, 1), 128: (1, 4), 256: (1, 8), 512: (1, 16), 1024: (1, 32), 1536: (4, 12),
+        2048: (4, 16), 3072: (4, 24), 4096: (4, 32), 6144: (8, 24), 9216: (8, 36)}
+LONG_CAP = (16, 0)  # the row stays in memory
+TIES = {"strict": 0, "threshold": 1, "index": 2}
+NO_MASK, BYTES, BITS = 0, 1, 2  # kinds of masks, of activation.cu
+
+NO_ERROR = np.uint64(2**64 - 1)
+ERRORS = (
+    "routing score {low} of example {row} is NaN, which has no rank: look for NaN or infinity in "
+    "the input or in the routing weights",
+    "the label of example {row} is {low}, which is no class of the network: check its number of "
+    "classes or the labels of the data set",
+)
+
+NAMES: list[str] = []  # of the kernels
+
+
+def kernel(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Register a method of `CupyKernels` as the kernel of the operation of its name."""
+    NAMES.append(method.__name__)
+    return method
+
+
+def source(file: str) -> str:
+    """Return the CUDA source of ``kernels/<file>.cu`` with what all kernels share before it."""
+    return "".join((FOLDER / name).read_text(encoding="utf-8")
+                   for name in ("common.cuh", f"{file}.cu"))
+
+
+ACTIVATIONS = tuple(re.findall(r"^ACTIVATION\((\w+)", source("activation"), re.MULTILINE))
+
+
+class OfThread:
+    """What a thread of the host has of its own on the device, so that several can compute at once.
+
+    errors : places for what its kernels find wrong. nan_score, bad_label : the parts of it. stream,
+    cublas : made when first used.
+    """
+
+    def __init__(self, cupy: ModuleType) -> None:
+        self._cupy = cupy
+        self.errors = cupy.full(len(ERRORS), NO_ERROR, dtype=np.uint64)
+        self.nan_score, self.bad_label = self.errors[:1], self.errors[1:]
+
+    @functools.cached_property
+    def stream(self) -> Any:
+        return self._cupy.cuda.Stream(non_blocking=True)
+
+    @functools.cached_property
+    def cublas(self) -> Cublas:
+        return Cublas(self._cupy)
+
+
+class CupyKernels:
+    """The kernels, methods of the names of their operations, and what they stand on."""
+
+    def __init__(self, cupy: ModuleType) -> None:
+        self.xp = cupy
+        self.table = {name: getattr(self, name) for name in NAMES}
+        self._compiled: dict[tuple[str, str], Callable[..., None]] = {}
+        self._threads: dict[int, OfThread] = {}
+
+    @property
+    def mine(self) -> OfThread:
+        """What the running thread has of its own.
+
+        A thread may get the number of one that has ended, and takes over what that one had: graphs
+        may need it still, so nothing of it is ever given back.
+        """
+        number = threading.get_ident()
+        if number not in self._threads:
+            self._threads[number] = OfThread(self.xp)
+        return self._threads[number]
+
+    def check_errors(self) -> None:
+        """Raise a UserError for what this thread's kernels found wrong since the last call."""
+        errors = self.mine.errors
+        for place, message in zip(self.xp.asnumpy(errors), ERRORS, strict=True):
+            if place != NO_ERROR:
+                errors.fill(NO_ERROR)
+                row, low = divmod(int(place), 2**32)
+                raise UserError(message.format(row=row, low=np.uint32(low).view(np.int32)))
+
+    def launch(self, file: str, name: str, grid: tuple[int, ...], block: tuple[int, ...],
+               *arguments: Any) -> None:
+        """Start a kernel, compiled if this is its first use; CuPy keeps compiled ones on disk.
+
+        Arguments are arrays and NumPy scalars of the very types of the kernel's parameters, since
+        CuPy converts nothing.
+        """
+        compiled = self._compiled.get((file, name))
+        if compiled is None:
+            module = self.xp.RawModule(code=source(file), options=OPTIONS, name_expressions=(name,))
+            compiled = self._compiled[file, name] = module.get_function(name)
+        compiled(grid, block, arguments)
+
+    def _check(self, operation: str, *arrays: Array | None) -> str:
+        """Return CUDA's name of the one dtype, float32 or float64, of `arrays`; None is left out.
+        """
+        present = [array for array in arrays if array is not None]
+        if not all(isinstance(array, self.xp.ndarray) for array in present):
+            raise BackendError(f"{operation} on CuPy got arrays of another backend: bring them to "
+                               'one with comet_np.backends.get_backend("cupy").asarray(array)')
+        dtypes = {array.dtype for array in present}
+        if len(dtypes) > 1 or present[0].dtype.char not in CTYPES:
+            raise BackendError(f"{operation} on CuPy takes arrays of one dtype, float32 or float64,"
+                               f" got {', '.join(sorted(map(str, dtypes)))}: cast them with "
+                               ".astype()")
+        return CTYPES[present[0].dtype.char]
+
+    def _check_shape(self, operation: str, array: Array, shape: tuple[int, ...]) -> None:
+        if array.shape != shape:
+            raise BackendError(f"{operation} on CuPy expected shape {shape}, got {array.shape}")
+
+    # --- matrix products, by cuBLAS ---
+
+    def _multiply(self, operation: str, a: Array, b: Array, out: Array, beta: float,
+                  compute: str | None) -> None:
+        """out = a b + beta out, for matrices."""
+        self._check(operation, a, b, out)
+        if a.shape[1] != b.shape[0] or out.shape != (a.shape[0], b.shape[1]):
+            raise BackendError(f"{operation}: the shapes {a.shape}, {b.shape} and {out.shape} do "
+                               "not fit together")
+        if 0 not in (a.size, out.size):  # cuBLAS refuses empty operands
+            self.mine.cublas.gemm(a, b, out, beta, compute)
+
+    def _product(self, operation: str, x: Array, W: Array, compute: str | None = None) -> Array:
+        """Return x W: x (..., K) and W (K, N) -> (..., N)."""
+        rows = x.reshape(-1, x.shape[-1])
+        y = self.xp.empty((len(rows), W.shape[1]), dtype=x.dtype)
+        self._multiply(operation, rows, W, y, 0.0, compute)
+        return y.reshape(*x.shape[:-1], W.shape[1])
+
+    def _sums_of(self, total: Array) -> Array:
+        """Return `total` to be added to in place, or zeros if its memory is not contiguous."""
+        return total if total.flags.c_contiguous else self.xp.zeros(total.shape, total.dtype)
+
+    def _gradients(self, operation: str, dy: Array, x: Array, p: Any, g: Any, compute: str | None,
+                   input_gradient: bool) -> Array | None:
+        """Return dx = dy W, if it is asked for, and then add dW = dy^T x."""
+        dx = self._product(operation, dy, p.weight, compute) if input_gradient else None
+        dW = g.weight
+        sums = self._sums_of(dW)
+        self._multiply(operation, dy.reshape(-1, dy.shape[-1]).T, x.reshape(-1, x.shape[-1]), sums,
+                       1.0, compute)
+        if sums is not dW:
+            dW += sums
+        return dx
+
+    @kernel
+    def project(self, body: Body, x: Array, W: Array) -> Array:
+        if not _fit(x, W, None):
+            return body(x, W)
+        return self._product("project", x, W.T)
+
+    @kernel
+    def linear_forward(self, body: Body, x: Array, p: Any, compute: str | None = None) -> Any:
+        W, b = p
+        if not _fit(x, W, compute):
+            return body(x, p, compute)
+        y = self._product("linear_forward", x, W.T, compute)
+        if b is not None:
+            self._check("linear_forward", y, b)
+            y += b
+        return y, (x,)
+
+    @kernel
+    def linear_backward(self, body: Body, dy: Array, cache: Any, p: Any, g: Any,
+                        compute: str | None = None, input_gradient: bool = True) -> Array | None:
+        x, W = cache.x, p.weight
+        if not _fit(x, W, compute) or dy.shape != (*x.shape[:-1], len(W)):
+            return body(dy, cache, p, g, compute, input_gradient)
+        if g.bias is not None:
+            real = self._check("linear_backward", dy, g.bias)
+            self._sum_columns(f"column_sum<{real}>", (self.xp.ascontiguousarray(dy),), dy.shape,
+                              g.bias)
+        return self._gradients("linear_backward", dy, x, p, g, compute, input_gradient)
+
+    # --- the cap ---
+
+    @kernel
+    def kwta_mask(self, body: Body, scores: Array, k: int, ties: str = "strict") -> Array:
+        return self._cap(body, scores, k, ties, packed=False)
+
+    @kernel
+    def cap(self, body: Body, scores: Array, k: int, ties: str = "strict") -> Array:
+        return self._cap(body, scores, k, ties, packed=True)
+
+    def _cap(self, body: Body, scores: Array, k: int, ties: str, packed: bool) -> Array:
+        N = scores.shape[-1] if scores.ndim else 0
+        if ties not in TIES or not isinstance(k, Integral) or not 1 <= k <= N:
+            return body(scores, k, ties)  # raises whatever is wrong with the arguments
+        real, T = self._check("kwta_mask", scores), scores.dtype.type
+        mask = self.xp.empty((*scores.shape[:-1], -(-N // 8) if packed else N),
+                             dtype=np.uint8 if packed else bool)
+        rows, (warps, items) = scores.size // N, cap_shape(N)
+        quantile = gap = 0.0
+        if k < N:
+            quantile = NormalDist().inv_cdf(1 - k / N)
+            # 1.6 times the mean distance of scores at the quantile: the second guess shall
+            # overshoot, so that the answer lies between the two.
+            gap = 1.6 / (N * NormalDist().pdf(quantile))
+        if rows:
+            self.launch("masks", f"kwta<{real}, {warps}, {items}>",
+                        (-(-rows // max(1, 4 // warps)),), (max(4, warps) * WARP,),
+                        self.xp.ascontiguousarray(scores), NULL if packed else mask,
+                        mask if packed else NULL, np.int64(rows), np.int32(N), np.int32(k),
+                        np.int32(TIES[ties]), T(quantile), T(gap), self.mine.nan_score)
+        return mask
+
+    @kernel
+    def unpack_masks(self, body: Body, bits: Array, widths: Sequence[int]) -> tuple[Array, ...]:
+        """Return them packed, as layers read bits as fast."""
+        ends = itertools.accumulate((-(-N // 8) for N in widths), initial=0)
+        return tuple(bits[..., start:end] for start, end in itertools.pairwise(ends))
+
+    # --- the hidden layer: bias, activation and mask in one pass, their gradient, column sums ---
+
+    def _mask_arguments(self, m: Array | None, shape: tuple[int, ...]) -> tuple[Any, ...]:
+        """Return a mask, bool or bit-packed or None, its kind, and the bytes from row to row."""
+        if m is None:
+            return NULL, np.int32(NO_MASK), np.int64(0)
+        packed = m.dtype == np.uint8
+        expected = (*shape[:-1], -(-shape[-1] // 8)) if packed else shape
+        if m.shape != expected or m.dtype not in (bool, np.uint8):
+            raise BackendError(f"a mask for activations of shape {shape} is bool of that shape or "
+                               f"bit-packed uint8, got {m.dtype} {m.shape}")
+        pitch = m.strides[-2] if m.ndim > 1 else m.size
+        if not _rows_apart_equally(m):
+            m, pitch = self.xp.ascontiguousarray(m), m.shape[-1]
+        return m, np.int32(BITS if packed else BYTES), np.int64(pitch)
+
+    def _activated(self, operation: str, a: Array, b: Array | None, m: Array | None,
+                   name: str) -> Array:
+        """Return m o f(a + b), for the f called `name`; b is added to the contiguous a in place."""
+        real, N = self._check(operation, a, b), a.shape[-1]
+        if b is not None:
+            self._check_shape("the bias", b, (N,))
+            b = self.xp.ascontiguousarray(b)
+        h = self.xp.empty(a.shape, dtype=a.dtype)
+        if h.size:
+            rows = h.size // N
+            self.launch("activation", f"forward<{real}, f_{name}>", *cells(rows, N), a,
+                        NULL if b is None else b, *self._mask_arguments(m, a.shape), h,
+                        np.int64(rows), np.int32(N))
+        return h
+
+    @kernel
+    def masked(self, body: Body, c: Array, m: Array, g: Any) -> Array:
+        if g.name not in ACTIVATIONS:
+            return body(c, m, g)
+        return self._activated("masked", self.xp.ascontiguousarray(c), None, m, g.name)
+
+    @kernel
+    def hidden_forward(self, body: Body, x: Array, p: Any, mask: Any, f: Any,
+                       compute: str | None = None) -> Any:
+        W, b = p
+        if not _fit(x, W, compute):
+            return body(x, p, mask, f, compute)
+        a = self._product("hidden_forward", x, W.T, compute)
+        known = f.name in ACTIVATIONS
+        if b is not None and (callable(mask) or not known):
+            self._check("hidden_forward", a, b)
+            a += b
+            b = None
+        m = mask(x, a) if callable(mask) else mask
+        # Of others f runs as it stands, and the mask alone is left to the kernel. The body would
+        # not do: within a graph CuPy takes no products.
+        h = (self._activated("hidden_forward", a, b, m, f.name) if known else
+             self._activated("hidden_forward", f.forward(a), None, m, "identity"))
+        return h, (x, a, m)
+
+    @kernel
+    def hidden_backward(self, body: Body, dh: Array, cache: Any, p: Any, g: Any, f: Any,
+                        compute: str | None = None, input_gradient: bool = True) -> Array | None:
+        x, a, m = cache
+        if not _fit(x, p.weight, compute) or dh.shape != a.shape:
+            return body(dh, cache, p, g, f, compute, input_gradient)
+        real, name = self._check("hidden_backward", dh, a, g.bias), f.name
+        if name not in ACTIVATIONS:
+            dh, name = dh * f.derivative(a), "identity"
+        da = self.xp.empty(a.shape, dtype=a.dtype)
+        self._sum_columns(f"gradient<{real}, f_{name}>",
+                          (self.xp.ascontiguousarray(dh), self.xp.ascontiguousarray(a),
+                           *self._mask_arguments(m, a.shape), da), a.shape, g.bias)
+        return self._gradients("hidden_backward", da, x, p, g, compute, input_gradient)
+
+    def _sum_columns(self, name: str, inputs: tuple[Any, ...], shape: tuple[int, ...],
+                     db: Array | None) -> None:
+        """Launch a kernel of activation.cu that adds column sums to db, in a fixed order."""
+        N = shape[-1]
+        rows = math.prod(shape[:-1])
+        if db is not None:
+            self._check_shape("the bias's gradient", db, (N,))
+        if rows * N == 0:
+            return
+        size = np.int64(rows), np.int32(N)
+        if db is None:
+            self.launch("activation", name, *cells(rows, N), *inputs, NULL, *size)
+            return
+        total = self._sums_of(db)
+        grid, block = cells(rows, N, min(SUM_BLOCKS, -(-rows // SUM_ROWS)))
+        blocks = grid[1]
+        sums = self.xp.empty((blocks, N), dtype=db.dtype) if blocks > 1 else total
+        self.launch("activation", name, grid, block, *inputs, sums, *size)
+        if blocks > 1:
+            self.launch("activation", f"column_sum<{CTYPES[db.dtype.char]}>", (grid[0], 1), block,
+                        sums, total, np.int64(blocks), np.int32(N))
+        if total is not db:
+            db += total
+
+    # --- loss ---
+
+    @kernel
+    def check_label_range(self, body: Body, labels: Array, C: int) -> None:
+        """Do nothing: `softmax_cross_entropy` notes bad labels on the device."""
+
+    @kernel
+    def softmax_cross_entropy(self, body: Body, logits: Array,
+                              labels: Array) -> tuple[Array, Array]:
+        real = self._check("softmax_cross_entropy", logits)
+        self._check_shape("labels", labels, logits.shape[:-1])
+        q = self.xp.empty(logits.shape, dtype=logits.dtype)
+        losses = self.xp.empty(labels.shape, dtype=logits.dtype)
+        self.launch("loss", f"softmax_cross_entropy<{real}>", (-(-labels.size // LOSS_ROWS),),
+                    (LOSS_ROWS * WARP,), self.xp.ascontiguousarray(logits), self._labels(labels),
+                    q, losses, np.int64(labels.size), np.int32(logits.shape[-1]),
+                    self.mine.bad_label)
+        return losses, q
+
+    @kernel
+    def softmax_cross_entropy_gradient(self, body: Body, q: Array, labels: Array,
+                                       scale: Any) -> Array:
+        real = self._check("softmax_cross_entropy_gradient", q)
+        self._check_shape("labels", labels, q.shape[:-1])
+        dlogits = self.xp.empty(q.shape, dtype=q.dtype)
+        rows, C = labels.size, q.shape[-1]
+        self.launch("loss", f"softmax_cross_entropy_gradient<{real}>", *cells(rows, C),
+                    self.xp.ascontiguousarray(q), self._labels(labels), dlogits,
+                    *self._number(scale), np.int64(rows), np.int32(C))
+        return dlogits
+
+    def _labels(self, labels: Array) -> Array:
+        if labels.dtype.kind not in "iu":
+            raise BackendError(f"labels on CuPy are integers, got {labels.dtype}")
+        return self.xp.ascontiguousarray(labels, dtype=np.int64)
+
+    # --- numbers from the host or the device ---
+
+    def _number(self, value: Any) -> tuple[Any, np.float64]:
+        """Return the arguments of `number` in common.cuh: a place on the device, and a value."""
+        if isinstance(value, self.xp.ndarray):
+            self._check_shape("a number on the device", value, ())
+            return value.astype(np.float64, copy=False), np.float64(0)
+        return NULL, np.float64(value)
+
+    def _step(self, step: Any) -> tuple[Any, np.int64]:
+        """Return the arguments of `number` for a counter, which a graph must read afresh."""
+        if not isinstance(step, self.xp.ndarray):
+            return NULL, np.int64(step)
+        if step.shape != () or step.dtype != np.int64:
+            raise BackendError("a step on CuPy is a Python integer or a 0-d int64 array, got "
+                               f"{step.dtype} of shape {step.shape}")
+        return step, np.int64(0)
+
+    # --- random masks ---
+
+    @kernel
+    def dropout_factor(self, body: Body, x: Array, rate: float, key: Any, step: Any) -> Array:
+        real = self._check("dropout_factor", x)
+        factor = self.xp.empty(x.shape, dtype=x.dtype)
+        if factor.size:
+            self.launch("dropout", f"dropout_factor<{real}>",
+                        (-(-factor.size // (WORDS * THREADS)),), (THREADS,), factor,
+                        np.int64(factor.size), *self._step(step), np.uint64(key.k0),
+                        np.uint64(key.k1), np.uint64(round(rate * 2**32)),
+                        x.dtype.type(1 / (1 - rate)))
+        return factor
+
+    @kernel
+    def example_mask(self, body: Body, example: Array, N: int, p: float, key: Any) -> Array:
+        mask = self.xp.empty((len(example), N), dtype=bool)
+        if mask.size:
+            self.launch("dropout", "example_mask", (-(-len(example) * -(-N // WORDS) // THREADS),),
+                        (THREADS,), self.xp.ascontiguousarray(example, dtype=np.int64), mask,
+                        np.int64(len(example)), np.int32(N), np.uint64(key.k0), np.uint64(key.k1),
+                        np.uint64(round(p * 2**32)))
+        return mask
+
+    # --- optimizers ---
+
+    def _check_in_place(self, operation: str, *arrays: Array) -> str:
+        """Check flat `arrays` that are changed in place or read beside such, as `_check` does."""
+        real = self._check(operation, *arrays)
+        if any(not a.flags.c_contiguous or a.shape != arrays[0].shape for a in arrays):
+            raise BackendError(f"{operation} on CuPy takes C-contiguous arrays of one shape, got "
+                               f"{', '.join(str(a.shape) for a in arrays)}: copy them with "
+                               ".copy() before")
+        return real
+
+    def _launch_flat(self, operation: str, arrays: tuple[Array, ...], *numbers: Any) -> None:
+        """Launch a kernel of optimizer.cu; its first parameters are flat arrays and their size."""
+        real, n = self._check_in_place(operation, *arrays), arrays[0].size
+        if n:
+            self.launch("optimizer", f"{operation}<{real}>", flat_grid(n), (THREADS,), *arrays,
+                        np.int64(n), *numbers)
+
+    @kernel
+    def sgd(self, body: Body, p: Array, g: Array, lr: Any, weight_decay: float,
+            scale: Any) -> None:
+        self._launch_flat("sgd", (p, g), *self._number(lr), *self._number(scale),
+                          p.dtype.type(weight_decay))
+
+    @kernel
+    def momentum(self, body: Body, p: Array, g: Array, v: Array, lr: Any, mu: float,
+                 weight_decay: float, scale: Any) -> None:
+        T = p.dtype.type
+        self._launch_flat("momentum", (p, g, v), *self._number(lr), *self._number(scale), T(mu),
+                          T(weight_decay))
+
+    @kernel
+    def adam(self, body: Body, p: Array, g: Array, first: Array, second: Array, step: Any, lr: Any,
+             beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool,
+             scale: Any) -> None:
+        self._launch_flat("adam", (p, g, first, second), *self._number(lr), *self._number(scale),
+                          *self._step(step), np.float64(beta1), np.float64(beta2),
+                          p.dtype.type(eps), np.float64(weight_decay), np.int32(decoupled))
+
+    @kernel
+    def squared_norm(self, body: Body, g: Array) -> Array:
+        real = self._check_in_place("squared_norm", g)
+        parts = self.xp.empty(flat_grid(g.size), dtype=np.float64)
+        self.launch("optimizer", f"squared_norm<{real}>", parts.shape, (THREADS,), g, parts,
+                    np.int64(g.size))
+        return parts.sum()
+
+
+def _fit(x: Array, W: Array, compute: str | None) -> bool:
+    """Return whether x W^T is a product of ours; bodies take others, or say what is wrong."""
+    return (x.ndim > 0 and x.shape[-1] == W.shape[-1]
+            and (compute is None or (x.dtype.char, compute) in FORMATS))
+
+
+def cap_shape(N: int) -> tuple[int, int]:
+    """Return the warps a row and the scores a thread with which `kwta` takes rows of N scores."""
+    return next((shape for longest, shape in CAPS.items() if longest >= N), LONG_CAP)
+
+
+def cells(rows: int, N: int, blocks: int = MOST_GRID_ROWS) -> tuple[tuple[int, int],
+                                                                    tuple[int, int]]:
+    """Return grid and block of WARP x BLOCK_ROWS threads, with at most `blocks` over the rows."""
+    return (-(-N // WARP), min(blocks, -(-rows // BLOCK_ROWS))), (WARP, BLOCK_ROWS)
+
+
+def _rows_apart_equally(m: Array) -> bool:
+    """Return whether the rows of m (..., N) each lie whole, all equally far from the next."""
+    strides = m.strides
+    return strides[-1:] == (1,) and all(strides[i] == strides[i + 1] * m.shape[i + 1]
+                                        for i in range(m.ndim - 2))
+
+
+def flat_grid(n: int) -> tuple[int]:
+    """Return the grid of a kernel over n elements; a thread takes several if n is large."""
+    return (max(1, min(MOST_BLOCKS, -(-n // THREADS))),)

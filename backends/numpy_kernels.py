@@ -1,0 +1,478 @@
+"""The kernels of the CPU backend: SciPy's BLAS, and loops that are blocked for L2 and threaded.
+
+A kernel takes the body that it replaces as its first argument, and calls it for what it does not
+support, as products of rounded operands. All kernels of a backend stand in one file, in the order
+of the operations: products, cap, hidden layer, loss, random masks, optimizers. Measured on 2 cores
+(AVX-512, OpenBLAS 0.3.30); `benchmarks/` shows the effect of the whole.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from scipy.linalg import blas
+
+from .base import BackendError
+from .cpu import over_blocks
+
+Array = np.ndarray
+Body = Callable[..., Any]
+
+KERNELS: dict[str, Callable[..., Any]] = {}
+TILE = 64  # columns a tile of a change of memory order: it stays in L1
+GEMM = {"f": blas.sgemm, "d": blas.dgemm, "F": blas.cgemm, "D": blas.zgemm}
+GEMV = {"f": blas.sgemv, "d": blas.dgemv}
+TIES = ("strict", "threshold", "index")
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Register `function` as the kernel of the operation of its name."""
+    KERNELS[function.__name__] = function
+    return function
+
+
+def check_float(name: str, *arrays: Array) -> None:
+    """Raise unless all `arrays` share one of the dtypes float32 and float64."""
+    dtype = arrays[0].dtype
+    for array in arrays:  # not a set of dtypes: this runs twenty times a step
+        if array.dtype != dtype or dtype.char not in "fd":
+            dtypes = sorted({str(array.dtype) for array in arrays})
+            raise BackendError(f"{name} on NumPy takes arrays of one dtype, float32 or float64, "
+                               f"got {', '.join(dtypes)}: cast them with .astype()")
+
+
+# --- matrix products ----------------------------------------------------------------------------
+# All products of a step go through SciPy's BLAS: NumPy's wheel carries a second OpenBLAS with
+# its own spinning threads, and mixing the two made steps twice as slow. SciPy's also adds into
+# its output (beta = 1), which saves plain SGD a pass over the weights and the gradient buffer.
+#
+# A product of few rows is returned column-major: OpenBLAS then packs the weights in the order in
+# which they lie (0.59 ms against 1.04 for 32 x 3072 times 3072 x 1000). The kernels below keep
+# whatever memory order they are given, so a whole training step runs in that order.
+
+FEW_ROWS = 256
+
+
+def _operand(a: Array) -> tuple[Array, int]:
+    """Return `a`, or its transpose and the flag 1, as the column-major array that BLAS takes."""
+    if a.flags.f_contiguous and not a.flags.c_contiguous:
+        return a, 0
+    return np.ascontiguousarray(a).T, 1
+
+
+def _product(a: Array, b: Array) -> Array:
+    """Return the matrix product a b: column-major if `a` has few rows, else row-major."""
+    multiply = GEMM.get(a.dtype.char)
+    if multiply is None or a.dtype != b.dtype:
+        raise BackendError(f"a matrix product on NumPy takes two arrays of one dtype (float32, "
+                           f"float64 or complex), got {a.dtype} and {b.dtype}: cast one with "
+                           ".astype()")
+    if 0 in a.shape or 0 in b.shape:
+        return a @ b  # BLAS refuses empty operands
+    few = len(a) <= FEW_ROWS
+    (a, trans_a), (b, trans_b) = _operand(a if few else b.T), _operand(b if few else a.T)
+    product = multiply(1.0, a, b, trans_a=trans_a, trans_b=trans_b)
+    return product if few else product.T
+
+
+def _products(x: Array, W: Array) -> Array:
+    """Return x W: x (..., K) and W (K, N) -> (..., N)."""
+    if x.ndim == 2:
+        return _product(x, W)
+    return _product(x.reshape(-1, x.shape[-1]), W).reshape(*x.shape[:-1], W.shape[-1])
+
+
+@kernel
+def project(body: Body, x: Array, W: Array) -> Array:
+    if x.ndim == 0 or x.shape[-1] != W.shape[-1]:
+        return body(x, W)
+    return _products(x, W.T)
+
+
+@kernel
+def linear_forward(body: Body, x: Array, p: Any, compute: str | None = None) -> Any:
+    W, b = p
+    if compute is not None or x.ndim == 0 or x.shape[-1] != W.shape[-1]:
+        return body(x, p, compute)
+    y = _products(x, W.T)
+    if b is not None:
+        check_float("linear_forward", y, b)
+        y += b
+    return y, (x,)
+
+
+@kernel
+def linear_backward(body: Body, dy: Array, cache: Any, p: Any, g: Any, compute: str | None = None,
+                    input_gradient: bool = True) -> Array | None:
+    x, W = cache.x, p.weight
+    if compute is not None or dy.shape != (*x.shape[:-1], len(W)):
+        return body(dy, cache, p, g, compute, input_gradient)
+    dx = _products(dy, W) if input_gradient else None
+    _add_outer(dy, x, g.weight)
+    if g.bias is not None:
+        _add_sum(dy, g.bias)
+    return dx
+
+
+def _add_outer(dy: Array, x: Array, dW: Array) -> None:
+    """Add dy^T x, the sum over all examples, into dW."""
+    check_float("a weight's gradient", dy, x, dW)
+    dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+    if dy.size == 0 or x.size == 0:
+        return
+    if not dW.flags.carray:  # BLAS writes into aligned, writeable, contiguous memory only
+        dW += _product(dy.T, x)
+        return
+    (a, trans_a), (b, trans_b) = _operand(x.T), _operand(dy)
+    GEMM[dW.dtype.char](1.0, a, b, beta=1.0, c=dW.T, trans_a=trans_a, trans_b=trans_b,
+                        overwrite_c=1)
+
+
+def _add_sum(dy: Array, db: Array) -> None:
+    """Add the sum of dy over all examples into db."""
+    check_float("a bias's gradient", dy, db)
+    if dy.size == 0:
+        return
+    dy = dy.reshape(-1, dy.shape[-1])
+    if not db.flags.carray:
+        db += dy.sum(axis=0)
+        return
+    a, trans = _operand(dy)
+    ones = _ones(a.shape[trans], a.dtype.char)
+    GEMV[a.dtype.char](1.0, a, ones, beta=1.0, y=db, trans=1 - trans, overwrite_y=1)
+
+
+@cache
+def _ones(n: int, dtype: str) -> Array:
+    return np.ones(n, dtype)
+
+
+# --- the cap ------------------------------------------------------------------------------------
+
+
+@kernel
+def kwta_mask(body: Body, scores: Array, k: int, ties: str = "strict") -> Array:
+    N = scores.shape[-1] if scores.ndim else 0
+    if ties not in TIES or not isinstance(k, Integral) or not 1 <= k <= N:
+        return body(scores, k, ties)  # raises whatever is wrong with the arguments
+    check_float("kwta_mask", scores)
+    rows = scores.reshape(-1, N)
+    if ties == "strict" and k == N:
+        return np.ones_like(scores, dtype=bool) if not np.isnan(scores).any() else body(scores, k)
+    rank = N - k - 1 if ties == "strict" else N - k
+    compare = np.greater_equal if ties == "threshold" else np.greater
+    mask = np.empty_like(rows, dtype=bool)  # in the memory order of the scores
+    threshold = np.empty((len(rows), 1), scores.dtype)
+    row_major, nan_found = rows.flags.c_contiguous, []
+
+    def work(block: slice) -> None:
+        v = _copy_of_rows(rows[block])
+        if np.isnan(v.min(initial=np.inf)):
+            nan_found.append(block)
+            return
+        v.partition(rank, axis=1)
+        threshold[block] = v[:, rank, None]
+        if row_major:  # while the scores are in the cache
+            compare(rows[block], threshold[block], out=mask[block])
+
+    over_blocks(work, len(rows), N)
+    if nan_found:
+        return body(scores, k, ties)
+    if not row_major:
+        compare(rows, threshold, out=mask)
+    if ties == "index":
+        tied = rows == threshold
+        places_left = k - mask.sum(axis=-1, keepdims=True)
+        mask |= tied & (tied.cumsum(axis=-1) <= places_left)
+    return mask.reshape(scores.shape)
+
+
+def _copy_of_rows(rows: Array) -> Array:
+    """Return a row-major copy, made tile by tile where the order in memory changes."""
+    if rows.flags.c_contiguous:
+        return rows.copy()
+    copy = np.empty(rows.shape, rows.dtype)
+    for start in range(0, rows.shape[1], TILE):
+        copy[:, start:start + TILE] = rows[:, start:start + TILE]
+    return copy
+
+
+@kernel
+def unpack_masks(body: Body, bits: Array, widths: Sequence[int]) -> tuple[Array, ...]:
+    if bits.ndim != 2 or len(bits) > FEW_ROWS:
+        return body(bits, widths)
+    # The order of the products of so few rows: bits side by side become rows one after the other.
+    flags = np.unpackbits(bits, axis=-1).view(bool).T.copy()
+    masks, start = [], 0
+    for N in widths:
+        masks.append(flags[start:start + N].T)
+        start += -(-N // 8) * 8
+    return tuple(masks)
+
+
+# --- the hidden layer ---------------------------------------------------------------------------
+
+
+def _in_memory_order(a: Array) -> tuple[Array, bool]:
+    """Return `a` (..., N) as a matrix whose rows lie one after the other; are they neurons?"""
+    rows = a if a.ndim == 2 else a.reshape(-1, a.shape[-1])
+    if rows.flags.f_contiguous and not rows.flags.c_contiguous:
+        return rows.T, True
+    return rows, False
+
+
+def _same_order(a: Array, neurons: bool) -> Array:
+    """Return `a` (..., N) as a C-contiguous matrix, with a row a neuron or an example."""
+    rows = a if a.ndim == 2 else a.reshape(-1, a.shape[-1])
+    return np.ascontiguousarray(rows.T if neurons else rows)
+
+
+def _unpacked(m: Array, N: int) -> Array:
+    return np.unpackbits(m, axis=-1, count=N).view(bool) if m.dtype == np.uint8 else m
+
+
+def _fits(m: Array, shape: tuple[int, ...]) -> bool:
+    if m.dtype == bool:
+        return m.shape == shape
+    return m.dtype == np.uint8 and m.shape == (*shape[:-1], -(-shape[-1] // 8))
+
+
+@kernel
+def hidden_forward(body: Body, x: Array, p: Any, mask: Any, f: Any,
+                   compute: str | None = None) -> Any:
+    W, b = p
+    if compute is not None or x.ndim == 0 or x.shape[-1] != W.shape[-1]:
+        return body(x, p, mask, f, compute)
+    a = _products(x, W.T)
+    if b is not None:
+        check_float("hidden_forward", a, b)
+    rows, neurons = _in_memory_order(a)
+    if callable(mask):
+        if b is not None:
+            a += b
+            b = None
+        mask = mask(x, a)
+    if mask is not None and not _fits(mask, a.shape):
+        return body(x, p, mask, f, compute)  # raises
+    m = mask if mask is None else _unpacked(mask, len(W))
+    h = np.empty_like(rows)
+    kept = m if m is None else _same_order(m, neurons)
+    if neurons and b is not None:
+        b = b[:, None]
+    apply = FORWARD_INTO.get(f.name)
+
+    def work(block: slice) -> None:
+        part, out = rows[block], h[block]
+        if b is not None:
+            part += b[block] if neurons else b
+        if apply is None:
+            out[...] = f.forward(part)
+        else:
+            apply(part, out)
+        if kept is not None:
+            out *= kept[block]
+
+    over_blocks(work, len(rows), rows.shape[1])
+    return (h.T if neurons else h).reshape(a.shape), (x, a, m)
+
+
+@kernel
+def hidden_backward(body: Body, dh: Array, cache: Any, p: Any, g: Any, f: Any,
+                    compute: str | None = None, input_gradient: bool = True) -> Array | None:
+    x, a, m = cache
+    if compute is not None or dh.shape != a.shape:
+        return body(dh, cache, p, g, f, compute, input_gradient)
+    check_float("hidden_backward", dh, a)
+    rows, neurons = _in_memory_order(a)
+    upstream = _same_order(dh, neurons)
+    kept = m if m is None else _same_order(_unpacked(m, a.shape[-1]), neurons)
+    da = np.empty_like(rows)
+    apply = DERIVATIVE_INTO.get(f.name)
+
+    def work(block: slice) -> None:
+        out = da[block]
+        if apply is None:
+            out[...] = f.derivative(rows[block])
+        else:
+            apply(rows[block], out)
+        out *= upstream[block]
+        if kept is not None:
+            out *= kept[block]
+
+    over_blocks(work, len(rows), rows.shape[1])
+    da = (da.T if neurons else da).reshape(a.shape)
+    dx = _products(da, p.weight) if input_gradient else None
+    if g.bias is not None:
+        _add_sum(da, g.bias)
+    _add_outer(da, x, g.weight)
+    return dx
+
+
+def _softplus_into(a: Array, y: Array) -> None:
+    """Write ``log(1 + e)``, e = exp(a), into y: a itself where a > 40, where they are equal."""
+    np.minimum(a, 40, out=y)
+    e = np.exp(y, out=y)
+    w = e + 1
+    # NumPy's log is vectorised and its log1p is not: log(w) + (e - (w - 1)) / w is log1p(e).
+    lost = w - 1
+    np.subtract(e, lost, out=lost)
+    lost /= w
+    np.log(w, out=y)
+    y += lost
+    np.maximum(y, a, out=y)
+
+
+def _sigmoid_into(a: Array, y: Array) -> None:
+    """Write ``1 / (1 + exp(-a))`` into y, by ``(1 + tanh(a / 2)) / 2``, which cannot overflow.
+
+    Exact to the rounding of 1, not to that of a y near 0, which would take three times as long.
+    """
+    np.multiply(a, 0.5, out=y)
+    np.tanh(y, out=y)
+    y *= 0.5
+    y += 0.5
+
+
+def _identity_into(a: Array, y: Array) -> None:
+    np.copyto(y, a)
+
+
+def _tanh_derivative_into(a: Array, y: Array) -> None:
+    np.tanh(a, out=y)
+    np.multiply(y, y, out=y)
+    np.subtract(1, y, out=y)
+
+
+# The activations that training meets, without temporaries; the others run their bodies by blocks.
+FORWARD_INTO: dict[str, Callable[[Array, Array], Any]] = {
+    "softplus": _softplus_into, "sigmoid": _sigmoid_into, "tanh": np.tanh,
+    "identity": _identity_into}
+DERIVATIVE_INTO = {"softplus": _sigmoid_into, "tanh": _tanh_derivative_into}
+
+
+# --- loss ---------------------------------------------------------------------------------------
+
+
+@kernel
+def softmax_cross_entropy(body: Body, logits: Array, labels: Array) -> tuple[Array, Array]:
+    check_float("softmax_cross_entropy", logits)
+    # Classes first, where the memory allows it: a reduction over few classes is then a few
+    # passes over long rows instead of many short loops.
+    classes = logits.reshape(-1, logits.shape[-1]).T
+    q = classes - classes.max(axis=0)
+    of_label = q[labels.reshape(-1), np.arange(labels.size)]
+    np.exp(q, out=q)
+    total = q.sum(axis=0)
+    q /= total
+    losses = np.log(total) - of_label
+    return losses.reshape(labels.shape), q.T.reshape(logits.shape)
+
+
+# --- random masks -------------------------------------------------------------------------------
+
+
+def _random_bits(key: Any, n: int, counter: int) -> Array:
+    """Return the first `n` numbers of `comet_np.rng.random_bits` at one counter, by NumPy's Philox.
+
+    NumPy raises its counter before each block, so its first one is that of (1, 0, counter, 0).
+    """
+    philox = np.random.Philox(key=np.array(key, "u8"), counter=np.array([0, 0, counter, 0], "u8"))
+    return philox.random_raw(-(-n // 2)).astype("<u8", copy=False).view("<u4")[:n]
+
+
+@kernel
+def dropout_factor(body: Body, x: Array, rate: float, key: Any, step: Any) -> Array:
+    check_float("dropout_factor", x)
+    kept = _random_bits(key, x.size, int(step)) >= round(rate * 2**32)
+    return (kept * x.dtype.type(1 / (1 - rate))).reshape(x.shape)
+
+
+@kernel
+def example_mask(body: Body, example: Array, N: int, p: float, key: Any) -> Array:
+    limit = round(p * 2**32)
+    mask = np.empty((len(example), N), bool)
+    for row, number in zip(mask, example.tolist(), strict=True):
+        np.less(_random_bits(key, N, number), limit, out=row)
+    return mask
+
+
+# --- optimizers ---------------------------------------------------------------------------------
+
+
+@kernel
+def sgd(body: Body, p: Array, g: Array, lr: float, weight_decay: float, scale: float) -> None:
+    check_float("sgd", p, g)
+
+    def work(block: slice) -> None:
+        step = g[block] * (lr * float(scale))
+        if weight_decay:
+            step += p[block] * (lr * weight_decay)
+        p[block] -= step
+
+    over_blocks(work, len(p))
+
+
+@kernel
+def momentum(body: Body, p: Array, g: Array, v: Array, lr: float, mu: float, weight_decay: float,
+             scale: float) -> None:
+    check_float("momentum", p, g, v)
+    scale = float(scale)
+
+    def work(block: slice) -> None:
+        velocity = v[block]
+        velocity *= mu
+        velocity += g[block] if scale == 1 else g[block] * scale
+        if weight_decay:
+            velocity += p[block] * weight_decay
+        p[block] -= velocity * lr
+
+    over_blocks(work, len(p))
+
+
+@kernel
+def adam(body: Body, p: Array, g: Array, first: Array, second: Array, step: int, lr: float,
+         beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool,
+         scale: float) -> None:
+    check_float("adam", p, g, first, second)
+    root2 = (1 - beta2**step) ** 0.5
+    rate = lr / (1 - beta1**step)
+    scale = float(scale)
+
+    def work(block: slice) -> None:
+        weight, gradient, u, v = p[block], g[block], first[block], second[block]
+        if scale != 1:
+            gradient = gradient * scale
+        if decoupled:
+            weight *= 1 - lr * weight_decay
+        elif weight_decay:
+            gradient = gradient + weight * weight_decay
+        t = gradient * (1 - beta1)
+        u *= beta1
+        u += t
+        np.multiply(gradient, gradient, out=t)
+        t *= 1 - beta2
+        v *= beta2
+        v += t
+        np.sqrt(v, out=t)
+        t /= root2
+        t += eps
+        np.divide(u, t, out=t)
+        t *= rate
+        weight -= t
+
+    over_blocks(work, len(p))
+
+
+@kernel
+def squared_norm(body: Body, g: Array) -> np.float64:
+    check_float("squared_norm", g)
+    parts = []
+
+    def work(block: slice) -> None:
+        wide = g[block].astype(np.float64)
+        parts.append((block.start, np.add.reduce(np.multiply(wide, wide, out=wide))))
+
+    over_blocks(work, len(g))
+    return np.float64(sum(part for _, part in sorted(parts)))  # the same sum in any thread order

@@ -1,0 +1,114 @@
+"""The COMET layer, eq. (7)-(8), whole: forward and backward.
+
+Every hidden layer of every model is this one. Where its mask comes from is the business of
+`comet_np.gates`; without a mask it is the ordinary layer of eq. (1)-(2).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..backends import overridable
+from ..errors import UserError
+from ..precision import rounded
+from .activations import Activation
+from .linear import Linear, add_parameter_gradients, check_cotangent, check_features
+from .packing import unpacked
+
+Array = Any
+# None; a mask, bool (..., N) or bit-packed; or a function of the layer's input and pre-activation.
+Mask = Array | Callable[[Array, Array], Array] | None
+
+
+class HiddenCache(NamedTuple):
+    """What the backward of a hidden layer reads.
+
+    x : array (..., N_in), its input. a : array (..., N), its pre-activation. m : its mask, bool
+    (..., N) or bit-packed, or None.
+    """
+
+    x: Array
+    a: Array
+    m: Array | None
+
+
+@overridable(cache=HiddenCache)
+def hidden_forward(x: Array, p: Linear, mask: Mask, f: Activation,
+                   compute: str | None = None) -> tuple[Array, HiddenCache]:
+    """Return the output h of a hidden layer (the paper's x_l) on its input x (x_{l-1}).
+
+    ``a = W x + b``  (7),   ``h = m o f(a)``  (8)
+
+    Parameters
+    ----------
+    x : array (..., N_in)
+    p : Linear
+        weight (N, N_in); bias (N,) or None, as in the paper.
+    mask : bool array (..., N), function or None
+        m; bit-packed as by `numpy.packbits` along the last axis it may be too. A function of (x, a)
+        is asked for m, as of top-k and layer-wise gates. With None the layer is that of eq. (2).
+    f : Activation
+    compute : str, optional
+        The format in which the product reads its operands, see `comet_np.precision.rounded`.
+
+    Returns
+    -------
+    h : array (..., N)
+    cache : HiddenCache
+
+    Raises
+    ------
+    UserError
+        If the last axis of x is not N_in, or a mask does not have the shape of the output.
+    """
+    W, b = p
+    check_features(x, W, "x")
+    a = rounded(x, compute) @ rounded(W, compute).T  # (..., N)
+    if b is not None:
+        a = a + b
+    m = mask(x, a) if callable(mask) else mask
+    h = f.forward(a)
+    if m is not None:
+        check_mask(m, a.shape)
+        h = h * unpacked(m, len(W))
+    return h, HiddenCache(x, a, m)
+
+
+def fits(m: Array, shape: tuple[int, ...]) -> bool:
+    """Return whether m is a mask of this shape, bool or bit-packed."""
+    if m.dtype == bool:
+        return m.shape == shape
+    return m.dtype == "uint8" and m.shape == (*shape[:-1], -(-shape[-1] // 8))
+
+
+def check_mask(m: Array, shape: tuple[int, ...]) -> None:
+    """Raise a UserError unless m is a mask of this shape: masks are never broadcast."""
+    if not fits(m, shape):
+        raise UserError(f"a mask must be a bool array of the shape of the layer's output, {shape}, "
+                        f"or a bit-packed uint8 array of shape {(*shape[:-1], -(-shape[-1] // 8))},"
+                        f" got {m.dtype} {m.shape}")
+
+
+@overridable
+def hidden_backward(dh: Array, cache: HiddenCache, p: Linear, g: Linear, f: Activation,
+                    compute: str | None = None, input_gradient: bool = True) -> Array | None:
+    """Return dx (..., N_in) for dh (..., N), and add dW and db into `g`.
+
+    ``da = dh o m o f'(a)``,  ``dx = W^T da``,  ``dW += sum da x^T``,  ``db += sum da``
+
+    Sums go over the examples. The mask is piecewise constant in whatever it is a function of, so
+    nothing flows through it. dx is taken before g is written, so `g` may be `p` itself: see
+    `comet_np.optim`. Without `input_gradient` None is returned, and a product saved.
+
+    Raises
+    ------
+    UserError
+        If dh does not have the shape of the output.
+    """
+    x, a, m = cache
+    check_cotangent(dh, a.shape)
+    da = dh * f.derivative(a)  # undoes h = m o f(a)
+    if m is not None:
+        da = da * unpacked(m, a.shape[-1])
+    dx = rounded(da, compute) @ rounded(p.weight, compute) if input_gradient else None
+    add_parameter_gradients(da, x, g, compute)  # with dx undoes a = W x + b
+    return dx
