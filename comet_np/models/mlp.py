@@ -1,41 +1,38 @@
-"""The multilayer perceptron, standard (eq. 1-2) and COMET (eq. 4-8).
+"""The multilayer perceptron, eq. (1)-(2), and with a gate the masked one: COMET, eq. (4)-(8).
 
-Networks of one shape can be computed side by side: `stack` their parameters, and give each its own
-mini-batch, x (S, B, N_0), or all the same one, x (B, N_0). The output is (S, B, N_L).
+The leading axes of its input are free, so it is the MLP inside the blocks of larger models too.
 """
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, NamedTuple
 
 from ..backends import Backend, backend_of, get_backend
-from ..errors import UserError, unknown
-from ..functional.activations import (
-    MaskedActivationCache,
-    activation,
-    masked_activation_backward,
-    masked_activation_forward,
-)
+from ..errors import UserError
+from ..functional.activations import Activation, activation, scaled
+from ..functional.dropout import DropoutCache, check_rate, dropout_backward, dropout_forward
+from ..functional.hidden import HiddenCache, hidden_backward, hidden_forward
 from ..functional.linear import (
     Linear,
     LinearCache,
     check_features,
     linear_backward,
     linear_forward,
-    project,
 )
-from ..functional.routing import TIES, Ties, routing_forward, winners
-from ..rng import stream
-from ..tree import tree_map, zeros_like
+from ..functional.packing import unpacked
+from ..gates import EVALUATION, Comet, Gate, Kept, Pass
+from ..precision import check_format
+from ..rng import key, uniform
+from ..tree import check_shapes, zeros_like
 
-__all__ = ["MLPCache", "MLPConfig", "Trace", "backward", "forward", "init", "masks_of",
-           "parameter_count", "stack", "trace", "zeros_like"]
+__all__ = ["MLPCache", "MLPConfig", "Params", "Trace", "backward", "forward", "init",
+           "parameter_count", "shapes", "trace", "zeros_like"]
 
 Array = Any
 Params = tuple[Linear, ...]  # one a layer, 1..L
-Routing = tuple[Array, ...]  # V_l, one a hidden layer; empty for the standard model
+Fixed = Any  # the gate's fixed weights, a tree; of COMET V_l, one a hidden layer
 
 
 @dataclass(frozen=True)
@@ -48,23 +45,27 @@ class MLPConfig:
         N_0 (inputs), N_1, ..., N_L (outputs).
     activation : str
         f, a name of `comet_np.functional.activations.ACTIVATIONS`.
-    p_k : float or None
-        Proportion of hidden neurons that stay active, in (0, 1]; None is the standard model.
-    ties : {"strict", "threshold", "index"}
-        See `comet_np.kwta_mask`.
+    gate : Gate or None
+        Where the masks of the hidden layers come from, see `comet_np.gates`; None is the standard
+        model.
     bias : bool
         Whether the layers have biases b. The paper has them in eq. (1) and drops them in eq. (7);
         its published code keeps them.
-    routing_activation : str
-        g of eq. (6).
+    dropout : float
+        Rate at which hidden activations are dropped in training, after the mask.
+    scale : float
+        Factor of the hidden activations: of the control that shows what a mask does on average.
+    compute : str or None
+        The format in which products read their operands, see `comet_np.precision`.
     """
 
     widths: tuple[int, ...]
     activation: str = "softplus"
-    p_k: float | None = 0.5
-    ties: Ties = "strict"
+    gate: Gate | None = field(default=Comet())
     bias: bool = True
-    routing_activation: str = "identity"
+    dropout: float = 0.0
+    scale: float = 1.0
+    compute: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
@@ -73,44 +74,61 @@ class MLPConfig:
             raise UserError("widths are the layers' sizes from input to output, at least two and "
                             f"each an integer of at least 1, got {self.widths}")
         activation(self.activation)
-        activation(self.routing_activation)
-        if self.ties not in TIES:
-            raise unknown("tie rule", self.ties, TIES)
-        if self.p_k is not None:
-            winners(self.p_k, self.widths[1])
+        if self.gate is not None and not isinstance(self.gate, Gate):
+            raise UserError("gate is None or a gate, as comet_np.gates.Comet(p_k=0.5), got "
+                            f"{self.gate!r}")
+        check_rate(self.dropout)
+        check_format(self.compute)
+
+    @property
+    def f(self) -> Activation:
+        """The activation of the hidden layers, with its factor."""
+        f = activation(self.activation)
+        return f if self.scale == 1 else scaled(f, self.scale)
+
+    @property
+    def hidden(self) -> int:
+        """The number of hidden layers, L - 1."""
+        return len(self.widths) - 2
 
 
 class MLPCache(NamedTuple):
     """What `backward` reads.
 
-    linear : one LinearCache a layer, whose x is the layer's input x_{l-1}.
-    hidden : one MaskedActivationCache a hidden layer, with a_l and m_l.
+    hidden : one HiddenCache a hidden layer. dropped : one DropoutCache a hidden layer, or none.
+    output : LinearCache.
     """
 
-    linear: tuple[LinearCache, ...]
-    hidden: tuple[MaskedActivationCache, ...]
+    hidden: tuple[HiddenCache, ...]
+    dropped: tuple[DropoutCache, ...]
+    output: LinearCache
 
     @property
     def masks(self) -> tuple[Array | None, ...]:
-        """m_l, one bool array (..., N_l) a hidden layer (None in the standard model).
+        """m_l, one bool array (..., N_l) a hidden layer; None where there is no mask."""
+        return tuple(None if layer.m is None else unpacked(layer.m, layer.a.shape[-1])
+                     for layer in self.hidden)
 
-        Masks that were given bit-packed are left so.
-        """
-        return tuple(layer.m for layer in self.hidden)
+
+@functools.cache
+def shapes(config: MLPConfig) -> Params:
+    """Return the shapes of the parameters, a tree like the parameters themselves."""
+    return tuple(Linear((N, N_in), (N,) if config.bias else None)
+                 for N_in, N in zip(config.widths, config.widths[1:], strict=False))
 
 
 def init(config: MLPConfig, seed: int = 0, backend: Backend | None = None,
-         dtype: str = "float32") -> tuple[Params, Routing]:
-    """Return freshly drawn parameters and routing weights.
+         dtype: str = "float32") -> tuple[Params, Fixed]:
+    """Return freshly drawn parameters, and the gate's fixed weights.
 
-    ``W_l, b_l, V_l ~ U(-1/sqrt(N_{l-1}), 1/sqrt(N_{l-1}))``
+    ``W_l, b_l ~ U(-1/sqrt(N_{l-1}), 1/sqrt(N_{l-1}))``
 
     Parameters
     ----------
     config : MLPConfig
     seed : int
-        Each array has a random stream of its own, so that a COMET and a standard model of one
-        seed start from the same W and b.
+        Each array has a random stream of its own, so that models of one seed start from the same
+        W and b, whatever their gates.
     backend : Backend, optional
         Where the arrays are made; NumPy if not given.
     dtype : str
@@ -118,48 +136,21 @@ def init(config: MLPConfig, seed: int = 0, backend: Backend | None = None,
     Returns
     -------
     params : tuple of Linear
-    routing : tuple of arrays (N_l, N_{l-1}), never trained; empty for the standard model
+    fixed : tree of arrays, never trained; of COMET V_l (N_l, N_{l-1}); () without a gate
     """
     backend = backend or get_backend("numpy")
-
-    def uniform(name: str, layer: int, *shape: int) -> Array:
-        bound = 1 / math.sqrt(config.widths[layer - 1])
-        draw = stream(seed, name, layer).random(shape, dtype="float32") * 2 - 1
-        return backend.asarray(draw * bound, dtype=dtype)
-
-    params, routing = [], []
-    for layer, (N_in, N) in enumerate(_shapes(config), start=1):
-        params.append(Linear(uniform("W", layer, N, N_in),
-                             uniform("b", layer, N) if config.bias else None))
-        if config.p_k is not None and layer < len(config.widths) - 1:
-            routing.append(uniform("V", layer, N, N_in))
-    return tuple(params), tuple(routing)
+    params = tuple(
+        Linear(uniform(backend, dtype, W[1], W, seed, "W", layer),
+               None if b is None else uniform(backend, dtype, W[1], b, seed, "b", layer))
+        for layer, (W, b) in enumerate(shapes(config), start=1))
+    gate = config.gate
+    return params, () if gate is None else gate.init(config.widths, seed, backend, dtype)
 
 
-def stack(networks: Sequence[tuple[Params, Routing]]) -> tuple[Params, Routing]:
-    """Return the parameters and routing weights of S networks, side by side.
-
-    Parameters
-    ----------
-    networks : sequence of pairs as `init` returns them, of one configuration
-
-    Returns
-    -------
-    params : tuple of Linear
-        weight (S, N_l, N_{l-1}), bias (S, 1, N_l) or None.
-    routing : tuple of arrays (S, N_l, N_{l-1})
-    """
-    def together(*arrays: Array) -> Array:
-        stacked = backend_of(*arrays).xp.stack(arrays)
-        return stacked[:, None] if stacked.ndim == 2 else stacked  # a bias, for all examples
-
-    return tree_map(together, *networks)
-
-
-def forward(x: Array, params: Params, routing: Routing, config: MLPConfig,
-            masks: Sequence[Array | None] | None = None,
-            tf32: bool = False) -> tuple[Array, MLPCache]:
-    """Return the network's output a_L, eq. (7)-(8), or (1)-(2) for the standard model.
+def forward(x: Array, params: Params, fixed: Fixed, config: MLPConfig,
+            masks: tuple[Array | None, ...] | None = None,
+            at: Pass = EVALUATION) -> tuple[Array, MLPCache]:
+    """Return the network's output a_L, eq. (7)-(8), or (1)-(2) without a gate.
 
     ``a_l = W_l x_{l-1} + b_l``,  ``x_l = m_l o f(a_l)``;  the output a_L is not masked
 
@@ -167,15 +158,13 @@ def forward(x: Array, params: Params, routing: Routing, config: MLPConfig,
     ----------
     x : array (..., N_0), float
     params : tuple of Linear
-    routing : tuple of arrays (N_l, N_{l-1})
-        Fixed weights V; ignored by the standard model or if `masks` are given.
+    fixed : tree
+        The gate's fixed weights; not read if `masks` are given.
     config : MLPConfig
     masks : sequence of bool arrays (..., N_l), optional
-        Masks from outside, one a hidden layer, instead of the routing network's. They may be
-        bit-packed, uint8 (..., ceil(N_l / 8)), as `split_masks` returns them.
-    tf32 : bool
-        See `comet_np.functional.linear.project`; never for the routing network, whose masks it
-        would change.
+        Masks from outside, one a hidden layer, instead of the gate's; None for a layer without.
+    at : Pass
+        Whether in training, at which step, on which examples; evaluation if not given.
 
     Returns
     -------
@@ -188,31 +177,37 @@ def forward(x: Array, params: Params, routing: Routing, config: MLPConfig,
         If a shape does not fit, or a routing score is NaN.
     """
     check_arrays(x, params, config)
-    if masks is None:
-        masks = masks_of(x, routing, config)
-    check_masks(masks, x, params, config)
-    S = params[0].weight.shape[:-2]
-    if S and x.ndim == 2:  # one for all networks, each of which has gradients of its own by it
-        x = backend_of(x).xp.broadcast_to(x, (*S, *x.shape))
-    f = activation(config.activation)
-    linear, hidden = [], []
-    for p, m in zip(params, masks, strict=False):  # the output layer has no mask
-        linear.append(LinearCache(x))
-        s = project(x, p.weight, tf32)  # (..., N_l)
-        x, cache = masked_activation_forward(s, p.bias, m, f)
+    if masks is not None:
+        check_masks(masks, x, config)
+    elif config.gate is None:
+        masks = (None,) * config.hidden
+    else:
+        check_fixed(fixed, config)
+        masks = config.gate.masks(x, fixed, config, at)
+        if len(masks) != config.hidden:
+            raise UserError(f"the gate {type(config.gate).__name__} must give a mask for each of "
+                            f"the {config.hidden} hidden layers, got {len(masks)}")
+    f = config.f
+    hidden: list[HiddenCache] = []
+    dropped: list[DropoutCache] = []
+    for layer, (p, m) in enumerate(zip(params, masks, strict=False), start=1):
+        x, cache = hidden_forward(x, p, m, f, config.compute)  # (..., N_l)
         hidden.append(cache)
-    a_L, cache_L = linear_forward(x, params[-1], tf32)
-    return a_L, MLPCache((*linear, cache_L), tuple(hidden))
+        if config.dropout and at.train:
+            x, drop = dropout_forward(x, config.dropout, key(at.seed, "dropout", layer), at.step)
+            dropped.append(drop)
+    a_L, output = linear_forward(x, params[-1], config.compute)  # (..., N_L)
+    return a_L, MLPCache(tuple(hidden), tuple(dropped), output)
 
 
 def backward(da_L: Array, cache: MLPCache, params: Params, grads: Params, config: MLPConfig,
-             input_gradient: bool = True, tf32: bool = False) -> Array | None:
+             input_gradient: bool = True) -> Array | None:
     """Return dx and add the gradients of all parameters into `grads`.
 
-    ``dx_{l-1} = W_l^T da_l``,  ``dW_l += da_l x_{l-1}^T``,  ``db_l += da_l``,
-    ``da_l = dx_l o m_l o f'(a_l)``
+    ``da_l = dx_l o m_l o f'(a_l)``,  ``dx_{l-1} = W_l^T da_l``,  ``dW_l += da_l x_{l-1}^T``,
+    ``db_l += da_l``
 
-    The masks are piecewise constant in x, so nothing flows through the routing network.
+    Masks are piecewise constant, so nothing flows through the gate.
 
     Parameters
     ----------
@@ -224,108 +219,92 @@ def backward(da_L: Array, cache: MLPCache, params: Params, grads: Params, config
     config : MLPConfig
     input_gradient : bool
         False returns None and saves a product: training does not need dx.
-    tf32 : bool
-        See `comet_np.functional.linear.project`.
     """
-    f = activation(config.activation)
-    dx = linear_backward(da_L, cache.linear[-1], params[-1], grads[-1],
-                         input_gradient or len(params) > 1, tf32)
-    for layer in reversed(range(len(params) - 1)):
-        p, g = params[layer], grads[layer]
-        da = masked_activation_backward(dx, cache.hidden[layer], f, g.bias)
-        dx = linear_backward(da, cache.linear[layer], Linear(p.weight, None),
-                             Linear(g.weight, None), input_gradient or layer > 0, tf32)
+    dx = linear_backward(da_L, cache.output, params[-1], grads[-1], config.compute,
+                         input_gradient or config.hidden > 0)
+    f = config.f
+    for layer in reversed(range(config.hidden)):
+        if cache.dropped:
+            dx = dropout_backward(dx, cache.dropped[layer])
+        dx = hidden_backward(dx, cache.hidden[layer], params[layer], grads[layer], f,
+                             config.compute, input_gradient or layer > 0)
     return dx
 
 
-def masks_of(x: Array, routing: Routing, config: MLPConfig,
-             packed: bool = False) -> tuple[Array | None, ...]:
-    """Return m_l of every hidden layer, eq. (5); None for each in the standard model.
-
-    With `packed`, bit-packed: see `routing_forward`.
+def with_kept_masks(config: MLPConfig) -> MLPConfig | None:
+    """Return the configuration that reads masks kept by `comet_np.gates.keep`; None if none can be.
     """
-    hidden = len(config.widths) - 2
-    if config.p_k is None or not hidden:
-        return (None,) * hidden
-    check_routing(x, routing, config)
-    return routing_forward(x, routing, config.p_k, config.ties,
-                           activation(config.routing_activation), packed).m
+    if config.gate is None or config.gate.depends_on is None or not config.hidden:
+        return None
+    return replace(config, gate=Kept())
+
+
+def quantities(params: Params, cache: MLPCache, a_L: Array) -> Iterator[tuple[str, Array]]:
+    """Yield what a forward pass read and made, by its name in the paper, in order."""
+    activations = [(here.x, here.a) for here in cache.hidden] + [(cache.output.x, a_L)]
+    for layer, (p, (x, a)) in enumerate(zip(params, activations, strict=True), start=1):
+        for name, array in ((f"x_{layer - 1}", x), (f"W_{layer}", p.weight),
+                            (f"b_{layer}", p.bias), (f"a_{layer}", a)):
+            if array is not None:
+                yield f"{name} of layer {layer}", array
 
 
 class Trace(NamedTuple):
     """Every intermediate of a forward pass by its name in the paper.
 
-    a : a_1..a_L. x : x_0..x_{L-1}. c, m, z : of the hidden layers; empty in the standard model.
+    a : a_1..a_L. x : x_0..x_{L-1}. m : of the hidden layers. c, z : of COMET's routing network,
+    c_1..c_{L-1} and z_1..z_{L-2}; empty for other gates.
     """
 
     a: tuple[Array, ...]
     x: tuple[Array, ...]
     c: tuple[Array, ...]
-    m: tuple[Array, ...]
+    m: tuple[Array | None, ...]
     z: tuple[Array, ...]
 
 
-def trace(x: Array, params: Params, routing: Routing, config: MLPConfig) -> Trace:
-    """Run `forward` and return all that it computed; the parameters are those of `forward`."""
-    c = m = z = ()
-    if config.p_k is not None and len(config.widths) > 2:
-        check_routing(x, routing, config)
-        c, m, z = routing_forward(x, routing, config.p_k, config.ties,
-                                  activation(config.routing_activation))
-    a_L, cache = forward(x, params, routing, config, masks=m or None)
+def trace(x: Array, params: Params, fixed: Fixed, config: MLPConfig) -> Trace:
+    """Run `forward`, in evaluation, and return all that it computed."""
+    c = z = ()
+    masks = None
+    if isinstance(config.gate, Comet):
+        check_fixed(fixed, config)
+        c, masks, z = config.gate.trace(x, fixed)
+    a_L, cache = forward(x, params, fixed, config, masks)
     return Trace(a=(*(layer.a for layer in cache.hidden), a_L),
-                 x=tuple(layer.x for layer in cache.linear), c=c, m=m, z=z)
+                 x=(*(layer.x for layer in cache.hidden), cache.output.x), c=c, m=cache.masks, z=z)
 
 
 def parameter_count(config: MLPConfig) -> int:
-    """Return the number of trainable parameters (the fixed routing weights are not counted)."""
-    return sum(N * (N_in + config.bias) for N_in, N in _shapes(config))
-
-
-def _shapes(config: MLPConfig) -> Iterator[tuple[int, int]]:
-    """Yield (N_{l-1}, N_l) of every layer."""
-    return zip(config.widths, config.widths[1:], strict=False)
+    """Return the number of trainable parameters (the gate's fixed weights are not counted)."""
+    return sum(N * (N_in + config.bias) for (N, N_in), _ in shapes(config))
 
 
 def check_arrays(x: Array, params: Params, config: MLPConfig) -> None:
-    """Raise a UserError unless the shapes of x and of the parameters fit the configuration."""
-    backend_of(x, *(p.weight for p in params))
-    S = params[0].weight.shape[:-2]  # () or, side by side, (S,)
-    shapes = [((*S, N, N_in), ((*S, 1, N) if S else (N,)) if config.bias else None)
-              for N_in, N in _shapes(config)]
-    got = [(p.weight.shape, None if p.bias is None else p.bias.shape) for p in params]
-    if got != shapes:
-        raise UserError(f"the widths {config.widths} with bias={config.bias} need weights and "
-                        f"biases of shapes {shapes}, got {got}")
+    """Raise a UserError unless x and the parameters fit the configuration."""
+    if any(type(p.weight) is not type(x) for p in params):
+        backend_of(x, *(p.weight for p in params))  # says which are mixed
+    check_shapes(params, shapes(config), f"the widths {config.widths} with bias={config.bias} "
+                                         "need weights and biases")
     check_features(x, params[0].weight, "x")
-    if S and x.ndim != 2 and x.shape[:-2] != S:
-        raise UserError(f"{S[0]} networks side by side take x of shape (B, {x.shape[-1]}), or of "
-                        f"shape {(S[0], 'B', x.shape[-1])} for each its own, got {x.shape}")
 
 
-def check_routing(x: Array, routing: Routing, config: MLPConfig) -> None:
-    """Raise a UserError unless the routing weights fit the configuration and x fits them."""
-    S = routing[0].shape[:-2] if routing else ()
-    shapes = [(*S, N, N_in) for N_in, N in _shapes(config)][:-1]
-    got = [V.shape for V in routing]
-    if got != shapes:
-        raise UserError(f"a COMET network of widths {config.widths} needs routing weights V of "
-                        f"shapes {shapes}, got {got}")
-    check_features(x, routing[0], "x")
+def check_fixed(fixed: Fixed, config: MLPConfig) -> None:
+    """Raise a UserError unless the gate's fixed weights fit the configuration."""
+    if config.gate is not None and (wanted := config.gate.shapes(config.widths)) is not None:
+        check_shapes(fixed, wanted, f"the gate {type(config.gate).__name__} of a network of widths "
+                                    f"{config.widths} needs fixed weights V")
 
 
-def check_masks(masks: Sequence[Array | None], x: Array, params: Params,
-                config: MLPConfig) -> None:
+def check_masks(masks: tuple[Array | None, ...], x: Array, config: MLPConfig) -> None:
     """Raise a UserError unless there is one fitting mask for each hidden layer."""
-    S, examples = params[0].weight.shape[:-2], x.shape[:-1]
-    examples = (*S, *examples[-1:]) if S else examples
-    shapes = [(*examples, N) for N in config.widths[1:-1]]
-    packed = [(*examples, -(-N // 8)) for N in config.widths[1:-1]]
-    if len(masks) == len(shapes) and all(
+    wanted = [(*x.shape[:-1], N) for N in config.widths[1:-1]]
+    packed = [(*x.shape[:-1], -(-N // 8)) for N in config.widths[1:-1]]
+    if len(masks) == len(wanted) and all(
             m is None or (m.shape == shape and m.dtype == bool)
             or (m.shape == bits and m.dtype == "uint8")
-            for m, shape, bits in zip(masks, shapes, packed, strict=True)):
+            for m, shape, bits in zip(masks, wanted, packed, strict=True)):
         return
     got = [None if m is None else f"{m.dtype} {m.shape}" for m in masks]
-    raise UserError(f"masks must be bool arrays of shapes {shapes}, or bit-packed uint8 arrays of "
+    raise UserError(f"masks must be bool arrays of shapes {wanted}, or bit-packed uint8 arrays of "
                     f"shapes {packed}, got {got}")

@@ -1,0 +1,78 @@
+"""The gate of COMET, eq. (4)-(6): a fixed random routing network on the network's input."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+from ..backends import Backend
+from ..errors import unknown
+from ..functional.activations import activation
+from ..functional.linear import check_features
+from ..functional.routing import TIES, RoutingTrace, Ties, routing_forward, winners
+from ..rng import uniform
+from .base import Array, Gate, Pass
+
+Weights = tuple[Array, ...]  # V_l, one a hidden layer
+
+
+@dataclass(frozen=True)
+class Capped(Gate):
+    """What gates with a cap share.
+
+    Attributes
+    ----------
+    p_k : float
+        Proportion of neurons that stay active, in (0, 1].
+    ties : {"strict", "threshold", "index"}
+        See `comet_np.kwta_mask`.
+    """
+
+    p_k: float = 0.5
+    ties: Ties = "strict"
+
+    def __post_init__(self) -> None:
+        winners(self.p_k, 1)
+        if self.ties not in TIES:
+            raise unknown("tie rule", self.ties, TIES)
+
+
+@dataclass(frozen=True)
+class Routed(Capped):
+    """What gates with fixed random weights V share: ``V_l ~ U(-1/sqrt(N_{l-1}), 1/sqrt(N_{l-1}))``.
+    """
+
+    def shapes(self, widths: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+        return tuple((N, N_in) for N_in, N in pairwise(widths[:-1]))
+
+    def init(self, widths: tuple[int, ...], seed: int, backend: Backend, dtype: str) -> Weights:
+        return tuple(uniform(backend, dtype, N_in, (N, N_in), seed, "V", layer)
+                     for layer, (N, N_in) in enumerate(self.shapes(widths), start=1))
+
+
+@dataclass(frozen=True)
+class Comet(Routed):
+    """m_l = C_k(c_l) with c_l = V_l z_{l-1}, z_l = m_l o g(c_l), z_0 = x: eq. (4)-(6).
+
+    Attributes
+    ----------
+    p_k, ties
+        Proportion of active neurons, in (0, 1]; rule for ties, see `comet_np.kwta_mask`.
+    g : str
+        The routing network's own activation, of eq. (6); the paper uses the identity.
+    """
+
+    g: str = "identity"
+    depends_on: ClassVar[Literal["input"]] = "input"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        activation(self.g)
+
+    def trace(self, x: Array, fixed: Weights) -> RoutingTrace:
+        """Return c, m and z of every hidden layer."""
+        if fixed:
+            check_features(x, fixed[0], "x")
+        return routing_forward(x, fixed, self.p_k, self.ties, activation(self.g))
+
+    def masks(self, x: Array, fixed: Weights, config: Any, at: Pass) -> tuple[Array, ...]:
+        return self.trace(x, fixed).m
