@@ -19,7 +19,6 @@ True
 (False, 'W')
 """
 
-import functools
 import itertools
 import math
 import sys
@@ -28,26 +27,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .backends import Backend, backend_of, get_backend, reference
+from .backends import backend_of, reference
 from .errors import UserError
-from .functional.activations import (
-    ACTIVATIONS,
-    Activation,
-    masked_activation_backward,
-    masked_activation_forward,
-)
-from .functional.dropout import dropout_backward, dropout_forward
-from .functional.linear import Linear, linear_backward, linear_forward
-from .functional.loss import (
-    mean_squared_error_backward,
-    mean_squared_error_forward,
-    softmax_cross_entropy_backward,
-    softmax_cross_entropy_forward,
-)
-from .functional.routing import winners
-from .models import mlp
-from .rng import key, stream
-from .tree import leaves, tree_map, zeros_like
+from .rng import stream
+from .tree import leaves, named_leaves, tree_map
 
 Array = Any
 Tree = Any
@@ -165,7 +148,7 @@ def check_gradients(forward: Forward, backward: Backward, at: Tree, *, full: boo
     UserError
         If `at` holds anything but float64, or a gradient has the wrong shape.
     """
-    inputs = list(_named(at))
+    inputs = list(named_leaves(at))
     for name, x in inputs:
         if x.dtype != "float64":
             raise UserError(f"gradients are checked in float64, got {x.dtype} for {name}")
@@ -213,21 +196,6 @@ def check_gradients(forward: Forward, backward: Backward, at: Tree, *, full: boo
                     worst = worst._replace(error=error, worst=place, numeric=numeric / length,
                                            analytic=analytic / length)
     return worst._replace(perturbations=perturbations, flips=tuple(flips))
-
-
-def _named(tree: Tree, name: str = "") -> Iterator[tuple[str, Array]]:
-    """Yield the arrays of `tree` with their paths, in the order of `comet_np.tree.leaves`."""
-    if isinstance(tree, dict | tuple):
-        if isinstance(tree, dict):
-            branches = {f".{field}": branch for field, branch in tree.items()}
-        else:
-            fields = getattr(tree, "_fields", None)
-            branches = {f".{fields[i]}" if fields else f"[{i}]": branch
-                        for i, branch in enumerate(tree)}
-        for step, branch in branches.items():
-            yield from _named(branch, name + step)
-    elif tree is not None:
-        yield name.lstrip(".") or "at", tree
 
 
 def _probes(name: str, like: Array, full: bool, probes: int,
@@ -293,83 +261,3 @@ def _margin(flip: Flip, scores: Sequence[tuple[Array, int]]) -> float:
     c, k = scores[flip.mask]
     descending = np.sort(backend_of(c).to_host(c)[flip.row])[::-1]
     return float(descending[k - 1] - descending[k])  # k = N never flips
-
-
-def check_model_gradients(backend: Backend | None = None) -> Iterator[tuple[str, GradientCheck]]:
-    """Check every backward pass of COMET-NP on `backend` (NumPy if not given).
-
-    Yields
-    ------
-    name, result : str, GradientCheck
-    """
-    backend = backend or get_backend("numpy")
-    draw = stream(0, "check model gradients")
-
-    def normal(*shape: int) -> Array:
-        return backend.asarray(draw.standard_normal(shape))
-
-    def linear(dy: Array, cache: Any, at: Tree) -> Tree:
-        g = zeros_like(at["p"])
-        return {"x": linear_backward(dy, cache, at["p"], g), "p": g}
-
-    yield "linear", check_gradients(
-        lambda at: linear_forward(at["x"], at["p"]), linear,
-        {"x": normal(6, 5), "p": Linear(normal(4, 5), normal(4))})
-
-    mask = normal(6, 5) > 0
-
-    def masked_forward(at: Tree, f: Activation) -> tuple[Array, Any]:
-        return masked_activation_forward(at["s"], at["b"], mask, f)
-
-    def masked_backward(dx: Array, cache: Any, at: Tree, f: Activation) -> Tree:
-        db = zeros_like(at["b"])
-        return {"s": masked_activation_backward(dx, cache, f, db), "b": db}
-
-    for f in ACTIVATIONS.values():
-        yield f"masked {f.name}", check_gradients(
-            functools.partial(masked_forward, f=f), functools.partial(masked_backward, f=f),
-            {"s": normal(6, 5), "b": normal(5)})
-
-    labels = backend.asarray(draw.integers(0, 5, 6))
-    yield "softmax cross-entropy", check_gradients(
-        lambda at: softmax_cross_entropy_forward(at["logits"], labels),
-        lambda dloss, cache, at: {"logits": softmax_cross_entropy_backward(dloss, cache)},
-        {"logits": normal(6, 5)})
-
-    target = normal(6, 5)
-    yield "mean squared error", check_gradients(
-        lambda at: mean_squared_error_forward(at["y"], target),
-        lambda dloss, cache, at: {"y": mean_squared_error_backward(dloss, cache)},
-        {"y": normal(6, 5)})
-
-    yield "dropout", check_gradients(
-        lambda at: dropout_forward(at["x"], 0.3, key(0, "check dropout")),
-        lambda dy, cache, at: {"x": dropout_backward(dy, cache)}, {"x": normal(6, 5)})
-
-    x = normal(6, 20)
-    for name, p_k in ("standard MLP", None), ("COMET MLP", 0.5):
-        config = mlp.MLPConfig((20, 30, 30, 5), p_k=p_k)
-        params, routing = mlp.init(config, backend=backend, dtype="float64")
-        yield name, check_mlp_gradients(x, params, routing, config)
-    yield f"{name}, masks frozen", check_mlp_gradients(x, params, routing, config,
-                                                       mlp.masks_of(x, routing, config))
-
-
-def check_mlp_gradients(x: Array, params: mlp.Params, routing: mlp.Routing, config: mlp.MLPConfig,
-                        masks: Sequence[Array | None] | None = None,
-                        **options: Any) -> GradientCheck:
-    """Check `mlp.backward` by x and by all parameters, with `masks` frozen or else live.
-
-    The arguments are those of `mlp.forward`; the `options` those of `check_gradients`.
-    """
-    def backward(da_L: Array, cache: mlp.MLPCache, at: Tree) -> Tree:
-        g = zeros_like(at["params"])
-        return {"x": mlp.backward(da_L, cache, at["params"], g, config), "params": g}
-
-    def scores(at: Tree, cache: mlp.MLPCache) -> list[tuple[Array, int]]:
-        c = mlp.trace(at["x"], at["params"], routing, config).c
-        return [(c_l, winners(config.p_k or 1, c_l.shape[-1])) for c_l in c]
-
-    return check_gradients(
-        lambda at: mlp.forward(at["x"], at["params"], routing, config, masks), backward,
-        {"x": x, "params": params}, scores=scores, **options)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from .backends import overridable, xp_of
 from .errors import UserError, unknown
+from .settings import option
 
 Array = Any
 
@@ -32,20 +33,26 @@ class OptimizerConfig:
         For "adam" and "adamw".
     weight_decay : float
         Added to the gradient as weight_decay * p; decoupled from it in "adamw".
+    decay_biases : bool
+        Whether biases and the gains of norms decay too.
+    l1 : float
+        Factor of an L1 penalty on the weights (biases are left out): ``g += l1 sign(p)``.
     clip_norm : float or None
         Scale the whole gradient down to at most this Euclidean norm.
     clip_value : float or None
         Clip each element to +-clip_value.
     """
 
-    name: str = "sgd"
-    momentum: float = 0.9
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float | None = None
-    clip_value: float | None = None
+    name: str = option("sgd", "sgd, momentum, adam or adamw", flag="optimizer")
+    momentum: float = option(0.9, "for --optimizer momentum")
+    beta1: float = option(0.9, "for adam and adamw")
+    beta2: float = option(0.999, "for adam and adamw")
+    eps: float = option(1e-8, "for adam and adamw")
+    weight_decay: float = option(0.0, "weight decay")
+    decay_biases: bool = option(True, "whether biases decay too")
+    l1: float = option(0.0, "factor of an L1 penalty on the weights")
+    clip_norm: float | None = option(None, "clip the gradient to this norm")
+    clip_value: float | None = option(None, "clip each gradient element to this value")
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
@@ -53,7 +60,7 @@ class OptimizerConfig:
         for field in ("momentum", "beta1", "beta2"):
             if not 0 <= getattr(self, field) < 1:
                 raise UserError(f"{field} must be in [0, 1), got {getattr(self, field)}")
-        for field in ("eps", "weight_decay"):
+        for field in ("eps", "weight_decay", "l1"):
             if not getattr(self, field) >= 0:
                 raise UserError(f"{field} must be at least 0, got {getattr(self, field)}")
         for field in ("clip_norm", "clip_value"):
@@ -63,7 +70,7 @@ class OptimizerConfig:
     @property
     def updates_in_backward(self) -> bool:
         """Whether backward(-lr * dlogits, ..., grads=params) is the whole update."""
-        return (self.name == "sgd" and not self.weight_decay
+        return (self.name == "sgd" and not self.weight_decay and not self.l1
                 and self.clip_norm is None and self.clip_value is None)
 
 
@@ -83,34 +90,46 @@ def init_state(p: Array, config: OptimizerConfig) -> OptimizerState:
     return OptimizerState(0, first, second)
 
 
-def update(p: Array, g: Array, state: OptimizerState, lr: float,
-           config: OptimizerConfig) -> OptimizerState:
+def update(p: Array, g: Array, state: OptimizerState, lr: float, config: OptimizerConfig,
+           matrices: int | None = None) -> OptimizerState:
     """Clip the gradient, take one step of the optimizer on p in place, and return the new state.
 
     Parameters
     ----------
     p, g : arrays (n,)
-        Flat parameters, changed in place, and gradients, which may be scaled in place.
+        Flat parameters, changed in place, and gradients, which may be changed in place.
     state : OptimizerState
         Its moments are changed in place.
     lr : float
         Learning rate of this step, see `comet_np.schedules`.
     config : OptimizerConfig
+    matrices : int, optional
+        How many parameters at the front are elements of matrices, as `comet_np.tree.flatten` lays
+        them; biases and gains lie behind. All if not given.
     """
     if p.shape != g.shape:
         raise UserError(f"parameters and gradients must have one shape, got {p.shape}, {g.shape}")
+    matrices = p.size if matrices is None else matrices
+    if config.l1:
+        g[:matrices] += config.l1 * xp_of(p).sign(p[:matrices])
     if config.clip_value is not None:
         clip_value(g, config.clip_value)
     scale = 1.0 if config.clip_norm is None else clip_scale(g, config.clip_norm)
     step = state.step + 1
-    if config.name == "sgd":
-        sgd(p, g, lr, config.weight_decay, scale)
-    elif config.name == "momentum":
-        momentum(p, g, state.first, lr, config.momentum, config.weight_decay, scale)
+    if config.weight_decay and not config.decay_biases:
+        parts = [(slice(0, matrices), config.weight_decay), (slice(matrices, p.size), 0.0)]
     else:
-        decoupled = config.name == "adamw"
-        adam(p, g, state.first, state.second, step, lr, config.beta1, config.beta2, config.eps,
-             config.weight_decay, decoupled, scale)
+        parts = [(slice(0, p.size), config.weight_decay)]
+    for part, weight_decay in parts:
+        first, second = (None if moment is None else moment[part]
+                         for moment in (state.first, state.second))
+        if config.name == "sgd":
+            sgd(p[part], g[part], lr, weight_decay, scale)
+        elif config.name == "momentum":
+            momentum(p[part], g[part], first, lr, config.momentum, weight_decay, scale)
+        else:
+            adam(p[part], g[part], first, second, step, lr, config.beta1, config.beta2, config.eps,
+                 weight_decay, config.name == "adamw", scale)
     return OptimizerState(step, state.first, state.second)
 
 

@@ -1,0 +1,205 @@
+"""`comet-np check`: gradients against finite differences, kernels against their bodies, here."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .backends import OPERATIONS, Backend, get_backend
+from .functional.activations import ACTIVATIONS, Activation, activation
+from .functional.dropout import dropout_backward, dropout_forward
+from .functional.hidden import hidden_backward, hidden_forward
+from .functional.linear import Linear, linear_backward, linear_forward, project
+from .functional.loss import (
+    mean_squared_error_backward,
+    mean_squared_error_forward,
+    softmax_cross_entropy_backward,
+    softmax_cross_entropy_forward,
+)
+from .functional.routing import winners
+from .gates import (
+    EVALUATION,
+    Bernoulli,
+    Comet,
+    ExampleTied,
+    Gate,
+    Kept,
+    Layerwise,
+    Pass,
+    TopK,
+    keep,
+)
+from .gradcheck import GradientCheck, check_gradients
+from .models import mlp
+from .rng import key, stream
+from .samples import SAMPLES, Size, alike, in_tf32, outcome, samples
+from .tree import zeros_like
+
+Array = Any
+Tree = Any
+
+TOLERANCE = 1e-5  # of float32 after sums of some hundred terms
+TF32_TOLERANCE = 2**-9  # two operands of 10 bits
+SIZE = Size((65,), 129, 301)  # odd, past one block of anything
+# One of each kind; `Kept` is added with masks to keep.
+GATES: tuple[Gate, ...] = (Comet(), Layerwise(), TopK(), TopK(of="activation"), Bernoulli(),
+                           ExampleTied())
+
+
+def check_model_gradients(backend: Backend | None = None) -> Iterator[tuple[str, GradientCheck]]:
+    """Check every backward pass of COMET-NP on `backend` (NumPy if not given).
+
+    Yields
+    ------
+    name, result : str, GradientCheck
+    """
+    backend = backend or get_backend("numpy")
+    draw = stream(0, "check model gradients")
+
+    def normal(*shape: int) -> Array:
+        return backend.asarray(draw.standard_normal(shape))
+
+    def layer() -> Tree:
+        return {"x": normal(6, 5), "p": Linear(normal(4, 5), normal(4))}
+
+    def linear(dy: Array, cache: Any, at: Tree) -> Tree:
+        g = zeros_like(at["p"])
+        return {"x": linear_backward(dy, cache, at["p"], g), "p": g}
+
+    yield "linear", check_gradients(
+        lambda at: linear_forward(at["x"], at["p"]), linear, layer())
+
+    def hidden(at: Tree, f: Activation, m: Array | None) -> tuple[Array, Any]:
+        return hidden_forward(at["x"], at["p"], m, f)
+
+    def hidden_gradients(dh: Array, cache: Any, at: Tree, f: Activation) -> Tree:
+        g = zeros_like(at["p"])
+        return {"x": hidden_backward(dh, cache, at["p"], g, f), "p": g}
+
+    m = normal(6, 4) > 0
+    for name, f, mask in (*((f"hidden {name}", f, m) for name, f in ACTIVATIONS.items()),
+                          ("hidden softplus, no mask", activation("softplus"), None)):
+        yield name, check_gradients(functools.partial(hidden, f=f, m=mask),
+                                    functools.partial(hidden_gradients, f=f), layer())
+
+    labels = backend.asarray(draw.integers(0, 5, 6))
+    yield "softmax cross-entropy", check_gradients(
+        lambda at: softmax_cross_entropy_forward(at["logits"], labels),
+        lambda dloss, cache, at: {"logits": softmax_cross_entropy_backward(dloss, cache)},
+        {"logits": normal(6, 5)})
+
+    target = normal(6, 5)
+    yield "mean squared error", check_gradients(
+        lambda at: mean_squared_error_forward(at["y"], target),
+        lambda dloss, cache, at: {"y": mean_squared_error_backward(dloss, cache)},
+        {"y": normal(6, 5)})
+
+    yield "dropout", check_gradients(
+        lambda at: dropout_forward(at["x"], 0.3, key(0, "check dropout"), 7),
+        lambda dy, cache, at: {"x": dropout_backward(dy, cache)}, {"x": normal(6, 5)})
+
+    x = normal(6, 20)
+    at = Pass(train=True, example=backend.asarray(draw.permutation(6)))
+    for gate in (None, *GATES, Kept()):
+        config = mlp.MLPConfig((20, 30, 30, 5), gate=gate)
+        params, fixed = mlp.init(config, backend=backend, dtype="float64")
+        if isinstance(gate, Kept):
+            fixed = keep(Bernoulli(), [(x, at)], (), config)
+        name = f"MLP, {'no gate' if gate is None else _short(gate)}"
+        yield name, check_mlp_gradients(x, params, fixed, config, at=at)
+        if gate is not None:
+            masks = mlp.forward(x, params, fixed, config, at=at)[1].masks
+            yield f"{name}, masks frozen", check_mlp_gradients(x, params, fixed, config, masks)
+    config = mlp.MLPConfig((20, 30, 30, 5), dropout=0.3)
+    params, fixed = mlp.init(config, backend=backend, dtype="float64")
+    yield "MLP, Comet, dropout", check_mlp_gradients(x, params, fixed, config, at=at)
+
+
+def _short(gate: Gate) -> str:
+    name = type(gate).__name__
+    return f"{name} of the {gate.of}" if isinstance(gate, TopK) else name
+
+
+def check_mlp_gradients(x: Array, params: mlp.Params, fixed: mlp.Fixed, config: mlp.MLPConfig,
+                        masks: tuple[Array | None, ...] | None = None, at: Pass = EVALUATION,
+                        **options: Any) -> GradientCheck:
+    """Check `mlp.backward` by x and by all parameters, with `masks` frozen or else live.
+
+    The arguments are those of `mlp.forward`; the `options` those of `check_gradients`.
+    """
+    def forward(point: Tree) -> tuple[Array, mlp.MLPCache]:
+        return mlp.forward(point["x"], point["params"], fixed, config, masks, at)
+
+    def backward(da_L: Array, cache: mlp.MLPCache, point: Tree) -> Tree:
+        g = zeros_like(point["params"])
+        return {"x": mlp.backward(da_L, cache, point["params"], g, config), "params": g}
+
+    def live(cache: mlp.MLPCache) -> list[Array]:
+        return [m for m in cache.masks if m is not None]
+
+    def scores(point: Tree, cache: mlp.MLPCache) -> list[tuple[Array, int]]:
+        return routing_scores(point["x"], cache, fixed, config)
+
+    capped = isinstance(config.gate, Comet | Layerwise | TopK)
+    return check_gradients(forward, backward, {"x": x, "params": params}, masks=live,
+                           scores=scores if capped else None, **options)
+
+
+def routing_scores(x: Array, cache: mlp.MLPCache, fixed: mlp.Fixed,
+                   config: mlp.MLPConfig) -> list[tuple[Array, int]]:
+    """Return the scores that a forward pass on x capped, one array (..., N_l) a layer, and its k.
+
+    Of the gates that cap: Comet, Layerwise, TopK.
+    """
+    gate = config.gate
+    assert isinstance(gate, Comet | Layerwise | TopK)
+    scores: list[Array]
+    if isinstance(gate, Comet):
+        scores = list(gate.trace(x, fixed).c)
+    elif isinstance(gate, Layerwise):
+        scores = [project(layer.x, V) for layer, V in zip(cache.hidden, fixed, strict=True)]
+    else:
+        f = activation("identity" if gate.of == "pre-activation" else config.activation)
+        scores = [f.forward(layer.a) for layer in cache.hidden]
+    return [(c, winners(gate.p_k, c.shape[-1])) for c in scores]
+
+
+def _difference(name: str, arguments: tuple[Any, ...], backend: Backend) -> float:
+    """Return the largest relative difference of a kernel from its body, over all it writes."""
+    body = OPERATIONS[name].body
+    results = [outcome(function, arguments, lambda a: backend.asarray(a.copy()))
+               for function in (functools.partial(backend.kernels[name], body), body)]
+    differences = [0.0]
+    for pair in zip(*results, strict=True):
+        ours, bodys = (np.asarray(a, "float64") for a in alike(*map(backend.to_host, pair)))
+        if ours.shape != bodys.shape:
+            return np.inf
+        other = ours != bodys  # infinities are the same or not
+        largest = np.abs(bodys[np.isfinite(bodys)]).max(initial=1e-30)
+        differences.append(np.abs(ours[other] - bodys[other]).max(initial=0) / largest)
+    return float(np.max(differences))  # NaN if any is
+
+
+def run_checks(backend: Backend) -> int:
+    """Run all checks, print a line for each, and return 0 if all pass, else 1."""
+    failed = 0
+
+    def line(name: str, ok: bool, text: str) -> None:
+        nonlocal failed
+        failed += not ok
+        print(f"{'ok    ' if ok else 'FAILED'}  {name:56}  {text}", flush=True)
+
+    for name, result in check_model_gradients(backend):
+        line(f"gradient: {name}", result.ok, result.summary)
+    for name in SAMPLES:
+        if name in backend.kernels:
+            found = [(_difference(name, arguments, backend),
+                      TF32_TOLERANCE if in_tf32(arguments) else TOLERANCE)
+                     for arguments in samples(name, "float32", [SIZE])]
+            worst, allowed = found[np.argmax([difference / most for difference, most in found])]
+            line(f"kernel against body: {name}", worst < allowed,
+                 f"relative difference {worst:.1e}")
+    print(f"{'all checks passed' if not failed else f'{failed} checks FAILED'} on "
+          f"{backend.describe()['device']} ({backend.name})")
+    return 1 if failed else 0

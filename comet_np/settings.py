@@ -1,0 +1,99 @@
+"""Settings: frozen dataclasses whose fields are flags on the command line and lines of a record."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from .errors import UserError, unknown
+
+
+def option(default: Any, text: str, flag: str | None = None) -> Any:
+    """Return a dataclass field with a default, and the help text and name of its flag.
+
+    The name is that of the field if not given.
+    """
+    return dataclasses.field(default=default, metadata={"help": text, "flag": flag})
+
+
+def flags(kind: type) -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
+    """Yield the flags of a configuration, without dashes, and their fields, nested ones too."""
+    for field in dataclasses.fields(kind):
+        if "help" in field.metadata:
+            yield field.metadata["flag"] or field.name, field
+        elif isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            yield from flags(field.type)
+
+
+def build(kind: type, values: dict[str, Any]) -> Any:
+    """Return the configuration of this `kind` with the `values` of some flags.
+
+    Raises
+    ------
+    UserError
+        If there is no such flag.
+    """
+    known = dict(flags(kind))
+    for name in values:
+        if name not in known:
+            raise unknown("setting", name, known)
+    return _changed(kind(), values)
+
+
+def _changed(config: Any, values: dict[str, Any]) -> Any:
+    own: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        name = field.metadata.get("flag") or field.name
+        value = getattr(config, field.name)
+        if "help" in field.metadata and name in values:
+            own[field.name] = values[name]
+        elif dataclasses.is_dataclass(value):
+            own[field.name] = _changed(value, values)
+    return dataclasses.replace(config, **own)
+
+
+def values(config: Any) -> dict[str, Any]:
+    """Return the values of all flags of a configuration: what `build` makes it of."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if "help" in field.metadata:
+            found[field.metadata["flag"] or field.name] = value
+        elif dataclasses.is_dataclass(value):
+            found |= values(value)
+    return found
+
+
+def record(config: Any) -> Any:
+    """Return a configuration as JSON values; a dataclass says its class, as gates differ by it."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {"class": type(config).__name__} | {
+            field.name: record(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, tuple | list):
+        return [record(value) for value in config]
+    return config
+
+
+def parse(name: str, field: "dataclasses.Field[Any]", text: str) -> Any:
+    """Return the value of a field from the text of its flag `name`."""
+    return _parse(field.type, text, "--" + name.replace("_", "-"))
+
+
+def _parse(kind: Any, text: str, flag: str) -> Any:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if text.lower() == "none":
+            return None
+        return _parse(inner[0], text, flag)
+    if origin is tuple:
+        return tuple(_parse(inner[0], part, flag) for part in text.split(",") if part)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise UserError(f'{flag} takes true or false, got "{text}"')
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        wanted = {int: "a whole number", float: "a number"}[kind]
+        raise UserError(f'{flag} takes {wanted}, got "{text}"') from None
