@@ -1,7 +1,6 @@
 """The command `comet-np`."""
 
 import argparse
-import dataclasses
 import itertools
 import json
 import os
@@ -11,22 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..backends import BackendError, get_backend
-from ..backends.numpy_backend import threads
-from ..checkpoint import write_atomically
+from .. import __version__, settings
 from ..errors import UserError, nearest, unknown
-from ..precision import precision
-from . import datasets
-from .experiment import Experiment, make_folder, parse
-from .fig2 import FIG2
-from .fig3 import FIG3
-from .grid import FIG4, FIG11, FIG33, QUICKSTART
-from .progress import duration
-from .sweep import Sweep, cells_of, expected_seconds, provenance, summary
+from .registry import EXPERIMENTS
+from .registry import experiment as find
 
-EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in
-                                      (QUICKSTART, FIG2, FIG3, FIG4, FIG11, FIG33)}
+CELLS_ON_A_GPU = 4  # at once, if not told otherwise
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                             f"{options.command} --help lists them)")
         status: int = options.action(options)
         return status
-    except (UserError, BackendError) as error:
+    except UserError as error:
         print(f"comet-np: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -101,8 +90,9 @@ def _add_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> No
                         help="numpy (the default): CPU; cupy: CUDA")
     parser.add_argument("--out", help="folder for results (default: runs/NAME-PRESET)")
     parser.add_argument("--data", help="folder of the data sets (default: $COMET_DATA)")
-    parser.add_argument("--jobs", type=int, help="cells run at a time, by processes that share "
-                        "out the threads (default: one a core with numpy, else 1)")
+    parser.add_argument("--jobs", type=int, help="cells run at a time (default: one a core, in "
+                        f"processes that share out the threads; on a GPU {CELLS_ON_A_GPU}, each "
+                        "with a stream of its own)")
     parser.add_argument("--mpi", action="store_true", help="run the cells on the ranks of MPI")
     # the name is the first argument that is not the value of a flag: its settings become flags
     name = next((a for before, a in itertools.pairwise(arguments)
@@ -111,19 +101,14 @@ def _add_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> No
     if name is None:
         return
     group = parser.add_argument_group(f"settings of {name} (those of the preset if not given)")
-    laptop = EXPERIMENTS[name].presets.get("laptop", {})
-    for field in dataclasses.fields(EXPERIMENTS[name].config):
-        default = laptop.get(field.name, field.default)
+    experiment = find(name)
+    laptop = settings.values(experiment.configure("laptop", {}))
+    for flag, field in settings.flags(experiment.config):
+        default = laptop[flag]
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        group.add_argument("--" + field.name.replace("_", "-"), dest=f"set_{field.name}",
-                           metavar="VALUE", default=argparse.SUPPRESS,
+        group.add_argument("--" + flag.replace("_", "-"), dest=f"set_{flag}", metavar="VALUE",
+                           default=argparse.SUPPRESS,
                            help=f"{field.metadata['help']} (laptop: {shown})")
-
-
-def _experiment(name: str) -> Experiment:
-    if name not in EXPERIMENTS:
-        raise unknown("experiment", name, EXPERIMENTS)
-    return EXPERIMENTS[name]
 
 
 def _out(options: argparse.Namespace) -> Path:
@@ -131,36 +116,41 @@ def _out(options: argparse.Namespace) -> Path:
 
 
 def _list(options: argparse.Namespace) -> int:
-    for experiment in EXPERIMENTS.values():
-        print(f"{experiment.name:12} {experiment.title}")
+    for name, (_, title) in EXPERIMENTS.items():
+        print(f"{name:12} {title}")
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
-    experiment = _experiment(options.name)
-    fields = {field.name: field for field in dataclasses.fields(experiment.config)}
-    changes = {name: parse(field, getattr(options, f"set_{name}"))
-               for name, field in fields.items() if hasattr(options, f"set_{name}")}
+    from ..backends import get_backend
+    from ..backends.cpu import threads
+    from ..checkpoint import write_atomically
+    from .experiment import make_folder
+    from .progress import duration
+    from .provenance import provenance
+    from .sweep import Sweep, cells_of, expected_seconds, summary
+
+    experiment = find(options.name)
+    changes = {flag: settings.parse(flag, field, getattr(options, f"set_{flag}"))
+               for flag, field in settings.flags(experiment.config)
+               if hasattr(options, f"set_{flag}")}
     config = experiment.configure(options.preset, changes)
     backend = get_backend(options.backend)  # a missing GPU is said before any work
-    dtype = "float32"
-    if "precision" in fields:
-        precision(config.precision).check(options.backend)
-        dtype = precision(config.precision).accumulate
     cells = experiment.cells(config)
     jobs = options.jobs
     if jobs is None:
-        jobs = min(threads(), len(cells)) if options.backend == "numpy" else 1
+        jobs = min(CELLS_ON_A_GPU if backend.waits else threads(), len(cells))
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {jobs}")
     out = _out(options)
     make_folder(out)
-    record = {"experiment": experiment.name, "preset": options.preset,
-              "config": dataclasses.asdict(config), "jobs": jobs, "mpi": options.mpi,
-              **provenance(options.backend)}
+    values = settings.values(config)
+    record = {"experiment": experiment.name, "preset": options.preset, "config": values,
+              "jobs": jobs, "mpi": options.mpi, **provenance(options.backend)}
     write_atomically(out / "run.json", json.dumps(record, indent=1).encode() + b"\n")
     started = time.monotonic()
     to_run = [cell for cell in cells if cell.result(out) is None]
+    dtype = "float64" if values.get("precision") == "float64" else "float32"
     expected = expected_seconds(to_run, backend, dtype)
     print(f"{experiment.name} ({options.preset}): {cells_of(len(cells))} on "
           f"{backend.describe()['device']}, "
@@ -177,26 +167,28 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _plot(options: argparse.Namespace) -> int:
-    experiment = _experiment(options.name)
+    experiment = find(options.name)
     out = _out(options)
     if not (out / "run.json").exists():
         raise UserError(f"{out} holds no run of {experiment.name}: run it first, or name its "
                         "folder with --out")
     try:
         record = json.loads((out / "run.json").read_text())
-        name, fields = record["experiment"], record["config"]
+        name, values = record["experiment"], record["config"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{out / 'run.json'} is damaged: run the experiment again with its "
                         "settings, finished cells are kept") from error
     if name != experiment.name:
         raise UserError(f"{out} holds a run of {name}, not of {experiment.name}")
-    config = experiment.restore(fields)
+    config = experiment.restore(values)
     print(experiment.table(config, out))
     print(f"figure: {experiment.draw(config, out)}")
     return 0
 
 
 def _data(options: argparse.Namespace) -> int:
+    from . import datasets
+
     folder = options.data or os.environ.get("COMET_DATA")
     if options.fetch:
         if not folder:
@@ -208,13 +200,16 @@ def _data(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from .check import run_checks
+    from ..backends import get_backend
+    from ..selfcheck import run_checks
 
     return run_checks(get_backend(options.backend))
 
 
 def _bench(options: argparse.Namespace) -> int:
+    from ..backends import get_backend
     from ..benchmarks import bench
+    from .progress import duration
 
     get_backend(options.backend)  # an unknown name or a missing GPU is said before any work
     started = time.monotonic()

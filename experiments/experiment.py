@@ -1,26 +1,19 @@
 """What an experiment is: a configuration with presets, a list of cells, a figure and a table."""
 
 import contextlib
-import dataclasses
 import hashlib
 import json
-import types
-import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .. import settings
 from ..backends import Backend
 from ..errors import UserError, unknown
-from .progress import Progress
+from .training.signals import Stop
 
 PRESETS = ("smoke", "laptop", "paper")
-
-
-def option(default: Any, text: str) -> Any:
-    """Return a dataclass field with a default and the help text of its command-line flag."""
-    return dataclasses.field(default=default, metadata={"help": text})
 
 
 class Cell(NamedTuple):
@@ -36,7 +29,7 @@ class Cell(NamedTuple):
 
     def folder(self, out: Path) -> Path:
         """Return where the cell's files go: another spec of the same name has another folder."""
-        spec = json.dumps(dataclasses.asdict(self.spec), sort_keys=True)
+        spec = json.dumps(settings.record(self.spec), sort_keys=True)
         return out / "cells" / f"{self.name}-{hashlib.sha256(spec.encode()).hexdigest()[:8]}"
 
     def result(self, out: Path) -> dict[str, Any] | None:
@@ -48,29 +41,38 @@ class Cell(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a cell runs: its folder, the backend, the data folder, and the progress line."""
+    """Where a cell runs: its folder, the backend, the data folder, the progress line.
+
+    stop : Stop or None, by which another thread asks for the end; if None, signals do.
+    """
 
     folder: Path
     backend: Backend
     data: str | None
-    progress: Progress
+    progress: Any
+    stop: Stop | None = None
+
+    def raise_if_stopped(self) -> None:
+        """Raise KeyboardInterrupt if another thread asked for the end."""
+        if self.stop is not None:
+            self.stop.raise_if_asked()
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A named experiment.
+    """An experiment; `registry` knows its name and title.
 
     Attributes
     ----------
-    name, title : str
+    name : str
     config : type
-        A frozen dataclass, one field a setting.
+        A frozen dataclass whose fields are `comet_np.settings` options.
     presets : dict of str to dict
-        What each preset changes of the config's defaults; nothing if it is not named.
+        What each preset changes of the config's defaults, by flag; nothing if it is not named.
     cells : config -> list of Cell
     run_cell : (spec, Place) -> result
-        Writes result.json itself. Stopped and called again, training goes on from its checkpoint;
-        the short cells of Figures 2 and 3 start over.
+        A dict of JSON values. Stopped and called again, training goes on from its checkpoint; the
+        short cells of Figures 2 and 3 start over.
     draw : (config, out) -> path of the figure
         From the files of finished cells alone.
     table : (config, out) -> str
@@ -78,7 +80,6 @@ class Experiment:
     """
 
     name: str
-    title: str
     config: type
     presets: dict[str, dict[str, Any]]
     cells: Callable[[Any], list[Cell]]
@@ -87,43 +88,16 @@ class Experiment:
     table: Callable[[Any, Path], str]
 
     def configure(self, preset: str, changes: dict[str, Any]) -> Any:
-        """Return the configuration of a preset with some fields changed."""
+        """Return the configuration of a preset with some flags changed."""
         if preset not in PRESETS:
             raise unknown("preset", preset, PRESETS)
-        return self.config(**self.presets.get(preset, {}) | changes)
+        return settings.build(self.config, self.presets.get(preset, {}) | changes)
 
-    def restore(self, fields: dict[str, Any]) -> Any:
-        """Return the configuration that was written as JSON."""
-        known = {field.name: field for field in dataclasses.fields(self.config)}
-        for name in fields:
-            if name not in known:
-                raise unknown(f"setting of {self.name}", name, known)
-        return self.config(**{name: tuple(value) if isinstance(value, list) else value
-                              for name, value in fields.items()})
-
-
-def parse(field: "dataclasses.Field[Any]", text: str) -> Any:
-    """Return the value of a configuration field from the text of its command-line flag."""
-    return _parse(field.type, text, field.name)
-
-
-def _parse(kind: Any, text: str, name: str) -> Any:
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        if text.lower() == "none":
-            return None
-        return _parse(inner[0], text, name)
-    if origin is tuple:
-        return tuple(_parse(inner[0], part, name) for part in text.split(",") if part)
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise UserError(f'--{name.replace("_", "-")} takes true or false, got "{text}"')
-        return text.lower() == "true"
-    try:
-        return kind(text)
-    except ValueError:
-        wanted = {int: "a whole number", float: "a number"}[kind]
-        raise UserError(f'--{name.replace("_", "-")} takes {wanted}, got "{text}"') from None
+    def restore(self, values: dict[str, Any]) -> Any:
+        """Return the configuration whose flags were written as JSON."""
+        return settings.build(self.config, {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()})
 
 
 def make_folder(out: Path) -> None:

@@ -1,6 +1,5 @@
 """Figure 2: similar inputs get similar masks, and similar activations, the more so the sparser."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from .. import checkpoint
 from ..backends import Backend
 from ..errors import UserError
 from ..functional.linear import Linear
+from ..gates import Comet
 from ..models import mlp
 from ..rng import stream
+from ..settings import option
 from . import figures
-from .experiment import Cell, Experiment, Place, columns, option
+from .experiment import Cell, Experiment, Place, columns
 
 PAIRS_A_CELL = 50
 WORK_A_WEIGHT = 400.0  # drawing a weight takes as long as so many operations of a product
@@ -61,7 +61,7 @@ class Fig2Config:
         if min(self.pairs, self.networks, self.inputs, self.width, self.hidden) < 1:
             raise UserError("pairs, networks, inputs, width and hidden must each be at least 1")
         for p_k in self.p_k:
-            mlp.MLPConfig(_widths(self), self.activation, p_k)
+            mlp.MLPConfig(_widths(self), self.activation, Comet(p_k))
 
 
 def _widths(config: Fig2Config | Fig2Spec) -> tuple[int, ...]:
@@ -103,7 +103,7 @@ class Networks:
                        for name in ("W", "V")}
         self._pool = ThreadPoolExecutor(2)
 
-    def draw(self, pair: int, network: int) -> tuple[mlp.Params, mlp.Routing]:
+    def draw(self, pair: int, network: int) -> tuple[mlp.Params, mlp.Fixed]:
         """Return W and V ~ U(-1/sqrt(N_{l-1}), 1/sqrt(N_{l-1})), no biases as in eq. (7)."""
 
         def fill(name: str) -> list[Any]:
@@ -131,13 +131,14 @@ def run_cell(spec: Fig2Spec, place: Place) -> dict[str, Any]:
     work = network_work(spec)
     result: dict[str, Any] = {"input": [], "mask": [], "activation": []}
     for pair in range(spec.first, spec.last):
+        place.raise_if_stopped()
         host_x = input_pair(spec, pair)
         x = place.backend.asarray(host_x)
         sums = np.zeros((2, len(spec.p_k)))
         for network in range(spec.networks):
             params, routing = networks.draw(pair, network)
             for i, p_k in enumerate(spec.p_k):
-                config = mlp.MLPConfig(_widths(spec), spec.activation, p_k, bias=False)
+                config = mlp.MLPConfig(_widths(spec), spec.activation, Comet(p_k), bias=False)
                 trace = mlp.trace(x, params, routing, config)
                 sums[:, i] += (cosine(xp.concatenate(trace.m, axis=1)),
                                cosine(xp.concatenate(trace.x[1:], axis=1)))
@@ -146,7 +147,6 @@ def run_cell(spec: Fig2Spec, place: Place) -> dict[str, Any]:
         result["input"].append(cosine(host_x))
         result["mask"].append(mask.tolist())
         result["activation"].append(activation.tolist())
-    checkpoint.write_atomically(place.folder / "result.json", json.dumps(result).encode())
     return result
 
 
@@ -200,7 +200,7 @@ def table(config: Fig2Config, out: Path) -> str:
                             f"{high:.2f}); correlation of input and activation cosine")
 
 
-FIG2 = Experiment(
-    "fig2", "Figure 2: input similarity against mask and activation similarity", Fig2Config,
+EXPERIMENT = Experiment(
+    "fig2", Fig2Config,
     {"smoke": {"pairs": 20, "networks": 2, "width": 64, "hidden": 4}},
     cells, run_cell, draw, table)

@@ -1,21 +1,21 @@
 """Figure 3: which neurons the fixed routing ever uses, over randomly drawn networks."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
-from .. import checkpoint
 from ..errors import UserError, unknown
+from ..functional.packing import unpacked
+from ..gates import EVALUATION, Comet
 from ..models import mlp
 from ..rng import stream
+from ..settings import option
 from . import datasets, figures
 from .datasets.base import scaled
-from .experiment import Cell, Experiment, Place, columns, option
-from .training import EVALUATION_BATCH, blocks
+from .experiment import Cell, Experiment, Place, columns
+from .training.examples import BLOCK, blocks
 
 NETWORKS_A_CELL = 25
 HIDDEN = 3  # a 4-layer MLP
@@ -67,7 +67,13 @@ def network(seed: int, index: int, inputs: int) -> mlp.MLPConfig:
     draw = stream(seed, "network", index)
     N = draw.integers(100, 1000, size=HIDDEN, endpoint=True)
     p_k = 1 - draw.uniform(0.05, 1)
-    return mlp.MLPConfig((inputs, *map(int, N), 1), p_k=p_k)
+    return mlp.MLPConfig((inputs, *map(int, N), 1), gate=Comet(float(p_k)))
+
+
+def network_gate(config: mlp.MLPConfig) -> Comet:
+    """Return the gate of a COMET network."""
+    assert isinstance(config.gate, Comet)
+    return config.gate
 
 
 def _images(name: str, place: Place, count: int | None) -> tuple[np.ndarray, float, float]:
@@ -79,16 +85,16 @@ def _images(name: str, place: Place, count: int | None) -> tuple[np.ndarray, flo
     return np.concatenate(parts)[:count], data.scale, data.shift
 
 
-def utilisation(x: np.ndarray, scale: float, shift: float, routing: mlp.Routing,
+def utilisation(x: np.ndarray, scale: float, shift: float, fixed: mlp.Fixed,
                 config: mlp.MLPConfig, place: Place) -> list[np.ndarray]:
     """Return, for each hidden layer, how many of the examples activate each neuron: int (N_l,)."""
-    xp = place.backend.xp
+    xp, gate = place.backend.xp, network_gate(config)
     counts = [xp.zeros(N, dtype="int64") for N in config.widths[1:-1]]
-    for rows in blocks(len(x), EVALUATION_BATCH):
+    for rows in blocks(len(x), BLOCK):
         batch = scaled(place.backend.asarray(x[rows]), scale, shift, "float32")
-        for count, m in zip(counts, mlp.masks_of(batch, routing, config), strict=True):
-            assert m is not None  # the network is a COMET network
-            count += m.sum(axis=0)
+        masks = gate.masks(batch, fixed, config, EVALUATION)
+        for count, m in zip(counts, masks, strict=True):
+            count += unpacked(m, len(count)).sum(axis=0)
     return [place.backend.to_host(count) for count in counts]
 
 
@@ -100,23 +106,22 @@ def run_cell(spec: Fig3Spec, place: Place) -> dict[str, Any]:
     for index in range(spec.first, spec.last):
         config = network(spec.seed, index, images[spec.datasets[0]][0].shape[1])
         weights = int(stream(spec.seed, "weights", index).integers(2**63))
-        _, routing = mlp.init(config, weights, place.backend)
+        _, fixed = mlp.init(config, weights, place.backend)
         used = []
+        place.raise_if_stopped()
         for name in spec.datasets:
             x, scale, shift = images[name]
-            used.append(utilisation(x, scale, shift, routing, config, place))
+            used.append(utilisation(x, scale, shift, fixed, config, place))
             place.progress.advance(NETWORK_WORK * len(x), f"network {index}: {name}")
         asleep = [count == 0 for count in used[0]]
         woken = sum(int((other[sleeps] > 0).sum())
                     for other, sleeps in zip(used[1], asleep, strict=True))
         results.append({
-            "p_k": config.p_k, "widths": config.widths[1:-1],
+            "p_k": network_gate(config).p_k, "widths": config.widths[1:-1],
             "never": int(sum(sleeps.sum() for sleeps in asleep)), "woken": woken,
             # how the utilisation is distributed: its quantiles, layer by layer
             "quantiles": [np.quantile(count / examples, np.linspace(0, 1, 101)).round(5).tolist()
                           for count in used[0]]})
-    checkpoint.write_atomically(place.folder / "result.json",
-                                json.dumps({"networks": results}).encode())
     return {"networks": results}
 
 
@@ -134,6 +139,8 @@ def statistics(networks: list[dict[str, Any]]) -> dict[str, tuple[float, float, 
     The neurons of one network are not independent, so the interval of the first is a bootstrap
     over networks.
     """
+    from scipy.stats import binomtest  # here, as it takes a second to load
+
     never = np.array([n["never"] for n in networks])
     neurons = np.array([sum(n["widths"]) for n in networks])
     draws = stream(0, "bootstrap").integers(0, len(networks), size=(10_000, len(networks)))
@@ -188,9 +195,8 @@ def table(config: Fig3Config, out: Path) -> str:
         f"active on {images} images of {config.datasets[1]}")
 
 
-FIG3 = Experiment(
-    "fig3", "Figure 3: neuron utilisation of random networks on CIFAR10, then CIFAR100",
-    Fig3Config,
+EXPERIMENT = Experiment(
+    "fig3", Fig3Config,
     {"smoke": {"networks": 4, "images": 500, "datasets": ("glyphs", "glyphs")},
      "paper": {"networks": 1000}},
     cells, run_cell, draw, table)

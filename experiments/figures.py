@@ -7,9 +7,18 @@ import numpy as np
 
 from ..errors import UserError
 
-COLORS = {"standard": "#4c6a92", "comet": "#d9622b", "scaled": "#7a9a4a", "centred": "#7d5a9e"}
-LABELS = {"standard": "standard", "comet": "COMET", "scaled": "standard, $p_k f$",
-          "centred": "standard, $f - f(0)$"}
+# The models of `variants`: colour and name.
+LOOKS = {"standard": ("#4c6a92", "standard"), "comet": ("#d9622b", "COMET"),
+         "centred": ("#7d5a9e", "standard, $f - f(0)$"), "scaled": ("#7a9a4a", "standard, $p_k f$"),
+         "smaller": ("#2f9c95", "smaller"), "dropout": ("#a8743d", "dropout"),
+         "top-k": ("#c2477f", "top-k"), "layerwise": ("#5b8c2a", "layer-wise routing"),
+         "bernoulli": ("#8a8a8a", "Bernoulli masking"),
+         "example-tied": ("#c9a227", "example-tied dropout")}
+
+
+def look(model: str, number: int) -> tuple[str, str]:
+    """Return the colour and the name of a model, the `number`-th of a figure."""
+    return LOOKS.get(model, (f"C{number}", model))  # one of the user's own
 
 
 def pyplot() -> Any:

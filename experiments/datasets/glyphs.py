@@ -11,7 +11,6 @@ import functools
 from pathlib import Path
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 from ...errors import UserError
 from ...rng import stream
@@ -90,6 +89,8 @@ def drawings() -> tuple[Array, Array]:
     except ImportError:
         raise UserError('the data set "glyphs" draws its digits with matplotlib: '
                         'pip install "comet-np[plots]"') from None
+    from scipy.ndimage import gaussian_filter  # here, as it takes a quarter of a second to load
+
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     sheet = Figure(figsize=(10 * CELL, len(FONTS) * CELL), dpi=1, facecolor="white")
     sheet.set_layout_engine("none")

@@ -9,7 +9,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
 
 from ...errors import UserError
 from .base import (
@@ -90,6 +89,8 @@ def load(folder: Path, seed: int, target: int | str | None = None) -> Dataset:
 
 def _read(place: Path, file: OfficialFile) -> tuple[np.ndarray, bool]:
     """Return a file's rows, float64 (n, COLUMNS), and whether it is the official one."""
+    from scipy.io import loadmat  # here, as it takes a while to load
+
     content = read_file(place, file.name)
     try:
         rows = loadmat(io.BytesIO(content))[Path(file.name).stem]

@@ -1,0 +1,140 @@
+"""One cell of a sweep: locked while it runs, its result written when it is done."""
+
+import contextlib
+import dataclasses
+import errno
+import gc
+import json
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..backends import OutOfMemory, get_backend
+from ..checkpoint import write_atomically
+from ..errors import UserError
+from ..settings import flags
+from .experiment import Cell, Place
+from .provenance import provenance
+from .registry import experiment
+from .training.signals import Stop
+
+
+class Job(NamedTuple):
+    """A cell for a worker: the experiment's name, the cell, and where."""
+
+    experiment: str
+    cell: Cell
+    out: Path
+    backend: str
+    data: str | None
+
+
+class Outcome(NamedTuple):
+    """What became of a cell: "done", "found" (finished before), "busy" or "failed", and why."""
+
+    cell: str
+    status: str
+    message: str = ""
+
+
+def run_job(job: Job, progress: Any, stop: Stop | None = None) -> Outcome:
+    """Run one cell, unless it is finished or another sweep is at it."""
+    cell, folder = job.cell, job.cell.folder(job.out)
+    progress = _CellProgress(progress, cell.work)
+    try:
+        if cell.result(job.out) is not None:
+            return Outcome(cell.name, "found")
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(folder / "lock") as ours:
+            if not ours:
+                return Outcome(cell.name, "busy", "another sweep is running it")
+            if cell.result(job.out) is not None:  # finished by another sweep meanwhile
+                return Outcome(cell.name, "found")
+            _run(job, folder, progress, stop)
+            return Outcome(cell.name, "done")
+    except OutOfMemory as error:
+        return Outcome(cell.name, "failed", f"{error}: {_less_memory(job)}")
+    except UserError as error:
+        return Outcome(cell.name, "failed", str(error))
+    except OSError as error:
+        return Outcome(cell.name, "failed", f"cannot write into {folder} ({error.strerror}): free "
+                       "some space or choose another folder with --out, then run it again")
+    except Exception as error:
+        report = folder / "error.txt"
+        with contextlib.suppress(OSError):
+            report.write_text(traceback.format_exc())
+        return Outcome(cell.name, "failed",
+                       f"{type(error).__name__}: {error} (the traceback is in {report})")
+    finally:
+        progress.end()
+        gc.collect()  # what lies in cycles, as a captured step does, gives its memory back
+
+
+def _run(job: Job, folder: Path, progress: Any, stop: Stop | None) -> None:
+    """Run a locked cell and write its result; the checkpoints that led to it go after that."""
+    backend = get_backend(job.backend)
+    backend.keep_freed_memory()
+    with open(folder / "starts.jsonl", "a") as starts:
+        starts.write(json.dumps(provenance(job.backend)) + "\n")
+    with backend.memory_explained():
+        result = experiment(job.experiment).run_cell(
+            job.cell.spec, Place(folder, backend, job.data, progress, stop))
+    write_atomically(folder / "result.json", json.dumps(result, indent=1).encode() + b"\n")
+    for file in folder.glob("checkpoint*"):
+        file.unlink()
+
+
+def _less_memory(job: Job) -> str:
+    """Return the advice to use less memory, by flags that this experiment has."""
+    known = {name for name, _ in flags(experiment(job.experiment).config)}
+    lower = [f"--{name}" for name in ("width", "widths", "batch", "train", "images")
+             if name in known]
+    advice = [f"lower {' or '.join(lower)}"]
+    if "float64" in json.dumps(dataclasses.asdict(job.cell.spec)):
+        advice.append("or the --precision")
+    return ", ".join([*advice, "or run fewer cells at once with --jobs 1"])
+
+
+@contextmanager
+def _lock(file: Path) -> Iterator[bool]:
+    """Hold an exclusive lock on `file`, or yield False; the system frees it if we are killed.
+
+    Where a file system has no locks, as some of clusters do, two sweeps may do a cell twice.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock
+        yield True
+        return
+    with open(file, "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+        yield True
+
+
+class _CellProgress:
+    """The progress of one cell, which counts as done when it ends, however that comes."""
+
+    def __init__(self, progress: Any, work: float) -> None:
+        self._progress, self._left = progress, work
+        self.message = progress.message
+
+    def skip(self, work: float) -> None:
+        self._left -= work
+        self._progress.skip(work)
+
+    def advance(self, work: float, text: str = "", steps: int = 1) -> None:
+        self._left -= work
+        self._progress.advance(work, text, steps)
+
+    def end(self) -> None:
+        """Leave out what the cell did not need, or did not come to."""
+        self.skip(self._left)

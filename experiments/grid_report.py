@@ -1,0 +1,195 @@
+"""The figure and the table of a grid, from the files of its finished cells alone."""
+
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import settings
+from ..errors import UserError
+from . import datasets, figures
+from .experiment import Experiment, columns, damaged, read_lines
+from .grid import GridConfig, cell_of, cells, run_cell
+from .tasks import task
+from .tasks.base import Metric
+
+Curves = dict[int, np.ndarray]  # by seed, (T,)
+# Settings that a figure's title names on their own, or that its axes do.
+SAID = ("datasets", "models", "widths", "p_k", "seeds", "train", "optimizer", "lr", "batch",
+        "epochs")
+CHARACTERS_AN_INCH = 16  # of a title
+
+
+def metric_of(dataset: str) -> Metric:
+    """Return the metric by which models are compared on a data set."""
+    return task(datasets.DATASETS[dataset].task).metric
+
+
+def curves_of(config: GridConfig, out: Path, dataset: str, width: int, model: str,
+              level: float) -> tuple[np.ndarray, Curves, int]:
+    """Return epochs (T,), the metric's curve of each finished seed, and the parameter count."""
+    key = f"val_{metric_of(dataset).key}"
+    curves: Curves = {}
+    epochs, count = np.zeros(0), 0
+    for seed in range(config.seeds):
+        cell = cell_of(config, dataset, width, model, level, seed)
+        if result := cell.result(out):
+            file = cell.folder(out) / "metrics.jsonl"
+            lines, count = read_lines(file), result["parameters"]
+            if (len(lines) != config.training.epochs + 1
+                    or any(not isinstance(line.get(key), float) for line in lines)):
+                raise damaged(file)
+            epochs = np.array([line["epoch"] for line in lines])
+            curves[seed] = np.array([line[key] for line in lines])
+    return epochs, curves, count
+
+
+def best(curves: Curves, sign: int, seeds: Iterable[int] | None = None) -> np.ndarray:
+    """Return the best value of each curve, or of those of some seeds: (seeds,)."""
+    return np.array([sign * (sign * curves[seed]).max()
+                     for seed in (sorted(curves) if seeds is None else seeds)])
+
+
+def advantage(standard: Curves, comet: Curves, sign: int) -> float:
+    """Return by how much COMET's mean best is better: points of accuracy, or % less error.
+
+    Over the seeds of which both are finished; NaN if there are none.
+    """
+    seeds = sorted(standard.keys() & comet.keys())
+    if not seeds:
+        return np.nan
+    a, b = best(standard, sign, seeds).mean(), best(comet, sign, seeds).mean()
+    return float(100 * (b - a) if sign > 0 else 100 * (a - b) / a)
+
+
+def draw(config: GridConfig, out: Path, name: str) -> Path:
+    """Draw a panel for each data set, width and p_k, and COMET's advantage in one more each."""
+    plt = figures.pyplot()
+    if not any(cell.result(out) for cell in cells(config)):
+        raise UserError(f"{out} holds no finished cell of {name}: run it first")
+    rows = [(dataset, width) for dataset in config.datasets for width in config.widths]
+    figure = plt.figure(figsize=(2.6 * (len(config.p_k) + 1), 3.0 * len(rows) + 0.3))
+    grid = figure.add_gridspec(len(rows), len(config.p_k) + 1)
+    for i, (dataset, width) in enumerate(rows):
+        _, label, sign = metric_of(dataset)
+        for j, level in enumerate(config.p_k):
+            axes = figure.add_subplot(grid[i, j])
+            for number, model in enumerate(config.models):
+                epochs, curves, count = curves_of(config, out, dataset, width, model, level)
+                if len(curves):
+                    color, model_name = figures.look(model, number)
+                    figures.seed_band(axes, epochs, np.array(list(curves.values())), color,
+                                      f"{model_name}: {best(curves, sign).mean():.3f} "
+                                      f"({count / 1e6:.2g} M)")
+            axes.set_title(f"{dataset}, N = {width}, $p_k$ = {level:g}")
+            if sign < 0:
+                axes.set_yscale("log")
+            if j == 0:
+                axes.set_ylabel(label)
+            axes.set_xlabel("epoch", labelpad=1)
+            if axes.lines:
+                axes.legend(loc="upper left", bbox_to_anchor=(0, -0.24), title="best (parameters)",
+                            title_fontsize=7, alignment="left")
+    for i, dataset in enumerate(config.datasets):
+        height = len(config.widths)
+        _draw_advantage(figure.add_subplot(grid[i * height:(i + 1) * height, -1]), config, out,
+                        dataset)
+    examples = "" if config.train is None else f", {config.train} training examples"
+    ours, defaults = settings.values(config), settings.values(GridConfig())
+    others = "".join(f", {name.replace('_', ' ')} {value}" for name, value in ours.items()
+                     if name not in SAID and value != defaults[name])
+    notices = {cell.spec.dataset: result["notice"] for cell in cells(config)
+               if (result := cell.result(out)) and result["notice"]}
+    characters = int(CHARACTERS_AN_INCH * figure.get_figwidth())
+    figure.suptitle("\n".join([
+        textwrap.fill(f"{name}: {ours['optimizer']} lr {ours['lr']:g}, batch {ours['batch']}, "
+                      f"{ours['epochs']} epochs, {config.seeds} seeds (band: lowest to highest)"
+                      f"{examples}{others}", characters),
+        *(textwrap.fill(f"{dataset}: {notice}", characters)
+          for dataset, notice in notices.items())]), fontsize=8)
+    return figures.save(figure, out / f"{name}.png")
+
+
+def _draw_advantage(axes: Any, config: GridConfig, out: Path, dataset: str) -> None:
+    sign = metric_of(dataset).sign
+    table = np.array([[_advantage_at(config, out, dataset, width, level) for level in config.p_k]
+                      for width in config.widths])
+    largest = min(np.nanmax(np.abs(table)), 100) if np.isfinite(table).any() else 1.0
+    axes.imshow(table, cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto")
+    for (i, j), value in np.ndenumerate(table):
+        text = ("-" if np.isnan(value) else f"{value:+.1f}" if abs(value) < 100
+                else f"{value:+.0f}")
+        axes.text(j, i, text, ha="center", va="center", fontsize=9,
+                  color="white" if abs(value) > 0.7 * largest else "black")
+    axes.set_xticks(range(len(config.p_k)), [f"{level:g}" for level in config.p_k])
+    axes.set_yticks(range(len(config.widths)), [str(width) for width in config.widths])
+    axes.set_xlabel("$p_k$")
+    axes.set_ylabel("N")
+    axes.grid(False)
+    axes.set_title(f"{dataset}: COMET's lead at its best,\n"
+                   + ("points of accuracy" if sign > 0 else "% less error"))
+
+
+def _advantage_at(config: GridConfig, out: Path, dataset: str, width: int, level: float) -> float:
+    standard = curves_of(config, out, dataset, width, "standard", level)[1]
+    comet = curves_of(config, out, dataset, width, "comet", level)[1]
+    return advantage(standard, comet, metric_of(dataset).sign)
+
+
+def table(config: GridConfig, out: Path) -> str:
+    """Return a row for each data set, width and p_k: best values, lead and seeds won."""
+    others = [model for model in config.models if model not in ("standard", "comet")]
+    rows = [("data set", "N", "p_k", "standard", "COMET", *others, "COMET's lead", "seeds won")]
+    for dataset in config.datasets:
+        sign = metric_of(dataset).sign
+        for width in config.widths:
+            for level in config.p_k:
+                curves = {model: curves_of(config, out, dataset, width, model, level)[1]
+                          for model in ("standard", "comet", *others)}
+                standard, comet = curves["standard"], curves["comet"]
+                rows.append((dataset, str(width), f"{level:g}",
+                             *(_spread(values, sign) for values in curves.values()),
+                             _lead(advantage(standard, comet, sign), sign),
+                             _won(standard, comet, sign)))
+    mixed = [f"\nthe finished cells of {dataset} were trained on different data, as its files were "
+             "changed in between: compare within one --out that was begun afresh"
+             for dataset in config.datasets
+             if len({result["data"] for cell in cells(config) if cell.spec.dataset == dataset
+                     and (result := cell.result(out))}) > 1]
+    return "".join([columns(rows), "\nbest on the validation split, mean over seeds (lowest-"
+                    "highest); accuracy, or MSE as a fraction of the target's variance", *mixed])
+
+
+def _spread(curves: Curves, sign: int) -> str:
+    if not curves:
+        return "-"
+    values = best(curves, sign)
+    return f"{values.mean():.3f} ({values.min():.3f}-{values.max():.3f})"
+
+
+def _lead(value: float, sign: int) -> str:
+    if np.isnan(value):
+        return "-"
+    if sign > 0:
+        return f"{value:+.1f} points"
+    return f"{abs(value):.1f} % {'less' if value > 0 else 'more'} error"
+
+
+def _won(standard: Curves, comet: Curves, sign: int) -> str:
+    seeds = sorted(standard.keys() & comet.keys())
+    if not seeds:
+        return "-"
+    won = (sign * best(comet, sign, seeds) > sign * best(standard, sign, seeds)).sum()
+    return f"{won} of {len(seeds)}"
+
+
+PAPER_LEVELS = {"p_k": (0.1, 0.5, 0.9), "seeds": 3}
+PAPER_MODELS = {"models": ("standard", "comet")}
+
+
+def grid(name: str, **presets: dict[str, Any]) -> Experiment:
+    """Return a grid experiment; `presets` gives what each preset changes."""
+    return Experiment(name, GridConfig, presets, cells, run_cell,
+                      lambda config, out: draw(config, out, name), table)

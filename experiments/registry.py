@@ -1,0 +1,31 @@
+"""The experiments by name. Each is a module of its own, imported when it is asked for."""
+
+from importlib import import_module
+
+from ..errors import unknown
+from .experiment import Experiment
+
+# Name: the module that has it in capitals, and its title.
+EXPERIMENTS = {
+    "quickstart": ("quickstart", "COMET against the standard MLP on built-in data (images, robot "
+                                 "arm)"),
+    "fig2": ("fig2", "Figure 2: input similarity against mask and activation similarity"),
+    "fig3": ("fig3", "Figure 3: neuron utilisation of random networks on CIFAR10, then CIFAR100"),
+    "fig4": ("fig4", "Figure 4: CIFAR10, 4-layer MLP, SGD lr 1e-4"),
+    "fig11": ("fig11", "Figure 11: CIFAR10, 4-layer MLP, SGD lr 1e-3"),
+    "fig33": ("fig33", "Figure 33: SARCOS, 4-layer MLP, SGD lr 1e-2"),
+}
+
+
+def experiment(name: str) -> Experiment:
+    """Return the experiment called `name`.
+
+    Raises
+    ------
+    UserError
+        If there is none.
+    """
+    if name not in EXPERIMENTS:
+        raise unknown("experiment", name, EXPERIMENTS)
+    found: Experiment = import_module(f".{EXPERIMENTS[name][0]}", __package__).EXPERIMENT
+    return found

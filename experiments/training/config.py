@@ -1,0 +1,80 @@
+"""What a training run is told: the model, how it is trained, and the seed."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...errors import UserError, unknown
+from ...models import module_of
+from ...optim import OptimizerConfig
+from ...precision import Precision, precision
+from ...schedules import SCHEDULES
+from ...settings import option
+from ..datasets.augment import augmentation
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained; the help texts of the fields are those of the command line."""
+
+    optimizer: OptimizerConfig = field(default=OptimizerConfig())
+    lr: float = option(1e-2, "highest learning rate")
+    schedule: str = option("constant", "constant, cosine or warmup_cosine")
+    warmup: int = option(0, "steps of warm-up, for warmup_cosine")
+    batch: int = option(32, "examples in a mini-batch")
+    accumulate: int = option(1, "mini-batches whose gradients are summed up for a step")
+    epochs: int = option(5, "passes over the training set")
+    augment: str | None = option(None, "augment images: flip, crop or crop_flip")
+    precision: str = option("float32", "float32, float64, or with products of operands rounded to "
+                                       "tf32, float16 or bfloat16")
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, SCHEDULES)
+        if self.batch < 1 or self.accumulate < 1 or self.epochs < 0:
+            raise UserError("a run needs a batch of at least 1, of which at least 1 makes a step, "
+                            f"and 0 or more epochs, got batch = {self.batch}, accumulate = "
+                            f"{self.accumulate}, epochs = {self.epochs}")
+        if self.warmup < 0:
+            raise UserError(f"the warm-up is a number of steps, 0 or more, got {self.warmup}")
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"the learning rate must be positive and finite, got {self.lr}")
+        precision(self.precision)
+        if self.augment is not None:
+            augmentation(self.augment)
+
+    @property
+    def formats(self) -> Precision:
+        """The number formats of the run."""
+        return precision(self.precision)
+
+    @property
+    def examples_a_step(self) -> int:
+        """How many examples a step sees, but for the last of an epoch."""
+        return self.batch * self.accumulate
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run, whole.
+
+    Attributes
+    ----------
+    model : MLPConfig, or the configuration of another model
+    training : TrainConfig
+    seed : int
+        Of the initial weights, the order of the data, their augmentation, dropout and masks.
+    """
+
+    model: Any
+    training: TrainConfig = field(default=TrainConfig())
+    seed: int = 0
+
+
+def step_work(config: RunConfig) -> float:
+    """Return about how many floating-point operations a step's matrix products take.
+
+    Masks are counted as kept, which cost nothing.
+    """
+    parameters = module_of(config.model).parameter_count(config.model)
+    return 6.0 * config.training.examples_a_step * parameters

@@ -1,0 +1,98 @@
+"""The state of a training run, and the files that it writes."""
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...backends import Backend
+from ...gates import Pass
+from ...schedules import schedule
+from ..datasets import Dataset
+from ..datasets.augment import augmentation
+from ..tasks import task
+from .config import RunConfig
+from .device import DeviceSteps
+from .examples import Examples
+from .step import Learner
+
+
+class Record:
+    """The files of a run and its times.
+
+    Attributes
+    ----------
+    folder : Path
+    last : dict
+        The newest line of the metrics; empty before the first.
+    seconds : dict of str to float
+        Spent on each phase.
+    """
+
+    def __init__(self, folder: Path, **seconds: float) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.last = folder, dict[str, Any]()
+        self.seconds = seconds | {"train": 0.0, "evaluate": 0.0, "checkpoint": 0.0}
+        self.saved_at, self.save_cost = time.monotonic(), 0.0
+        self.metrics = open(folder / "metrics.jsonl", "ab")  # noqa: SIM115 (closed by __exit__)
+
+    def __enter__(self) -> "Record":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.metrics.close()
+
+    def sync(self) -> None:
+        """Let the metrics be on the disk: what stands for them must not outlast them."""
+        self.metrics.flush()
+        os.fsync(self.metrics.fileno())
+
+
+class Run:
+    """The state of a training run.
+
+    Attributes
+    ----------
+    config : RunConfig
+    learner : Learner
+    training, validation, test : Examples; `test` may be None
+    record : Record
+        What is written down: metrics, checkpoints, times.
+    loss_sum : float
+        Of the steps of this epoch.
+    """
+
+    def __init__(self, config: RunConfig, data: Dataset, folder: Path, backend: Backend,
+                 progress: Any) -> None:
+        started = time.monotonic()
+        self.config, self.backend, self.progress, self.data = config, backend, progress, data
+        self.learner = learner = Learner(config, task(data.task), backend)
+        dtype, augment = config.training.formats.accumulate, config.training.augment
+
+        def examples(x: np.ndarray, y: np.ndarray, *of_training: Any) -> Examples:
+            return Examples(x, y, data, learner.model, learner.fixed, backend, dtype, *of_training)
+
+        self.training = examples(data.x_train, data.y_train, Pass(train=True, seed=config.seed),
+                                 None if augment is None else augmentation(augment))
+        self.validation = examples(data.x_val, data.y_val)
+        self.test = (None if data.x_test is None or data.y_test is None
+                     else examples(data.x_test, data.y_test))
+        self.steps_an_epoch = math.ceil(len(self.training) / config.training.examples_a_step)
+        self.total = self.steps_an_epoch * config.training.epochs
+        self.rate(0)  # a schedule that does not fit is refused now
+        self.device_steps: DeviceSteps | None = None
+        self.loss_sum = 0.0
+        self.record = Record(folder, prepare=time.monotonic() - started)
+
+    @property
+    def step(self) -> int:
+        """How many steps were taken."""
+        return self.learner.state.step
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        training = self.config.training
+        return training.lr * schedule(training.schedule, step, self.total, training.warmup)

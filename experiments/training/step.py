@@ -1,0 +1,132 @@
+"""One training step: forward, loss, backward, update. The loop, a captured graph and the benchmarks
+take this one.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from ...backends import Backend, backend_of
+from ...errors import UserError
+from ...gates import Pass
+from ...models import module_of
+from ...optim import OptimizerState, init_state, update
+from ...tree import flatten, matrix_elements, zeros_like
+from ..tasks import Batch, Task
+from .config import RunConfig
+from .examples import Examples
+
+Array = Any
+
+
+class Learner:
+    """A network in training: parameters in one flat buffer, the optimizer's state, gradients.
+
+    Attributes
+    ----------
+    config : RunConfig
+    task : Task
+    model : the configuration of the model, with the run's format of products
+    params, fixed : as the model's `init` returns them; the params are views into `flat`
+    flat : array (n,)
+    state : OptimizerState
+    """
+
+    def __init__(self, config: RunConfig, task: Task, backend: Backend) -> None:
+        formats = config.training.formats
+        self.config, self.task, self.model = config, task, config.model
+        if formats.compute is not None:
+            if not hasattr(config.model, "compute"):
+                raise UserError(f"{type(config.model).__name__} has no field `compute`, so its "
+                                "products cannot be taken in another format: train it with "
+                                "precision float32 or float64")
+            self.model = dataclasses.replace(config.model, compute=formats.compute)
+        self._functions = module_of(self.model)
+        params, self.fixed = self._functions.init(self.model, config.seed, backend, formats.master)
+        self.flat, self.params = flatten(params)
+        self._matrices = matrix_elements(self.params)
+        optimizer = config.training.optimizer
+        self.state: OptimizerState = init_state(self.flat, optimizer)
+        self._flat_grads: Array | None = None
+        # In float16 a gradient times the learning rate would vanish before it is added.
+        if not (optimizer.updates_in_backward and config.training.accumulate == 1
+                and formats.compute != "float16"):
+            self._flat_grads, self._grads = flatten(zeros_like(self.params))
+
+    def arrays(self) -> dict[str, Array]:
+        """Return all arrays that training changes, by name."""
+        arrays = {"flat": self.flat, "first": self.state.first, "second": self.state.second}
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    def forward(self, batch: Batch, examples: Examples, train: bool = False,
+                part: int = 0) -> "Forward":
+        """Return what a forward pass makes of a mini-batch, up to the loss.
+
+        `part` is the number of the mini-batch in its step: each drops other elements.
+        """
+        step, parts = self.state.step, self.config.training.accumulate
+        at = Pass(train, step if parts == 1 else step * parts + part, batch.rows, self.config.seed)
+        output, cache = self._functions.forward(batch.x, self.params, examples.fixed,
+                                                examples.model, at=at)
+        loss, loss_cache = self.task.loss_forward(output, batch.y)
+        return Forward(loss, output, cache, loss_cache)
+
+    def backward(self, dloss: Array | float, made: "Forward", grads: Any) -> None:
+        """Add the gradients of the loss, times `dloss`, into `grads`."""
+        self._functions.backward(self.task.loss_backward(dloss, made.loss_cache), made.cache,
+                                 self.params, grads, self.model, False)
+
+    def step(self, batches: Sequence[Batch], examples: Examples, lr: Array | float,
+             check: Callable[[Batch, "Forward"], None] = lambda batch, made: None) -> Array:
+        """Take one step on some mini-batches and return its mean loss, a 0-d array.
+
+        `check` sees each mini-batch and what the forward pass made of it before any parameter
+        changes, and may raise.
+        """
+        if self._flat_grads is None:  # the backward pass is the update, see comet_np.optim
+            (batch,) = batches
+            made = self.forward(batch, examples, True)
+            check(batch, made)
+            self.backward(-lr, made, self.params)
+            self.state = self.state._replace(step=self.state.step + 1)
+            return made.loss
+        self._flat_grads.fill(0)
+        total = sum(len(batch.rows) for batch in batches)
+        mean: Any = 0.0
+        for part, batch in enumerate(batches):
+            made, share = self.forward(batch, examples, True, part), len(batch.rows) / total
+            check(batch, made)
+            self.backward(share, made, self._grads)
+            mean = made.loss if share == 1 else mean + share * made.loss
+        self.state = update(self.flat, self._flat_grads, self.state, lr,
+                            self.config.training.optimizer, self._matrices)
+        return mean
+
+
+class Forward(NamedTuple):
+    """What a forward pass made: the loss, a 0-d array; the output; what the backwards read."""
+
+    loss: Array
+    output: Array
+    cache: Any
+    loss_cache: Any
+
+
+def evaluate(learner: Learner, examples: Examples,
+             check: Callable[[Batch, Forward], None] = lambda batch, made: None
+             ) -> dict[str, float]:
+    """Return the mean loss over all examples, and the task's other metrics as means over them.
+
+    `check` sees each block of examples and what the forward pass made of it, and may raise.
+    """
+    to_host = backend_of(learner.flat).to_host
+    sums: dict[str, float] = {}
+    for batch in examples.blocks():
+        made = learner.forward(batch, examples)
+        check(batch, made)
+        found = {"loss": float(to_host(made.loss)) * len(batch.rows)}
+        found |= {name: to_host(count).item()
+                  for name, count in learner.task.counts(made.output, batch.y).items()}
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0) + value
+    return {name: value / len(examples) for name, value in sums.items()}
