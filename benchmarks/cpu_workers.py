@@ -45,7 +45,7 @@ def batch(B: int) -> tuple[np.ndarray, np.ndarray]:
 
 def ours(N: int, B: int, seconds: float) -> dict[str, float]:
     """Time our training step: standard, COMET, and COMET with its masks kept bit-packed."""
-    from ..backends.numpy_backend import keep_freed_memory
+    from ..backends.cpu import keep_freed_memory
 
     keep_freed_memory()
     times = {"standard": _our_step(N, B, None, False, seconds)}
@@ -57,19 +57,34 @@ def ours(N: int, B: int, seconds: float) -> dict[str, float]:
 
 def _our_step(N: int, B: int, p_k: float | None, cached: bool, seconds: float) -> float:
     from ..backends import get_backend
-    from ..experiments.training import Learner, TrainConfig
-    from ..functional.routing import pack_masks, unpack_masks
-    from ..models import mlp
+    from ..experiments.tasks import TASKS, Batch
+    from ..experiments.training import Learner, RunConfig
+
+    backend = get_backend("numpy")
+    learner = Learner(RunConfig(network(N, p_k)), TASKS["classification"], backend)
+    examples = examples_of(learner, learner.fixed, B, backend, keeps=cached)
+    batches = [Batch(examples.x, examples.y, examples.rows)]
+    return median_ms(lambda: learner.step(batches, examples, LR), seconds)
+
+
+def network(N: int, p_k: float | None) -> Any:
+    """Return the configuration of the benchmarked network; p_k = None is the standard model."""
+    from ..gates import Comet
+    from ..models.mlp import MLPConfig
+
+    return MLPConfig(widths(N), gate=None if p_k is None else Comet(p_k))
+
+
+def examples_of(learner: Any, fixed: Any, B: int, backend: Any, keeps: bool) -> Any:
+    """Return a training set of one mini-batch in the backend's memory, its masks kept or not."""
+    from ..experiments.datasets import Dataset
+    from ..experiments.training.examples import Examples
+    from ..gates import Pass
 
     x, y = batch(B)
-    config = TrainConfig(mlp.MLPConfig(widths(N), "softplus", p_k))
-    learner = Learner(config, "classification", get_backend("numpy"))
-    if not cached:
-        return median_ms(lambda: learner.step(x, y, LR), seconds)
-    bits = pack_masks(mlp.masks_of(x, learner.routing, config.model))
-    rows = np.arange(B)
-    return median_ms(lambda: learner.step(x, y, LR, unpack_masks(bits[rows], widths(N)[1:-1])),
-                     seconds)
+    data = Dataset("benchmark", "classification", x, y, x, y, None, None, CLASSES)
+    return Examples(x, y, data, learner.model, fixed, backend, "float32", Pass(train=True),
+                    keeps=keeps)
 
 
 def pytorch(N: int, B: int, seconds: float) -> dict[str, float]:
@@ -175,7 +190,7 @@ def products(N: int, B: int, seconds: float) -> dict[str, float]:
 
 def memory_ours(N: int, B: int, seconds: float) -> dict[str, float]:
     """Return the peak memory of a process that trains our COMET model, in MiB."""
-    from ..backends.numpy_backend import keep_freed_memory
+    from ..backends.cpu import keep_freed_memory
 
     keep_freed_memory()
     _our_step(N, B, 0.5, False, seconds)

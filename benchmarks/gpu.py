@@ -9,7 +9,8 @@ from typing import Any
 from ..backends import get_backend
 from ..errors import UserError
 from ..experiments.experiment import columns
-from .bench import (
+from .gpu_workers import PRESETS, Sizes, Step, steps
+from .ratios import (
     Ratio,
     Times,
     draw,
@@ -18,7 +19,6 @@ from .bench import (
     print_settings,
     show_progress,
 )
-from .gpu_workers import PRESETS, Sizes, Step, steps
 
 KERNEL_N = 3000
 # Our time over the other quantity's: what we set out to reach.

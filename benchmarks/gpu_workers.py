@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backends import OutOfMemory
-from .cpu_workers import CLASSES, LR, P_K, batch, torch_network, widths
+from .cpu_workers import CLASSES, LR, P_K, batch, examples_of, network, torch_network
 
 Array = Any
 Call = Callable[[], Any]
@@ -142,79 +142,67 @@ def our_stopwatch(sizes: Sizes) -> tuple[Any, Stopwatch]:
 
 def ours(N: int, sizes: Sizes) -> Times:
     """Time our training steps: as one graph, ordinary, with TF32, and with masks kept."""
-    from ..experiments.training import Learner, TrainConfig
-    from ..models import mlp
+    from ..experiments.tasks import TASKS
+    from ..experiments.training import Learner, RunConfig, TrainConfig
     from ..optim import OptimizerConfig
 
     backend, watch = our_stopwatch(sizes)
     learners: dict[str, Any] = {}  # the weights do not depend on p_k and take long to draw
     for step in steps(N, sizes.batches):
         if step.optimizer not in learners:
-            config = TrainConfig(mlp.MLPConfig(widths(N), "softplus", 0.5),
-                                 OptimizerConfig(step.optimizer))
-            learners[step.optimizer] = Learner(config, "classification", backend)
-        learner = learners[step.optimizer]
-        learner.config = replace(learner.config,
-                                 model=mlp.MLPConfig(widths(N), "softplus", step.p_k))
+            learners[step.optimizer] = Learner(
+                RunConfig(network(N, 0.5), TrainConfig(OptimizerConfig(step.optimizer))),
+                TASKS["classification"], backend)
         for how in ("graph", "ordinary", "tf32") + ("cached",) * (step.p_k is not None):
-            watch.add(f"{step} {how}", our_step, backend, learner, step.B, how)
+            watch.add(f"{step} {how}", our_step, backend, learners[step.optimizer], N, step, how)
     backend.synchronize()  # raises what the kernels found wrong
     return watch.times
 
 
-def our_step(backend: Any, learner: Any, B: int, how: str) -> Call:
+def our_step(backend: Any, learner: Any, N: int, step: Step, how: str) -> Call:
     """Return a training step, mini-batch gathered on the device, ready to be called.
 
     `how` is "graph", "ordinary", "tf32" (a graph whose products, but not those of the routing, are
     TF32), or "cached" (a graph that reads masks computed before, bit-packed).
     """
-    from ..backends.device_steps import DeviceSteps
-    from ..functional.routing import split_masks
-    from ..models import mlp
-    from ..precision import PRECISIONS
+    from ..experiments.training.device import DeviceSteps
 
-    x, y = map(backend.asarray, batch(B))
-    model = learner.config.model
-    bits = None if how != "cached" else backend.xp.concatenate(
-        mlp.masks_of(x, learner.routing, model, packed=True), axis=-1)
-    learner.precision = PRECISIONS["tf32" if how == "tf32" else "float32"]
-
-    def step(rows: Array, lr: Any, done: Any) -> Array:
-        masks = None if bits is None else split_masks(bits[rows], model.widths[1:-1])
-        state = learner.state
-        learner.state = state._replace(step=done)
-        loss = learner.step(x[rows], y[rows], lr, masks)
-        learner.state = state
-        return loss
-
+    learner.model = replace(network(N, step.p_k), compute="tf32" if how == "tf32" else None)
+    learner.config = replace(learner.config,
+                             training=replace(learner.config.training, batch=step.B))
+    fixed = () if step.p_k is None else learner.fixed
+    examples = examples_of(learner, fixed, step.B, backend, keeps=how == "cached")
+    order = np.arange(step.B)
     if how == "ordinary":
-        rows = backend.asarray(np.arange(B))
-        return lambda: step(rows, LR, 0)
-    ahead = DeviceSteps(backend, step, STEPS_AHEAD, B, 1, "float32")
-    plan, rates = np.tile(np.arange(B), (STEPS_AHEAD, 1)), np.full(STEPS_AHEAD, LR)
+        rows = backend.asarray(order)
+        return lambda: learner.step([examples.batch(rows)], examples, LR)
+    ahead = DeviceSteps(learner, examples, backend, STEPS_AHEAD)
+    plan, rates = np.tile(order, STEPS_AHEAD)[None], np.full(STEPS_AHEAD, LR)
     left = 0
 
     def graph() -> None:
         nonlocal left
         if left == 0:
-            ahead.begin(plan, rates, 0)
+            ahead.announce(plan, rates)
             left = STEPS_AHEAD
         left -= 1
-        ahead.run()
+        ahead.step()
 
     return graph
 
 
 def kwta_ours(N: int, sizes: Sizes) -> Times:
     """Time our masks alone, bool and bit-packed, and copies that move the same bytes."""
+    from ..functional.routing import cap, kwta_mask
+
     backend, watch = our_stopwatch(sizes)
     scores = scores_of(N, sizes)
 
     def on_device(mask: Callable[..., Array]) -> Call:
         return functools.partial(mask, backend.asarray(scores), N // 2, "threshold")
 
-    for name, mask, out in (("bool", backend.kernels["kwta_mask"], scores.size),
-                            ("bits", backend.kernels["kwta_bits"], len(scores) * -(-N // 8))):
+    for name, mask, out in (("bool", kwta_mask, scores.size),
+                            ("bits", cap, len(scores) * -(-N // 8))):
         watch.add(name, on_device, mask)
         watch.add(f"{name} copy", copy, backend, scores.nbytes + out)
     backend.synchronize()
@@ -246,59 +234,67 @@ def kernels(N: int, sizes: Sizes) -> Times:
 
 def kernel_calls(backend: Any, N: int,
                  numbers: int) -> Iterator[tuple[str, int, Callable[[], Call]]]:
-    """Yield each kernel's name, the bytes that it must move, and what prepares a call of it."""
+    """Yield each operation's name, the bytes that it must move, and what prepares a call of it."""
+    from ..functional import hidden, loss
     from ..functional.activations import activation
+    from ..functional.dropout import dropout_factor, example_mask
+    from ..functional.linear import Linear
+    from ..optim import adam, momentum, sgd, squared_norm
     from ..rng import key
 
-    f, run, rows = activation("softplus"), backend.kernels, numbers // N
+    f, rows = activation("softplus"), numbers // N
     n, bits = rows * N, rows * -(-N // 8)
 
     def array(*shape: int) -> Array:
         return backend.xp.full(shape, 0.5, dtype=np.float32)
 
-    def mask(kind: str) -> Array:
-        return (backend.xp.ones((rows, N), dtype=bool) if kind == "bool"
+    def layer(kind: str) -> tuple[Array, Linear, Array]:  # one input: the product costs no time
+        mask = (backend.xp.ones((rows, N), dtype=bool) if kind == "bool"
                 else backend.xp.full((rows, -(-N // 8)), 255, dtype=np.uint8))
+        return array(rows, 1), Linear(array(N, 1), array(N)), mask
 
     def forward(kind: str) -> Call:
-        return functools.partial(run["bias_activation_mask"], array(rows, N), array(N),
-                                 mask(kind), f)
+        return functools.partial(hidden.hidden_forward, *layer(kind), f)
 
-    def gradient(kind: str) -> Call:
-        return functools.partial(run["bias_activation_mask_gradient"], array(rows, N),
-                                 array(rows, N), mask(kind), f, array(N))
+    def backward(kind: str) -> Call:
+        x, p, mask = layer(kind)
+        cache = hidden.HiddenCache(x, array(rows, N), mask)
+        return functools.partial(hidden.hidden_backward, array(rows, N), cache, p, p, f, None,
+                                 False)
 
     for kind, mask_bytes in (("bool", n), ("bits", bits)):
-        yield (f"bias + softplus + mask, {kind}", 12 * n + mask_bytes,
+        # the product written; then read, a and h written
+        yield (f"hidden layer of one input, {kind}", 16 * n + mask_bytes,
                functools.partial(forward, kind))
-        yield (f"its gradient with column sums, {kind}", 12 * n + mask_bytes,
-               functools.partial(gradient, kind))
+        # dh and a read, da written; then read for dW
+        yield (f"its backward, {kind}", 16 * n + mask_bytes, functools.partial(backward, kind))
     for C in (CLASSES, 1000):
-        def loss(C: int = C) -> Call:
-            return functools.partial(run["softmax_cross_entropy"], array(numbers // C, C),
-                                     backend.xp.zeros(numbers // C, dtype=np.int64))
+        def labels(C: int = C) -> Array:
+            return backend.xp.zeros(numbers // C, dtype=np.int64)
 
-        def loss_gradient(C: int = C) -> Call:
-            return functools.partial(run["softmax_cross_entropy_gradient"], array(numbers // C, C),
-                                     backend.xp.zeros(numbers // C, dtype=np.int64), 1.0)
+        def cross_entropy(C: int = C) -> Call:
+            return functools.partial(loss.softmax_cross_entropy, array(numbers // C, C), labels(C))
+
+        def gradient(C: int = C) -> Call:
+            return functools.partial(loss.softmax_cross_entropy_gradient, array(numbers // C, C),
+                                     labels(C), 1.0)
 
         # logits, probabilities, labels, losses
-        yield f"softmax cross-entropy, {C} classes", (8 * C + 12) * (numbers // C), loss
-        yield f"its gradient, {C} classes", (8 * C + 8) * (numbers // C), loss_gradient
-    yield ("column sums", 4 * n,
-           lambda: functools.partial(run["accumulate_sum"], array(rows, N), array(N)))
+        yield f"softmax cross-entropy, {C} classes", (8 * C + 12) * (numbers // C), cross_entropy
+        yield f"its gradient, {C} classes", (8 * C + 8) * (numbers // C), gradient
     yield ("sgd", 12 * numbers,
-           lambda: functools.partial(run["sgd"], array(numbers), array(numbers), LR, 0.0, 1.0))
+           lambda: functools.partial(sgd, array(numbers), array(numbers), LR, 0.0, 1.0))
     yield ("momentum", 20 * numbers,
-           lambda: functools.partial(run["momentum"], *(array(numbers) for _ in range(3)), LR, 0.9,
-                                     0.0, 1.0))
-    yield ("squared norm", 4 * numbers,
-           lambda: functools.partial(run["squared_norm"], array(numbers)))
+           lambda: functools.partial(momentum, *(array(numbers) for _ in range(3)), LR, 0.9, 0.0,
+                                     1.0))
+    yield ("squared norm", 4 * numbers, lambda: functools.partial(squared_norm, array(numbers)))
     yield ("dropout", 4 * numbers,
-           lambda: functools.partial(run["dropout_factor"], array(numbers), 0.1, key(0, "bench")))
+           lambda: functools.partial(dropout_factor, array(numbers), 0.1, key(0, "bench"), 0))
+    yield ("masks of examples", n, lambda: functools.partial(
+        example_mask, backend.xp.arange(rows), N, 0.5, key(0, "bench")))
     yield ("adam", 28 * numbers,
-           lambda: functools.partial(run["adam"], *(array(numbers) for _ in range(4)), 1, LR, 0.9,
-                                     0.999, 1e-8, 0.0, False, 1.0))
+           lambda: functools.partial(adam, *(array(numbers) for _ in range(4)), 1, LR, 0.9, 0.999,
+                                     1e-8, 0.0, False, 1.0))
 
 
 # --- PyTorch ------------------------------------------------------------------------------------
