@@ -2,6 +2,7 @@
 
 import pytest
 
+from comet_np.experiments.training import examples, loop
 from comet_np.rng import stream
 
 
@@ -9,3 +10,10 @@ from comet_np.rng import stream
 def draw(request):
     """Return a random stream of the test's own, so that a new test does not move its neighbours."""
     return stream(0, request.node.name)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Let no block divide a set of `runs` that is evaluated, and no group of steps an epoch."""
+    monkeypatch.setattr(examples, "BLOCK", 7)
+    monkeypatch.setattr(loop, "STEPS_AHEAD", 3)

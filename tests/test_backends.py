@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from comet_np import kwta_mask
-from comet_np.backends import BackendError, backend_of, base, get_backend, numpy_backend, xp_of
-from comet_np.backends.numpy_backend import BLOCK, NumpyBackend, over_blocks, threads
-from comet_np.functional.linear import Linear, linear_forward
+from comet_np import backends, kwta_mask
+from comet_np.backends import BackendError, backend_of, base, cpu, get_backend, overridable, xp_of
+from comet_np.backends.cpu import BLOCK, over_blocks, threads
+from comet_np.backends.numpy_backend import NumpyBackend
+from comet_np.errors import UserError
+from comet_np.functional.linear import Linear, LinearCache, linear_forward, project
 from comet_np.functional.loss import mean_squared_error_forward, softmax_cross_entropy_forward
 from comet_np.interop import mlp_from_torch, mlp_to_torch
 from comet_np.models import mlp
@@ -36,8 +38,8 @@ def foreign(array):
 def second_backend(monkeypatch):
     """Register a second backend for the time of a test, and return it."""
     backend = NumpyBackend()
-    backend.name = "foreign"
-    monkeypatch.setitem(base._BACKENDS, Foreign, backend)
+    backend.name, backend.kernels = "foreign", dict(NUMPY.kernels)
+    monkeypatch.setitem(base.BACKENDS, Foreign, backend)
     return backend
 
 
@@ -57,27 +59,52 @@ def test_the_backend_follows_from_the_arrays(second_backend, tmp_path):
 def test_another_backend_gets_its_own_kernel_or_the_body(second_backend):
     scores = np.array([1.0, 3.0, 2.0])
     np.testing.assert_array_equal(kwta_mask(foreign(scores), 1), [False, True, False])
-    second_backend.kernels["kwta_mask"] = lambda scores, k, ties="strict": "its own"
+    second_backend.kernels["kwta_mask"] = lambda body, scores, k, ties="strict": "its own"
     assert kwta_mask(foreign(scores), 1) == "its own"
     assert kwta_mask(scores=foreign(scores), k=1) == "its own"
     np.testing.assert_array_equal(kwta_mask(scores, 1), [False, True, False])
 
 
+def test_a_kernel_is_handed_the_body_and_names_no_class_of_a_cache(second_backend):
+    given = []
+
+    def kernel(body, x, p, compute=None):
+        given.append(body)
+        return x, (p.weight,)
+
+    second_backend.kernels["linear_forward"] = kernel
+    x, W = foreign(np.ones((2, 3))), np.ones((4, 3))
+    y, cache = linear_forward(x, Linear(W, None))
+    assert y is x and given == [linear_forward.body]
+    assert type(cache) is LinearCache and cache.x is W
+
+
+def test_an_operation_without_a_kernel_runs_its_body(monkeypatch):
+    monkeypatch.setattr(backends, "OPERATIONS", {})
+
+    @overridable
+    def twice(x):
+        return 2 * x
+
+    assert twice(x=np.float64(3)) == twice.body(3.0) == 6
+    assert list(backends.OPERATIONS.items()) == [("twice", twice)]
+
+
 CONFIG = mlp.MLPConfig((4, 5, 3))
-PARAMS, ROUTING = mlp.init(CONFIG)
+PARAMS, V = mlp.init(CONFIG)
 X = np.ones((2, 4), "float32")
 MIXED = {
     "backend_of": lambda: backend_of(X, foreign(X)),
-    "linear": lambda: linear_forward(X, Linear(foreign(PARAMS[0].weight), None)),
-    "input": lambda: mlp.forward(foreign(X), PARAMS, ROUTING, CONFIG),
-    "output layer": lambda: mlp.forward(X, (PARAMS[0], tree_map(foreign, PARAMS[1])), ROUTING,
+    "operation": lambda: project(X, foreign(PARAMS[0].weight)),
+    "input": lambda: mlp.forward(foreign(X), PARAMS, V, CONFIG),
+    "output layer": lambda: mlp.forward(X, (PARAMS[0], tree_map(foreign, PARAMS[1])), V,
                                         CONFIG),
-    "routing": lambda: mlp.forward(X, PARAMS, tree_map(foreign, ROUTING), CONFIG),
+    "routing": lambda: mlp.forward(X, PARAMS, tree_map(foreign, V), CONFIG),
     "labels": lambda: softmax_cross_entropy_forward(X, foreign(np.zeros(2, int))),
     "target": lambda: mean_squared_error_forward(X, foreign(X)),
     "flat buffer": lambda: flatten((X, foreign(X))),
     "names": lambda: mlp_from_torch(
-        mlp_to_torch(PARAMS, ROUTING) | {"fc1.bias": foreign(PARAMS[0].bias)}, CONFIG),
+        mlp_to_torch(PARAMS, V) | {"fc1.bias": foreign(PARAMS[0].bias)}, CONFIG),
 }
 
 
@@ -85,6 +112,10 @@ MIXED = {
 def test_mixed_backends_are_refused(mixed):
     with pytest.raises(BackendError, match=r"two backends are mixed \(foreign and numpy\): bring"):
         mixed()
+
+
+def test_errors_of_backends_are_meant_for_users():
+    assert issubclass(BackendError, UserError) and issubclass(base.OutOfMemory, BackendError)
 
 
 def test_what_is_no_array_is_refused():
@@ -105,7 +136,9 @@ def test_the_numpy_backend():
     assert NUMPY.asarray([1, 2], dtype="float32").dtype == "float32"
     assert NUMPY.to_host(a) is a
     np.testing.assert_array_equal(NUMPY.erf(a), erf(a))
-    assert NUMPY.synchronize() is None
+    assert NUMPY.synchronize() is None and not NUMPY.waits
+    with NUMPY.own_stream():
+        assert NUMPY.capture(len) is len
     described = NUMPY.describe()
     assert described["backend"] == "numpy"
     assert described["threads"] == threads() >= 1
@@ -118,11 +151,11 @@ def test_the_numpy_backend():
 @pytest.fixture
 def two_threads(monkeypatch):
     """Use two threads, whatever the machine has."""
-    monkeypatch.setattr(numpy_backend, "threads", lambda: 2)
-    numpy_backend._pool.cache_clear()
+    monkeypatch.setattr(cpu, "threads", lambda: 2)
+    cpu._pool.cache_clear()
     yield
-    numpy_backend._pool().shutdown()
-    numpy_backend._pool.cache_clear()
+    cpu._pool().shutdown()
+    cpu._pool.cache_clear()
 
 
 @pytest.mark.parametrize(("length", "row_elements"), [
@@ -203,7 +236,7 @@ def test_freed_memory_is_kept():
     assert run("""if True:
         import resource
         import numpy as np
-        from comet_np.backends.numpy_backend import keep_freed_memory
+        from comet_np.backends.cpu import keep_freed_memory
         keep_freed_memory()
         def step():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -3,27 +3,23 @@
 import dataclasses
 import errno
 import fcntl
-import functools
 import json
 import os
-import shutil
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from comet_np.backends import OPERATIONS, get_backend
-from comet_np.experiments import check, cli, sweep
-from comet_np.experiments.cli import EXPERIMENTS, main
+from comet_np.backends import get_backend
+from comet_np.experiments import cli, provenance, quickstart, sweep
+from comet_np.experiments.cli import main
 from comet_np.experiments.experiment import columns
 from comet_np.experiments.progress import Progress, duration
+from comet_np.experiments.registry import EXPERIMENTS, experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 ARM = ("run", "quickstart", "--preset", "smoke", "--datasets", "arm", "--epochs", "1", "--train",
-       "200", "--widths", "20", "--models", "standard,comet", "--together", "0", "--jobs", "1")
+       "200", "--widths", "20", "--models", "standard,comet", "--jobs", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +30,12 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 def cell_folders():
     return sorted(Path("runs/quickstart-smoke/cells").iterdir())
+
+
+def run_cells_by(monkeypatch, run_cell):
+    """Let the quickstart run its cells by another function."""
+    monkeypatch.setattr(quickstart, "EXPERIMENT",
+                        dataclasses.replace(quickstart.EXPERIMENT, run_cell=run_cell))
 
 
 def test_list_names_every_experiment(capsys):
@@ -53,25 +55,19 @@ def test_run_trains_draws_and_says_what_it_means(capsys):
     assert {"comet-np", "git", "python", "numpy", "backend", "device", "threads"} <= set(record)
 
 
-def test_finished_cells_are_skipped_and_new_ones_run(capsys):
+def test_finished_cells_are_skipped_and_new_ones_run(capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     main(ARM)
     before = {f: (f / "result.json").stat().st_mtime_ns for f in cell_folders()}
+    to_run = []
+    monkeypatch.setattr(sweep, "expected_seconds", lambda cells, *rest: to_run.extend(cells) or 60)
     assert main([*ARM, "--seeds", "3"]) == 0
-    assert "2 cells run in" in capsys.readouterr().out.split("4 found finished")[0].split("\n")[-1]
+    out = capsys.readouterr().out
+    assert "about 1 min 00 s" in out
+    assert "2 cells run in" in out.split("4 found finished")[0].split("\n")[-1]
+    assert [cell.spec.run.seed for cell in to_run] == [2, 2]
     assert all((f / "result.json").stat().st_mtime_ns == t for f, t in before.items())
     assert len(cell_folders()) == 6
-
-
-def test_small_networks_train_their_seeds_side_by_side(capsys):
-    pytest.importorskip("matplotlib")
-    main(ARM)
-    one_by_one = capsys.readouterr().out
-    assert main([*ARM, "--together", "20", "--out", "together"]) == 0
-    together = capsys.readouterr().out
-    assert "4 cells run" in one_by_one and "2 cells run" in together
-    tables = [out.split("\ndata set")[1].split("\nfigure")[0] for out in (one_by_one, together)]
-    assert tables[0] == tables[1]
 
 
 def test_cells_of_different_data_are_not_compared_silently(capsys):
@@ -112,18 +108,17 @@ def test_processes_give_the_same_metrics():
         assert lines[0] == lines[1]
 
 
-def test_every_start_of_a_cell_is_recorded():
-    pytest.importorskip("matplotlib")
-    main(ARM)
-    for folder in cell_folders():
-        start, = map(json.loads, (folder / "starts.jsonl").read_text().splitlines())
-        assert {"time", "comet-np", "git", "python", "machine", "backend", "device", "threads",
-                "numpy"} <= set(start)
+def test_the_revision_is_that_of_the_checkout():
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout")
+    revision = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True,
+                              capture_output=True, check=True).stdout.strip()
+    assert provenance.provenance("numpy")["git"] == revision
 
 
 def test_an_installed_copy_does_not_record_the_revision_around_it(monkeypatch):
-    monkeypatch.setattr(sweep, "__file__", str(ROOT / "tests" / "experiments" / "sweep.py"))
-    assert sweep._git_revision.__wrapped__() is None
+    monkeypatch.setattr(provenance, "__file__", str(ROOT / "tests" / "experiments" / "a.py"))
+    assert provenance._git_revision.__wrapped__() is None
 
 
 @pytest.mark.parametrize("content", [None, "", '{"epoch": 0'])
@@ -147,47 +142,16 @@ def test_a_file_system_without_locks_is_no_busy_one(monkeypatch, error):
     assert main(ARM) == 0
 
 
-def test_a_failed_cell_counts_as_done_in_the_time_left(tmp_path, monkeypatch):
-    def fail(spec, place):
-        place.progress.advance(1.0)
-        raise RuntimeError("planted")
-
-    monkeypatch.setitem(EXPERIMENTS, "quickstart",
-                        dataclasses.replace(cli.QUICKSTART, run_cell=fail))
-    config = cli.QUICKSTART.configure("smoke", {"datasets": ("arm",)})
-    tasks = [sweep.Task("quickstart", cell, tmp_path, "numpy", None)
-             for cell in cli.QUICKSTART.cells(config)]
-    progress = Progress(sum(task.cell.work for task in tasks))
-    assert {sweep.run_task(task, progress).status for task in tasks} == {"failed"}
-    assert progress.done == pytest.approx(progress.total)
-
-
-def test_too_little_memory_names_flags_that_the_experiment_has(tmp_path, monkeypatch):
-    def greedy(spec, place):
-        raise MemoryError("Unable to allocate 9 EiB")
-
-    for name, advice in (("quickstart", "lower --widths or --batch or --train, train seeds one by "
-                                        "one with --together 0, or run fewer cells at once"),
-                         ("fig3", "lower --images, or run fewer cells at once with --jobs 1")):
-        experiment = EXPERIMENTS[name]
-        monkeypatch.setitem(EXPERIMENTS, name, dataclasses.replace(experiment, run_cell=greedy))
-        cell = experiment.cells(experiment.configure("smoke", {}))[0]
-        outcome = sweep.run_task(sweep.Task(name, cell, tmp_path, "numpy", None), Progress(1))
-        assert outcome.message.startswith("too little memory (Unable to allocate 9 EiB; ")
-        assert advice in outcome.message
-
-
 def test_a_failed_cell_does_not_end_the_others(capsys, monkeypatch):
     pytest.importorskip("matplotlib")
-    train = cli.QUICKSTART.run_cell
+    train = quickstart.EXPERIMENT.run_cell
 
     def fail_once(spec, place):
-        if spec.model == "comet" and spec.seeds == (0,):
+        if spec.run.model.gate is not None and spec.run.seed == 0:
             raise RuntimeError("planted")
         return train(spec, place)
 
-    monkeypatch.setitem(EXPERIMENTS, "quickstart",
-                        dataclasses.replace(cli.QUICKSTART, run_cell=fail_once))
+    run_cells_by(monkeypatch, fail_once)
     assert main(ARM) == 1
     out = capsys.readouterr().out
     assert "3 cells run" in out
@@ -198,9 +162,9 @@ def test_a_failed_cell_does_not_end_the_others(capsys, monkeypatch):
 def test_two_sweeps_share_a_folder(capsys):
     """A cell that another sweep is running is left to it."""
     pytest.importorskip("matplotlib")
-    config = EXPERIMENTS["quickstart"].configure("smoke", {
-        "datasets": ("arm",), "epochs": 1, "train": 200, "widths": (20,), "together": 0})
-    cell = EXPERIMENTS["quickstart"].cells(config)[0]
+    grid = experiment("quickstart")
+    cell = grid.cells(grid.configure("smoke", {"datasets": ("arm",), "epochs": 1, "train": 200,
+                                               "widths": (20,)}))[0]
     folder = cell.folder(Path("runs/quickstart-smoke"))
     folder.mkdir(parents=True)
     with open(folder / "lock", "w") as lock:
@@ -226,11 +190,10 @@ def test_two_sweeps_share_a_folder(capsys):
     (["run", "quickstart", "--seeds", "0"], "at least 1 seed, got 0"),
     (["run", "quickstart", "--batch", "0"], "a batch of at least 1"),
     (["run", "quickstart", "--jobs", "0"], "--jobs must be at least 1, got 0"),
-    (["run", "quickstart", "--precision", "float16"],
-     'unknown precision "float16"; did you mean "float64"? (known: float32, float64, tf32)'),
+    (["run", "quickstart", "--precision", "float46"],
+     'unknown precision "float46"; did you mean "float64"? (known: bfloat16, float16, float32, '),
     (["run", "quickstart", "--datasets", "glyphs", "--augment", "crop_flop"],
      'unknown augmentation "crop_flop"; did you mean "crop_flip"?'),
-    (["run", "quickstart", "--precision", "tf32"], "use --backend cupy, or --precision float32"),
     (["run", "quickstart", "--datasets", "arm", "--augment", "flip"], "arm has none: leave it"),
     (["run", "quickstart", "--target", "3"], "glyphs has classes: leave it out"),
     (["run", "quickstart", "--warmup", "-5"], "the warm-up is a number of steps, 0 or more"),
@@ -241,6 +204,7 @@ def test_two_sweeps_share_a_folder(capsys):
     (["run", "quickstart", "--preset", "papre"], 'unknown preset "papre"; did you mean "paper"?'),
     (["run", "quickstart", "--backend", "cuda"], 'unknown backend "cuda"'),
     (["run", "--out", "fig2", "quickstart", "--lr", "fast"], '--lr takes a number, got "fast"'),
+    (["run", "--mpi", "quickstart", "--lr", "fast"], '--lr takes a number, got "fast"'),
     (["run", "fig3", "--datasets", "cifar10,cifar10O"], 'unknown data set "cifar10O"'),
     (["bench", "--preset", "smok"], 'unknown preset "smok"; did you mean "smoke"?'),
     (["bench", "--out", "/dev/null/x"], "choose another with --out"),
@@ -268,10 +232,59 @@ def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
     def interrupted(spec, place):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(EXPERIMENTS, "quickstart",
-                        dataclasses.replace(cli.QUICKSTART, run_cell=interrupted))
+    run_cells_by(monkeypatch, interrupted)
     assert main(ARM) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flags", "waits", "jobs"), [
+    ((), False, 3), (("--seeds", "1"), False, 2), ((), True, cli.CELLS_ON_A_GPU),
+    (("--jobs", "7"), False, 7)])
+def test_as_many_cells_at_a_time_as_cores_or_as_fit_a_gpu(monkeypatch, flags, waits, jobs):
+    """But no more than there are."""
+    monkeypatch.setattr(sweep.Sweep, "run", lambda sweep: [])
+    monkeypatch.setattr("comet_np.backends.cpu.threads", lambda: 3)
+    monkeypatch.setattr(get_backend("numpy"), "waits", waits)
+    assert main([*ARM[:-2], "--seeds", "4", *flags]) == 0
+    assert json.loads(Path("runs/quickstart-smoke/run.json").read_text())["jobs"] == jobs
+
+
+def test_a_sweep_is_told_what_the_flags_say(monkeypatch):
+    sweeps, dtypes = [], []
+    monkeypatch.setattr(sweep.Sweep, "run", lambda sweep: sweeps.append(sweep) or [])
+    monkeypatch.setattr(sweep, "expected_seconds", lambda cells, backend, dtype: dtypes.append(
+        dtype) or 0)
+    main([*ARM, "--precision", "float64"])
+    assert main([*ARM, "--data", "here", "--mpi", "--out", "there"]) == 0
+    assert dtypes == ["float64", "float32"]
+    del sweeps[0]
+    told, = sweeps
+    assert told == ("quickstart", told.cells, Path("there"), "numpy", "here", 1, True)
+    assert len(told.cells) == 4
+
+
+def test_data_lists_what_is_there_and_what_is_missing(capsys, tmp_path, monkeypatch):
+    def rows():
+        assert main(["data"]) == 0
+        return {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+
+    assert "built in" in rows()["arm"]
+    assert "missing" in rows()["cifar10"] and "https://" in rows()["cifar10"]
+    (tmp_path / "files" / "cifar-10-batches-bin").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setenv("COMET_DATA", str(tmp_path / "files"))
+        assert "incomplete" in rows()["cifar10"]
+    assert main(["data", "--fetch", "cifar10"]) == 2
+    assert "--fetch needs a folder to download into" in capsys.readouterr().err
+    assert main(["data", "--data", str(tmp_path), "--fetch", "arm"]) == 2
+    assert "arm is built in" in capsys.readouterr().err
+
+
+def test_a_plot_of_another_experiments_run_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr(sweep.Sweep, "run", lambda sweep: [])
+    main(ARM)
+    assert main(["plot", "fig4", "--out", "runs/quickstart-smoke"]) == 2
+    assert "holds a run of quickstart, not of fig4" in capsys.readouterr().err
 
 
 def test_help_lists_the_flags_of_the_experiment(capsys):
@@ -290,20 +303,16 @@ def test_smoke_presets_need_no_download(name, capsys):
     assert Path(f"runs/{name}-smoke/{name}.png").stat().st_size > 10_000
 
 
-@pytest.mark.slow
-def test_mpi_with_two_ranks():
-    pytest.importorskip("mpi4py", reason="the mpi extra is not installed")
+@pytest.mark.parametrize("precision", ["tf32", "float16"])
+def test_formats_of_a_gpu_can_be_tried_on_the_cpu(precision, capsys):
     pytest.importorskip("matplotlib")
-    mpiexec = shutil.which("mpiexec")
-    if mpiexec is None:
-        pytest.skip("no mpiexec on this machine")
-    answer = subprocess.run(
-        [mpiexec, "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable, "-m",
-         "mpi4py.futures", "-m", "comet_np.experiments.cli", *ARM, "--mpi", "--out",
-         str(Path.cwd() / "mpi")], cwd=ROOT, capture_output=True, text=True, timeout=120,
-        check=False)
-    assert answer.returncode == 0, answer.stderr
-    assert "4 cells run in" in answer.stdout
+    losses = set()
+    for name in (precision, "float32"):
+        assert main([*ARM, "--precision", name, "--models", "standard", "--seeds", "1"]) == 0
+    for file in Path("runs/quickstart-smoke/cells").glob("*/metrics.jsonl"):
+        losses.add(json.loads(file.read_text().splitlines()[-1])["val_loss"])
+    assert len(losses) == 2  # operands are rounded
+    assert max(losses) == pytest.approx(min(losses), rel=1e-2)
 
 
 def test_progress_shows_rate_and_time_left(monkeypatch):
@@ -330,21 +339,29 @@ def test_progress_shows_rate_and_time_left(monkeypatch):
     assert terminal.text.endswith(" 60%  1 steps/s  40 s left  cell")
 
 
+def test_a_message_is_said_once_and_progress_to_terminals_only(capsys):
+    progress = Progress(2)
+    for _ in range(2):
+        progress.message("look")
+        progress.advance(1, "cell")
+    progress.clear()
+    assert capsys.readouterr().err == "look\n"
+
+
 def test_durations_and_columns():
     assert [duration(s) for s in (0.04, 9.94, 59.4, 185, 7800)] == [
         "0.0 s", "9.9 s", "59 s", "3 min 05 s", "2 h 10 min"]
     assert columns([("a", "bb"), ("ccc", "d")]) == "a    bb\nccc   d"
 
 
-def test_check_covers_every_operation_and_finds_a_wrong_kernel(capsys, monkeypatch):
-    backend = get_backend("numpy")
-    assert set(check._samples(backend)) == set(OPERATIONS)
+def test_check_passes_and_finds_a_wrong_kernel(capsys, monkeypatch):
     assert main(["check"]) == 0
     assert "FAILED" not in capsys.readouterr().out
-    monkeypatch.setitem(backend.kernels, "project", lambda x, W, tf32=False: 1.001 * (x @ W.T))
+    monkeypatch.setitem(get_backend("numpy").kernels, "project",
+                        lambda body, x, W: 1.001 * (x @ W.T))
     assert main(["check"]) == 1
     out = capsys.readouterr().out
-    assert "FAILED  kernel against body: project " in out
+    assert "FAILED  kernel against body: project" in out
     assert "checks FAILED on" in out
 
 
@@ -373,84 +390,3 @@ def test_a_cell_folder_that_cannot_be_written_is_a_sentence(capsys):
     Path("runs/quickstart-smoke/cells").write_text("in the way")
     assert main(ARM) == 1
     assert "cannot write into" in capsys.readouterr().out
-
-
-def start_sweep(out):
-    """Start a long sweep of two processes in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "comet_np.experiments.cli", "run", "quickstart", "--preset", "smoke",
-         "--datasets", "arm", "--seeds", "3", "--models", "comet", "--epochs", "5000",
-         "--together", "0", "--jobs", "2", "--out", str(out)], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
-
-
-def in_training(out):
-    """Return how many cells have begun to train."""
-    return sum(f.stat().st_size > 500 for f in out.glob("cells/*/metrics.jsonl"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("to_all", [True, False], ids=["the terminal's", "to the parent alone"])
-def test_ctrl_c_stops_all_processes_with_a_checkpoint(tmp_path, to_all):
-    process = start_sweep(tmp_path / "out")
-    wait_for(lambda: in_training(tmp_path / "out") == 2)
-    (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == 130, output
-    assert "the same command goes on from here" in output
-    assert "Traceback" not in output
-    files = [str(file.relative_to(tmp_path)) for file in tmp_path.glob("out/cells/*/*")]
-    assert sum(file.endswith("/checkpoint") for file in files) == 2, f"{files}\n{output}"
-    assert in_training(tmp_path / "out") == 2  # no third cell was begun
-
-
-@pytest.mark.slow
-def test_processes_end_with_a_killed_parent(tmp_path):
-    process = start_sweep(tmp_path / "out")
-    wait_for(lambda: in_training(tmp_path / "out") == 2)
-    os.kill(process.pid, signal.SIGKILL)
-    process.stdout.close()
-    process.wait()
-
-    def free(lock):
-        with open(lock, "w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return False
-        return True
-
-    wait_for(lambda: all(map(free, tmp_path.glob("out/cells/*/lock"))), seconds=10)
-
-
-def die_once(spec, place):
-    """Kill the worker the first time a cell comes, and finish it the second time."""
-    mark = place.folder / "died"
-    if spec.seeds == (1,) and not mark.exists():
-        mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    (place.folder / "result.json").write_text("{}")
-    return {}
-
-
-@pytest.mark.slow
-def test_a_killed_worker_does_not_end_the_sweep(tmp_path, monkeypatch):
-    grid = EXPERIMENTS["quickstart"]
-    config = grid.configure("smoke", {"seeds": 4, "datasets": ("arm",), "together": 0})
-    monkeypatch.setattr(sweep, "_run_remote", functools.partial(run_with, die_once))
-    outcomes = sweep.Sweep("quickstart", grid.cells(config), tmp_path, jobs=2).run()
-    assert {outcome.status for outcome in outcomes} <= {"done", "found"}
-    assert len(list(tmp_path.glob("cells/*/died"))) == 3  # the three models of seed 1
-
-
-def run_with(run_cell, task, messages):
-    """Do what a worker does, with another cell function."""
-    EXPERIMENTS["quickstart"] = dataclasses.replace(EXPERIMENTS["quickstart"], run_cell=run_cell)
-    return sweep.run_task(task, sweep._Remote(messages))

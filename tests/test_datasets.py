@@ -9,7 +9,7 @@ import pickle
 import sys
 import tarfile
 import threading
-import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
@@ -90,6 +90,16 @@ def test_train_takes_the_first_examples_and_leaves_the_rest():
     assert len(datasets.load("arm", train=10**9).x_train) == len(data.x_train)
 
 
+def test_the_digest_is_of_every_number():
+    data = datasets.load("arm", train=30)
+    for name in ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test"):
+        for place in (0, -1):
+            changed = getattr(data, name).copy()
+            changed.flat[place] += 1
+            assert replace(data, **{name: changed}).digest != data.digest
+    assert replace(data, notice="another").digest == data.digest
+
+
 def test_bad_requests_are_one_clear_sentence(tmp_path):
     refused(lambda: datasets.load("cifar1"), 'unknown data set "cifar1"; did you mean "cifar10"?')
     refused(lambda: datasets.load("arm", train=0), "at least 1 example, got train = 0")
@@ -126,11 +136,9 @@ def test_report_says_what_is_there_and_where_the_rest_comes_from(tmp_path):
 # --- glyphs -----------------------------------------------------------------------------------
 
 
-def test_glyphs_are_quick_and_each_is_a_function_of_its_number():
+def test_each_glyph_is_a_function_of_its_number():
     pytest.importorskip("matplotlib")
-    started = time.process_time()  # not the clock's: other programs may be busy
     x, y = glyphs.images(0, "train", 10_000)
-    assert time.process_time() - started < 3
     some_x, some_y = glyphs.images(0, "train", 300)
     np.testing.assert_array_equal(some_x, x[:300])
     np.testing.assert_array_equal(some_y, y[:300])
@@ -529,6 +537,10 @@ def test_sarcos_from_both_files(tmp_path):
                                    atol=1e-5)
         np.testing.assert_allclose(y.y_test[:, 0], (test[:, column] - mean) / std, rtol=1e-4,
                                    atol=1e-5)
+    x, x_test = rows[:, :21], test[:, :21]
+    for ours, theirs in ((data.x_val, x[40:]), (data.x_test, x_test)):
+        np.testing.assert_allclose(ours, (theirs - x[:40].mean(axis=0)) / x[:40].std(axis=0),
+                                   rtol=1e-4, atol=1e-5)
     assert datasets.load("sarcos", tmp_path, target="all").outputs == 7
     assert data.notice.count("unknown hash") == 2
 
@@ -690,9 +702,7 @@ def test_progress_line_on_a_terminal(monkeypatch, capsys):
 
 
 def test_official_cifar10(real):
-    started = time.process_time()
     data = real("cifar10")
-    assert time.process_time() - started < 3
     assert (len(data.x_train), len(data.x_val), len(data.x_test)) == (40_000, 10_000, 10_000)
     assert data.notice == ""
     assert np.bincount(data.y_test).tolist() == [1000] * 10

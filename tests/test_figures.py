@@ -1,69 +1,46 @@
-"""The figures' own arithmetic: utilisation, statistics, cosines, and what a lead is."""
+"""What figures share: one look for each model, bands over seeds, files written or refused."""
+
+import sys
 
 import numpy as np
 import pytest
 
-from comet_np.backends import get_backend
-from comet_np.experiments import fig2, fig3, grid
-from comet_np.experiments.experiment import Place
-from comet_np.experiments.progress import Progress
-from comet_np.functional.routing import winners
+from comet_np.errors import UserError
+from comet_np.experiments import figures
+from comet_np.experiments.variants import VARIANTS
 
 
-@pytest.fixture
-def place(tmp_path):
-    return Place(tmp_path, get_backend("numpy"), None, Progress(1))
+def test_every_model_has_a_look_of_its_own():
+    assert set(figures.LOOKS) == set(VARIANTS)
+    for of_all in zip(*figures.LOOKS.values(), strict=True):  # colours, then names
+        assert len(set(of_all)) == len(VARIANTS)
 
 
-def test_utilisation_is_a_share_of_the_first_data_set(place, monkeypatch, draw):
-    """The second data set has another number of images."""
-    images = {"first": draw.integers(0, 256, (60, 50)).astype("uint8"),
-              "second": draw.integers(0, 256, (7, 50)).astype("uint8")}
-    monkeypatch.setattr(fig3, "_images", lambda name, place, count: (images[name], 2 / 255, -1.0))
-    result = fig3.run_cell(fig3.Fig3Spec(0, 3, None, ("first", "second"), 0), place)
-    for network in result["networks"]:
-        for quantiles, N in zip(network["quantiles"], network["widths"], strict=True):
-            assert max(quantiles) <= 1
-            # each image has exactly k winners, so the mean over neurons is k / N
-            assert np.mean(quantiles) == pytest.approx(winners(network["p_k"], N) / N, abs=0.02)
+def test_without_matplotlib_one_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UserError, match=r'pip install "comet-np\[plots\]"'):
+        figures.pyplot()
 
 
-def test_statistics_of_sleepers():
-    networks = [{"never": 0, "widths": [100, 200]}] * 99 + [{"never": 3, "widths": [100, 200]}]
-    found = fig3.statistics(networks)
-    value, low, high = found["never active"]
-    assert value == 3 / 30_000
-    assert low <= value <= high
-    value, low, high = found["models with one"]
-    assert value == 0.01
-    assert 0 < low < 0.01 < high < 0.1
+def test_a_band_reaches_from_the_lowest_seed_to_the_highest():
+    pytest.importorskip("matplotlib")
+    plt = figures.pyplot()
+    figure, axes = plt.subplots()
+    figures.seed_band(axes, np.arange(2), np.array([[1.0, 2.0], [3.0, 7.0]]), "C0", "two seeds")
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), [2.0, 4.5])
+    corners = {tuple(corner) for corner in axes.collections[0].get_paths()[0].vertices}
+    assert corners == {(0, 1), (0, 3), (1, 2), (1, 7)}
+    figures.seed_band(axes, np.arange(2), np.array([[1.0, 2.0]]), "C1", "one")
+    assert (len(axes.lines), len(axes.collections)) == (2, 1)
+    plt.close(figure)
 
 
-def test_cosine():
-    assert fig2.cosine(np.array([[1.0, 0.0], [1.0, 1.0]])) == pytest.approx(0.5**0.5)
-    masks = np.array([[True, True, False, False], [True, False, True, False]])
-    assert fig2.cosine(masks) == 0.5  # the share of one's active neurons that are the other's
-
-
-def test_more_similar_inputs_have_more_similar_masks(place):
-    spec = fig2.Fig2Spec(0, 12, 2, (0.25, 1.0), 100, 64, 3, 25.0, "softplus", 0)
-    result = fig2.run_cell(spec, place)
-    mask, activation = np.array(result["mask"]), np.array(result["activation"])
-    assert np.corrcoef(result["input"], mask[:, 0])[0, 1] > 0.5
-    assert (mask[:, 1] == 1).all()  # p_k = 1 is the vanilla MLP
-    assert (activation[:, 0] < activation[:, 1]).all()  # sparser tells inputs apart more sharply
-
-
-def test_a_lead_is_in_points_or_in_percent_of_the_error():
-    accuracy = {0: np.array([0.1, 0.5, 0.4])}, {0: np.array([0.1, 0.6, 0.5])}
-    assert grid.advantage(*accuracy, sign=1) == pytest.approx(10)
-    error = {3: np.array([1.0, 0.2, 0.3])}, {3: np.array([1.0, 0.5, 0.05])}
-    assert grid.advantage(*error, sign=-1) == pytest.approx(75)
-    assert np.isnan(grid.advantage({}, accuracy[1], sign=1))
-
-
-def test_a_lead_is_over_the_seeds_that_both_have():
-    standard = {0: np.array([0.5]), 2: np.array([0.9])}
-    comet = {0: np.array([0.4]), 1: np.array([0.95])}
-    assert grid.advantage(standard, comet, sign=1) == pytest.approx(-10)
-    assert grid._won(standard, comet, 1) == "0 of 1"
+def test_a_saved_figure_is_closed_and_one_that_cannot_be_is_a_sentence(tmp_path):
+    pytest.importorskip("matplotlib")
+    plt = figures.pyplot()
+    before = plt.get_fignums()
+    assert figures.save(plt.figure(), tmp_path / "a.png") == tmp_path / "a.png"
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match=r"cannot write .* choose another folder with --out"):
+        figures.save(plt.figure(), tmp_path / "missing" / "a.png")
+    assert plt.get_fignums() == before

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from comet_np import gradcheck, kwta_mask
+from comet_np.backends import get_backend
 from comet_np.errors import UserError
 from comet_np.functional.activations import ACTIVATIONS
-from comet_np.gradcheck import check_gradients, check_mlp_gradients, check_model_gradients
+from comet_np.gates import Comet, Layerwise, TopK
+from comet_np.gradcheck import check_gradients
 from comet_np.models import mlp
+from comet_np.selfcheck import check_mlp_gradients, check_model_gradients, routing_scores
 from tests.tolerances import TOLERANCES
 
 
@@ -201,18 +204,45 @@ def test_nothing_compared_is_not_a_pass():
     assert result.flips[0].margin == 0
 
 
-def test_a_step_too_large_flips_the_masks_of_a_network(draw):
-    config = mlp.MLPConfig((20, 50, 40, 5))
-    params, routing = mlp.init(config, dtype="float64")
+GATES = (Comet(), Comet(g="tanh", ties="index"), Layerwise(), TopK(), TopK(of="activation"))
+
+
+@pytest.mark.parametrize("gate", GATES, ids=str)
+def test_a_step_too_large_flips_the_masks_of_a_network(gate, draw):
+    config = mlp.MLPConfig((20, 50, 40, 5), activation="gelu", gate=gate)
+    params, fixed = mlp.init(config, dtype="float64")
     x = draw.standard_normal((30, 20))
-    fine = check_mlp_gradients(x, params, routing, config)
-    assert (fine.ok, fine.flips) == (True, ())
-    coarse = check_mlp_gradients(x, params, routing, config, step=0.1)
-    assert {flip.input for flip in coarse.flips} == {"x"}
+    fine = check_mlp_gradients(x, params, fixed, config)
+    assert fine.error <= TOLERANCES["difference of a network"]["float64"], fine
+    assert not fine.flips
+    _, cache = mlp.forward(x, params, fixed, config)
+    for (c, k), m in zip(routing_scores(x, cache, fixed, config), cache.masks, strict=True):
+        np.testing.assert_array_equal(kwta_mask(c, k, gate.ties), m)  # the scores are the right
+    coarse = check_mlp_gradients(x, params, fixed, config, step=0.1)
+    moved = {flip.input for flip in coarse.flips}
+    if isinstance(gate, Comet):
+        assert moved == {"x"}
+    else:
+        assert moved > {"x"}
     assert all(0 < flip.margin < 0.1 for flip in coarse.flips)
-    frozen = check_mlp_gradients(x, params, routing, config, mlp.masks_of(x, routing, config),
-                                 step=0.1)
-    assert not frozen.flips
+    assert not check_mlp_gradients(x, params, fixed, config, cache.masks, step=0.1).flips
+
+
+def test_flips_of_packed_masks_are_seen(draw, monkeypatch):
+    """A backend may leave masks packed."""
+    config = mlp.MLPConfig((20, 50, 40, 5))
+    params, fixed = mlp.init(config, dtype="float64")
+    x = draw.standard_normal((30, 20))
+    kept_packed = mlp.forward
+
+    def forward(*arguments, **options):
+        a_L, cache = kept_packed(*arguments, **options)
+        return a_L, cache._replace(hidden=tuple(
+            layer._replace(m=np.packbits(layer.m, axis=-1)) for layer in cache.hidden))
+
+    expected = check_mlp_gradients(x, params, fixed, config, step=0.1).flips
+    monkeypatch.setattr(mlp, "forward", forward)
+    assert check_mlp_gradients(x, params, fixed, config, step=0.1).flips == expected != ()
 
 
 # --- what comet-np check runs -------------------------------------------------------------------
@@ -220,12 +250,32 @@ def test_a_step_too_large_flips_the_masks_of_a_network(draw):
 
 def test_every_backward_pass_of_the_project():
     results = dict(check_model_gradients())
+    gates = ("Comet", "Layerwise", "TopK of the pre-activation", "TopK of the activation",
+             "Bernoulli", "ExampleTied", "Kept")
     assert set(results) == {
-        "linear", "softmax cross-entropy", "mean squared error", "dropout", "standard MLP",
-        "COMET MLP", "COMET MLP, masks frozen", *(f"masked {name}" for name in ACTIVATIONS)}
+        "linear", "softmax cross-entropy", "mean squared error", "dropout",
+        *(f"hidden {name}" for name in ACTIVATIONS), "hidden softplus, no mask", "MLP, no gate",
+        *(f"MLP, {gate}" for gate in gates), *(f"MLP, {gate}, masks frozen" for gate in gates),
+        "MLP, Comet, dropout"}
     for name, result in results.items():
-        assert result.error <= TOLERANCES["difference"]["float64"], (name, result)
+        kind = "difference of a network" if name.startswith("MLP") else "difference"
+        assert result.error <= TOLERANCES[kind]["float64"], (name, result)
         assert not result.flips, (name, result)
+
+
+@pytest.mark.parametrize("operation", ["hidden_backward", "linear_backward"])
+def test_a_wrong_kernel_fails_the_checks_that_run_it(operation, monkeypatch):
+    kernels = get_backend("numpy").kernels
+    right = kernels[operation]
+
+    def wrong(body, dy, *rest, **options):
+        return right(body, dy * 1.001, *rest, **options)
+
+    monkeypatch.setitem(kernels, operation, wrong)
+    failed = {name for name, result in check_model_gradients() if not result.ok}
+    assert {"MLP, Comet", "MLP, Kept, masks frozen"} < failed
+    assert ("linear" in failed) == (operation == "linear_backward")
+    assert ("hidden gelu" in failed) == (operation == "hidden_backward")
 
 
 def test_the_examples_in_the_documentation_are_true():

@@ -19,6 +19,7 @@ from comet_np.functional.loss import (
     softmax_cross_entropy_backward,
     softmax_cross_entropy_forward,
 )
+from comet_np.gates import Bernoulli, Comet, ExampleTied, Kept, Layerwise, TopK
 from comet_np.models import mlp
 from comet_np.models.mlp import MLPConfig
 from comet_np.optim import OPTIMIZERS, OptimizerConfig, init_state, update
@@ -36,6 +37,8 @@ TORCH_ACTIVATIONS = {
     # By default PyTorch takes log(1 + exp(a)) for a from 20 on, which is 2e-9 off.
     "softplus": functools.partial(F.softplus, threshold=40),
     "silu": F.silu, "gelu": F.gelu, "elu": F.elu, "selu": F.selu, "mish": F.mish,
+    "centred_sigmoid": lambda a: torch.sigmoid(a) - 0.5,
+    "centred_softplus": lambda a: F.softplus(a, threshold=40) - math.log(2),
 }
 
 
@@ -48,7 +51,7 @@ class Published(torch.nn.Module):
         for layer in range(1, self.L + 1):
             shape = config.widths[layer - 1], config.widths[layer]
             setattr(self, f"fc{layer}", torch.nn.Linear(*shape, bias=config.bias))
-            if config.p_k is not None and layer < self.L:
+            if config.gate is not None and layer < self.L:
                 spec = torch.nn.Linear(*shape, bias=False)
                 spec.weight.requires_grad_(False)
                 setattr(self, f"spec_{layer}", spec)
@@ -58,11 +61,11 @@ class Published(torch.nn.Module):
         z, self.masks = x, []
         for layer in range(1, self.L):
             a = getattr(self, f"fc{layer}")(x)
-            if self.config.p_k is None:
+            if self.config.gate is None:
                 x = f(a)
                 continue
             c = getattr(self, f"spec_{layer}")(z)
-            k = max(1, int(self.config.p_k * c.shape[-1]))
+            k = max(1, int(self.config.gate.p_k * c.shape[-1]))
             m = c >= torch.topk(c, k).values[..., -1:]
             self.masks.append(m)
             z, x = m * c, m * f(a)
@@ -81,9 +84,11 @@ def gradients(network):
     return {name: p.grad.numpy() for name, p in network.named_parameters() if p.requires_grad}
 
 
-NETWORK = MLPConfig((12, 20, 15, 17, 5), ties="threshold")
+PUBLISHED = Comet(ties="threshold")
+NETWORK = MLPConfig((12, 20, 15, 17, 5), gate=PUBLISHED)
 CONFIGS = [
-    *(replace(NETWORK, p_k=p_k) for p_k in (None, 0.05, 0.1, 0.5, 0.9, 1.0)),
+    replace(NETWORK, gate=None),
+    *(replace(NETWORK, gate=replace(PUBLISHED, p_k=p_k)) for p_k in (0.05, 0.1, 0.5, 0.9, 1.0)),
     *(replace(NETWORK, activation=name) for name in ACTIVATIONS),
     replace(NETWORK, bias=False),
     *(replace(NETWORK, widths=(12, *[18] * hidden, 5)) for hidden in (0, 1, 2, 6)),
@@ -109,8 +114,8 @@ def test_masks_output_loss_and_every_gradient(config, task, draw):
     their_loss = torch_loss(theirs, torch.tensor(target))
     their_loss.backward()
 
-    params, routing = interop.mlp_from_torch(named, config)
-    ours, cache = mlp.forward(x.detach().numpy(), params, routing, config)
+    params, fixed = interop.mlp_from_torch(named, config)
+    ours, cache = mlp.forward(x.detach().numpy(), params, fixed, config)
     loss, loss_cache = loss_forward(ours, target)
     grads = mlp.zeros_like(params)
     dx = mlp.backward(loss_backward(1.0, loss_cache), cache, params, grads, config)
@@ -127,7 +132,7 @@ def test_masks_output_loss_and_every_gradient(config, task, draw):
 
 
 def test_tied_scores_win_in_both(draw):
-    """Equal routing weights tie neurons on either side of rank k."""
+    """Equal fixed weights tie neurons on either side of rank k."""
     network, named = published(NETWORK)
     for name in ("spec_1.weight", "spec_2.weight"):
         named[name][1::2] = named[name][:-1:2][:len(named[name][1::2])]
@@ -136,8 +141,8 @@ def test_tied_scores_win_in_both(draw):
             p.copy_(torch.tensor(named[name]))
     x = draw.standard_normal((16, 12))
     network(torch.tensor(x))
-    params, routing = interop.mlp_from_torch(named, NETWORK)
-    _, cache = mlp.forward(x, params, routing, NETWORK)
+    params, fixed = interop.mlp_from_torch(named, NETWORK)
+    _, cache = mlp.forward(x, params, fixed, NETWORK)
     for m, theirs in zip(cache.masks, network.masks, strict=True):
         np.testing.assert_array_equal(m, theirs.numpy())
     winners = cache.masks[1].sum(axis=1)
@@ -157,7 +162,7 @@ def test_activations(name):
 # --- training -----------------------------------------------------------------------------------
 
 STEPS, WARMUP, LR = 20, 5, 0.05
-TRAINED = MLPConfig((12, 20, 15, 5), ties="threshold")
+TRAINED = MLPConfig((12, 20, 15, 5), gate=PUBLISHED)
 
 
 def torch_optimizer(network, config):
@@ -198,14 +203,14 @@ def train_torch(network, x, labels, config, schedule_name):
         rates.step()
 
 
-def train(params, routing, x, labels, config, schedule_name):
+def train(params, fixed, x, labels, config, schedule_name):
     """Train for STEPS steps and return the parameters."""
     flat, params = flatten(params)
     flat_grads, grads = flatten(mlp.zeros_like(params))
     state = init_state(flat, config)
     for step in range(STEPS):
         flat_grads.fill(0)
-        logits, cache = mlp.forward(x, params, routing, TRAINED)
+        logits, cache = mlp.forward(x, params, fixed, TRAINED)
         _, loss_cache = softmax_cross_entropy_forward(logits, labels)
         mlp.backward(softmax_cross_entropy_backward(1.0, loss_cache), cache, params, grads, TRAINED)
         lr = LR * schedule(schedule_name, step, STEPS, WARMUP)
@@ -223,8 +228,8 @@ def test_twenty_steps(name, settings, schedule_name, draw):
     network, named = published(TRAINED)
     x, labels = draw.standard_normal((16, 12)), draw.integers(0, 5, 16)
     train_torch(network, torch.tensor(x), torch.tensor(labels), config, schedule_name)
-    params, routing = interop.mlp_from_torch(named, TRAINED)
-    trained = interop.mlp_to_torch(train(params, routing, x, labels, config, schedule_name))
+    params, fixed = interop.mlp_from_torch(named, TRAINED)
+    trained = interop.mlp_to_torch(train(params, fixed, x, labels, config, schedule_name))
     for parameter, p in network.named_parameters():
         if p.requires_grad:
             assert_close(trained[parameter], p.detach().numpy(), "training")
@@ -242,8 +247,8 @@ def test_slightly_other_optimizers_are_told_apart(name, settings, mutant, draw):
     x, labels = draw.standard_normal((16, 12)), draw.integers(0, 5, 16)
     train_torch(network, torch.tensor(x), torch.tensor(labels), OptimizerConfig(name, **settings),
                 "cosine")
-    params, routing = interop.mlp_from_torch(named, TRAINED)
-    trained = interop.mlp_to_torch(train(params, routing, x, labels, mutant, "cosine"))
+    params, fixed = interop.mlp_from_torch(named, TRAINED)
+    trained = interop.mlp_to_torch(train(params, fixed, x, labels, mutant, "cosine"))
     with pytest.raises(AssertionError, match="relative error"):
         assert_close(trained["fc2.weight"], network.fc2.weight.detach().numpy(), "training")
 
@@ -259,16 +264,17 @@ def test_the_contract(draw):
     V1, V2, V3 = (draw.uniform(-1, 1, W.shape) for W in (W1, W2, W3))
     b1, b2, b3, b4 = (np.zeros(n) for n in widths[1:])
     x, dlogits = draw.standard_normal((32, 3072)), draw.standard_normal((32, 10))
-
-    from comet_np import interop, kwta_mask
-    from comet_np.models import mlp
-    config = mlp.MLPConfig(widths=(3072, 64, 64, 64, 10), activation="softplus", p_k=0.5,
-                           ties="threshold")
-    params, routing = interop.mlp_from_torch({
+    named = {
         "fc1.weight": W1, "fc1.bias": b1, "fc2.weight": W2, "fc2.bias": b2, "fc3.weight": W3,
         "fc3.bias": b3, "fc4.weight": W4, "fc4.bias": b4, "spec_1.weight": V1, "spec_2.weight": V2,
-        "spec_3.weight": V3}, config)
-    logits, cache = mlp.forward(x, params, routing, config)
+        "spec_3.weight": V3}
+
+    from comet_np import gates, interop, kwta_mask
+    from comet_np.models import mlp
+    config = mlp.MLPConfig(widths=(3072, 64, 64, 64, 10), activation="softplus",
+                           gate=gates.Comet(p_k=0.5, ties="threshold"))
+    params, fixed = interop.mlp_from_torch(named, config)
+    logits, cache = mlp.forward(x, params, fixed, config)
     grads = mlp.zeros_like(params)
     dx = mlp.backward(dlogits, cache, params, grads, config)
     named = interop.mlp_to_torch(grads)
@@ -279,27 +285,81 @@ def test_the_contract(draw):
     assert all(type(array) is np.ndarray and array.any() for array in named.values())
     assert [(m.dtype, m.shape) for m in cache.masks] == [(np.dtype(bool), (32, 64))] * 3
     np.testing.assert_array_equal(cache.masks[0], kwta_mask(x @ V1.T, 32, ties="strict"))
+    others = (cache.masks[0], None, ~cache.masks[2])
+    outside, _ = mlp.forward(x, params, fixed, config, masks=others)
+    assert not np.array_equal(outside, logits)
+    outside, _ = mlp.forward(x, params, fixed, config, masks=cache.masks)
+    np.testing.assert_array_equal(outside, logits)
 
 
-def test_names_come_back_and_arrays_are_not_copied():
-    _, named = published(NETWORK)
-    params, routing = interop.mlp_from_torch(named, NETWORK)
-    back = interop.mlp_to_torch(params, routing)
-    assert {name: id(array) for name, array in back.items()} == {
-        name: id(array) for name, array in named.items()}
-    assert len(routing) == 3
-    _, plain = published(replace(NETWORK, p_k=None, bias=False))
-    params, routing = interop.mlp_from_torch(plain, replace(NETWORK, p_k=None, bias=False))
-    assert routing == ()
-    assert len(list(leaves(params))) == 4
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("gate", [None, Comet(), Layerwise(), TopK(), Bernoulli(), ExampleTied(),
+                                  Kept()], ids=str)
+def test_names_come_back_for_every_gate(gate, bias):
+    config = MLPConfig((12, 20, 15, 5), gate=gate, bias=bias)
+    params, fixed = mlp.init(config)
+    named = interop.mlp_to_torch(params, fixed)
+    routed = isinstance(gate, Comet | Layerwise)
+    assert set(named) == {f"fc{layer}.{kind}" for layer in (1, 2, 3)
+                          for kind in (("weight", "bias") if bias else ("weight",))} | {
+        f"spec_{layer}.weight" for layer in (1, 2) if routed}
+    back, back_fixed = interop.mlp_from_torch(named, config)
+    assert len(back_fixed) == len(fixed) == (2 if routed else 0)
+    for ours, theirs in zip(leaves((back, back_fixed)), leaves((params, fixed)), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+        assert not np.shares_memory(ours, theirs)
 
 
-def test_routing_weights_that_are_not_used_are_passed_over():
+def given(network, kind):
+    """Return what a user has in hand of a PyTorch module."""
+    if kind == "state_dict":
+        return network.state_dict()
+    named = dict(network.named_parameters())  # which have gradients
+    return named if kind == "parameters" else {
+        name: p.detach().numpy() for name, p in named.items()}
+
+
+@pytest.mark.parametrize("kind", ["state_dict", "parameters", "arrays"])
+def test_training_one_side_does_not_move_the_other(kind):
+    network, _ = published(NETWORK)
+    params, fixed = interop.mlp_from_torch(given(network, kind), NETWORK)
+    ours = [leaf.copy() for leaf in leaves((params, fixed))]
+    theirs = [p.detach().numpy().copy() for p in network.parameters()]
+    with torch.no_grad():
+        for p in network.parameters():
+            p += 1
+    for leaf, before in zip(leaves((params, fixed)), ours, strict=True):
+        assert type(leaf) is np.ndarray
+        assert leaf.dtype == "float64"
+        np.testing.assert_array_equal(leaf, before)
+        leaf += 2
+    for p, before in zip(network.parameters(), theirs, strict=True):
+        np.testing.assert_array_equal(p.detach().numpy(), before + 1)
+
+
+def test_tensors_with_gradients_give_the_network_itself(draw):
+    network, _ = published(NETWORK)
+    x = draw.standard_normal((16, 12))
+    params, fixed = interop.mlp_from_torch(dict(network.named_parameters()), NETWORK)
+    assert_close(mlp.forward(x, params, fixed, NETWORK)[0],
+                 network(torch.tensor(x)).detach().numpy(), "torch")
+
+
+def test_gradients_under_their_names_are_the_arrays_themselves():
+    params, fixed = mlp.init(NETWORK)
+    named = interop.mlp_to_torch(params, fixed)
+    for array, leaf in zip(named.values(), leaves((params, fixed)), strict=True):
+        assert array is leaf
+
+
+def test_fixed_weights_that_are_not_used_are_passed_over():
     """The published model has a spec_L and never uses it; the standard model uses none."""
     _, named = published(NETWORK)
     named["spec_4.weight"] = np.zeros((5, 17))
     assert len(interop.mlp_from_torch(named, NETWORK)[1]) == 3
-    assert interop.mlp_from_torch(named, replace(NETWORK, p_k=None))[1] == ()
+    for gate in None, TopK(), Kept():
+        assert interop.mlp_from_torch(named, replace(NETWORK, gate=gate))[1] == ()
 
 
 def without(name):
@@ -317,9 +377,8 @@ def without(name):
     (lambda named: named | {"fc5.weight": named["fc1.weight"]}, UserError, 'called "fc5.weight"'),
     (lambda named: named | {"fc1.weight": named["fc1.weight"].T}, UserError,
      '"fc1.weight" must have shape (20, 12) for the widths (12, 20, 15, 17, 5), got (12, 20)'),
-    (lambda named: named | {"spec_2.weight": torch.zeros(15, 20)}, BackendError,
-     "expected a numpy.ndarray or cupy.ndarray, got torch.Tensor: convert it with "
-     'comet_np.backends.get_backend("numpy").asarray(x)'),
+    (lambda named: named | {"spec_2.weight": torch.zeros(20, 15)}, UserError,
+     '"spec_2.weight" must have shape (15, 20) for the widths (12, 20, 15, 17, 5), got (20, 15)'),
     (lambda named: named | {"fc1.bias": [0.0] * 20}, BackendError, "got builtins.list"),
 ])
 def test_bad_parameters(change, error, message):
@@ -330,8 +389,8 @@ def test_bad_parameters(change, error, message):
 
 def test_a_tensor_as_input_is_refused():
     _, named = published(NETWORK)
-    params, routing = interop.mlp_from_torch(named, NETWORK)
+    params, fixed = interop.mlp_from_torch(named, NETWORK)
     with pytest.raises(BackendError, match=r"expected a numpy\.ndarray .* got torch\.Tensor"):
-        mlp.forward(torch.zeros(3, 12), params, routing, NETWORK)
+        mlp.forward(torch.zeros(3, 12), params, fixed, NETWORK)
     with pytest.raises(BackendError, match=r"expected a numpy\.ndarray .* got torch\.Tensor"):
         softmax_cross_entropy_forward(np.zeros((3, 5)), torch.zeros(3, dtype=torch.int64))

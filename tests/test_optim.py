@@ -1,6 +1,7 @@
 """The optimizers against their formulas, one parameter at a time, and gradient clipping."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,14 +12,17 @@ from comet_np.optim import OPTIMIZERS, OptimizerConfig, init_state, update
 from tests.tolerances import assert_close
 
 N, STEPS, LR = 7, 5, 0.1
+MATRICES = 4  # of the N parameters; the others are biases
 CONFIGS = [OptimizerConfig(name, **settings) for name in OPTIMIZERS for settings in (
-    {}, {"weight_decay": 0.2}, {"clip_norm": 0.5}, {"clip_value": 0.3, "weight_decay": 0.1},
-    {"clip_value": 0.9, "clip_norm": 1.0})]
+    {}, {"weight_decay": 0.2}, {"weight_decay": 0.2, "decay_biases": False}, {"l1": 0.3},
+    {"clip_norm": 0.5}, {"clip_value": 0.3, "weight_decay": 0.1},
+    {"clip_value": 0.9, "clip_norm": 1.0, "l1": 0.1, "decay_biases": False})]
+CONFIGS += [OptimizerConfig("momentum", momentum=0.7)] + [
+    OptimizerConfig(name, beta1=0.8, beta2=0.99, eps=1e-3) for name in ("adam", "adamw")]
 
 
-def naive_step(p, g, state, step, config):
+def naive_step(p, g, state, step, config, decay):
     """Return one parameter, its moments in `state` updated, after a step; g is clipped."""
-    decay = config.weight_decay
     if config.name == "adamw":
         p -= LR * decay * p
     else:
@@ -41,15 +45,18 @@ def check_optimizer(config, draw, step=update, dtype="float64"):
     state = init_state(p, config)
     for number in range(1, STEPS + 1):
         g = draw.standard_normal(N).astype(dtype)
-        clipped = [float(g_i) for g_i in g]
+        clipped = [float(g_i) + (config.l1 * math.copysign(1, p_i) if i < MATRICES else 0)
+                   for i, (g_i, p_i) in enumerate(zip(g, naive, strict=True))]
         if config.clip_value is not None:
             clipped = [min(max(g_i, -config.clip_value), config.clip_value) for g_i in clipped]
         if config.clip_norm is not None:
             norm = math.sqrt(sum(g_i * g_i for g_i in clipped))
             clipped = [g_i * min(1, config.clip_norm / (norm + 1e-6)) for g_i in clipped]
-        naive = [naive_step(*each, number, config)
-                 for each in zip(naive, clipped, moments, strict=True)]
-        state = step(p, g, state, LR, config)
+        decays = [config.weight_decay if i < MATRICES or config.decay_biases else 0.0
+                  for i in range(N)]
+        naive = [naive_step(p_i, g_i, state_i, number, config, decay) for p_i, g_i, state_i, decay
+                 in zip(naive, clipped, moments, decays, strict=True)]
+        state = step(p, g, state, LR, config, MATRICES)
         assert state.step == number
     assert p.dtype == dtype
     assert_close(p, naive, "sum")
@@ -65,29 +72,37 @@ def test_formulas(config, kernels, dtype, draw):
 
 def forgets(field):
     """Return an update whose configuration has the default in this field."""
-    def step(p, g, state, lr, config):
-        settings = {**vars(config), field: getattr(OptimizerConfig(), field)}
-        return update(p, g, state, lr, OptimizerConfig(**settings))
+    def step(p, g, state, lr, config, matrices):
+        return update(p, g, state, lr,
+                      replace(config, **{field: getattr(OptimizerConfig(), field)}), matrices)
 
     return step
 
 
-def without_bias_correction(p, g, state, lr, config):
-    shift = 10**6
-    return update(p, g, state._replace(step=state.step + shift), lr, config)._replace(
-        step=state.step + 1)
+def without_bias_correction(p, g, state, lr, config, matrices):
+    late = state._replace(step=state.step + 10**6)
+    return update(p, g, late, lr, config, matrices)._replace(step=state.step + 1)
 
 
-def without_moments(p, g, state, lr, config):
-    return update(p, g, init_state(p, config)._replace(step=state.step), lr, config)
+def without_moments(p, g, state, lr, config, matrices):
+    fresh = init_state(p, config)._replace(step=state.step)
+    return update(p, g, fresh, lr, config, matrices)
 
 
-def ascending(p, g, state, lr, config):
-    return update(p, -g, state, lr, config)
+def ascending(p, g, state, lr, config, matrices):
+    return update(p, -g, state, lr, config, matrices)
+
+
+def all_are_matrices(p, g, state, lr, config, matrices):
+    return update(p, g, state, lr, config)
 
 
 MUTANTS = {
     "no weight decay": (forgets("weight_decay"), OptimizerConfig(weight_decay=0.1)),
+    "biases decay": (forgets("decay_biases"),
+                     OptimizerConfig(weight_decay=0.1, decay_biases=False)),
+    "no L1 penalty": (forgets("l1"), OptimizerConfig(l1=0.1)),
+    "an L1 penalty on biases": (all_are_matrices, OptimizerConfig(l1=0.1)),
     "no clipping by norm": (forgets("clip_norm"), OptimizerConfig(clip_norm=0.5)),
     "no clipping by value": (forgets("clip_value"), OptimizerConfig(clip_value=0.3)),
     "other beta2": (forgets("beta2"), OptimizerConfig("adam", beta2=0.99)),
@@ -96,8 +111,8 @@ MUTANTS = {
     "momentum without velocity": (without_moments, OptimizerConfig("momentum")),
     "Adam without moments": (without_moments, OptimizerConfig("adam")),
     "ascent": (ascending, OptimizerConfig()),
-    "decay coupled": (lambda p, g, state, lr, config: update(
-        p, g, state, lr, OptimizerConfig("adam", weight_decay=config.weight_decay)),
+    "decay coupled": (lambda p, g, state, lr, config, matrices: update(
+        p, g, state, lr, replace(config, name="adam"), matrices),
         OptimizerConfig("adamw", weight_decay=0.1)),
 }
 
@@ -145,7 +160,8 @@ def test_the_norm_of_a_float32_gradient_is_summed_in_float64():
 def test_only_plain_sgd_updates_in_the_backward_pass():
     assert OptimizerConfig("sgd").updates_in_backward
     for config in (OptimizerConfig("adam"), OptimizerConfig("sgd", weight_decay=0.1),
-                   OptimizerConfig("sgd", clip_norm=1.0), OptimizerConfig("sgd", clip_value=1.0)):
+                   OptimizerConfig("sgd", clip_norm=1.0), OptimizerConfig("sgd", clip_value=1.0),
+                   OptimizerConfig("sgd", l1=0.1)):
         assert not config.updates_in_backward
 
 
@@ -158,6 +174,7 @@ def test_only_plain_sgd_updates_in_the_backward_pass():
     ({"clip_value": -1.0}, r"clip_value must be positive, got -1\.0"),
     ({"eps": -1e-8}, r"eps must be at least 0, got -1e-08"),
     ({"weight_decay": -0.1}, r"weight_decay must be at least 0, got -0\.1"),
+    ({"l1": -0.1}, r"l1 must be at least 0, got -0\.1"),
 ])
 def test_bad_settings(settings, message):
     with pytest.raises(UserError, match=message):

@@ -11,32 +11,19 @@ from comet_np.errors import UserError
 from comet_np.functional.activations import activation
 from comet_np.functional.routing import (
     TIES,
+    cap,
     log10_experts,
-    pack_masks,
     routing_forward,
-    unpack_masks,
     winners,
 )
+from tests import naive
 from tests.tolerances import assert_close
 
 SPECIAL = np.array([0.0, -0.0, np.inf, -np.inf, 1, -1, np.inf, 0.0, -np.inf, 1, 1])
 
 
-def naive_cap(v, k, ties):
-    """Apply the definition of the cap to one row, element by element."""
-    mask = np.zeros(len(v), bool)
-    for i in range(len(v)):
-        if ties == "strict":  # eq. (3)
-            mask[i] = np.sum(v >= v[i]) <= k
-        elif ties == "threshold":
-            mask[i] = np.sum(v > v[i]) < k
-        else:
-            mask[i] = np.sum(v > v[i]) + np.sum(v[:i] == v[i]) < k
-    return mask
-
-
-def check_cap(cap, draw):
-    """Assert that `cap` is the definition on rows with ties, zeros of both signs, infinities."""
+def check_cap(of, draw):
+    """Assert that `of` is the definition on rows with ties, zeros of both signs, infinities."""
     rows = [draw.permutation(SPECIAL), draw.integers(0, 3, 9), np.zeros(5), -np.zeros(4), [7.0],
             draw.standard_normal(12), np.full(3, np.inf), [0.0, -0.0, 0.0, -0.0, -1.0]]
     for v in rows:
@@ -44,13 +31,14 @@ def check_cap(cap, draw):
             v = np.asarray(v, dtype)
             for k in range(1, len(v) + 1):
                 for ties in TIES:
-                    np.testing.assert_array_equal(cap(v, k, ties), naive_cap(v, k, ties))
+                    np.testing.assert_array_equal(of(v, k, ties), naive.cap(v, k, ties))
 
 
-def test_cap_is_its_definition(draw):
-    check_cap(kwta_mask, draw)
+@pytest.mark.parametrize("of", [kwta_mask, cap], ids=["kwta_mask", "cap"])
+def test_cap_is_its_definition(of, draw):
+    check_cap(of, draw)
     with reference():
-        check_cap(kwta_mask, draw)
+        check_cap(of, draw)
 
 
 MUTANTS = {
@@ -67,10 +55,10 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("cap", MUTANTS.values(), ids=MUTANTS)
-def test_mutants_of_the_cap_are_caught(cap, draw):
+@pytest.mark.parametrize("of", MUTANTS.values(), ids=MUTANTS)
+def test_mutants_of_the_cap_are_caught(of, draw):
     with pytest.raises(AssertionError):
-        check_cap(cap, draw)
+        check_cap(of, draw)
 
 
 @pytest.mark.parametrize("ties", TIES)
@@ -109,7 +97,7 @@ def test_cap_takes_any_leading_axes_and_leaves_its_input(ties, draw):
     assert mask.dtype == bool
     np.testing.assert_array_equal(scores, before)
     for index in np.ndindex(2, 3, 4):
-        np.testing.assert_array_equal(mask[index], naive_cap(scores[index], 4, ties))
+        np.testing.assert_array_equal(mask[index], naive.cap(scores[index], 4, ties))
     assert kwta_mask(scores=scores[0, 0, :0], k=4, ties=ties).shape == (0, 9)
 
 
@@ -172,7 +160,7 @@ def test_routing_network_is_equations_4_to_6(ties, g, draw):
         z = x[index]
         for layer in range(3):
             c = np.array([sum(v * z_j for v, z_j in zip(row, z, strict=True)) for row in V[layer]])
-            m = naive_cap(c, int(0.5 * len(c)), ties)
+            m = naive.cap(c, int(0.5 * len(c)), ties)
             z = np.array([math.tanh(c_i) if g == "tanh" else c_i for c_i in c]) * m
             assert_close(trace.c[layer][index], c, "sum")
             np.testing.assert_array_equal(trace.m[layer][index], m)
@@ -186,20 +174,3 @@ def test_routing_never_computes_in_float16(draw):
     assert c[0].dtype == z[0].dtype == "float32"
     np.testing.assert_array_equal(
         m[0], kwta_mask(x.astype("float32") @ V[0].T, 4))
-
-
-@pytest.mark.parametrize("batch", [0, 1, 5])
-def test_packed_masks_come_back(batch, draw):
-    widths = (8, 1, 17, 100)
-    masks = [draw.random((batch, N)) < 0.5 for N in widths]
-    bits = pack_masks(masks)
-    assert bits.shape == (batch, 1 + 1 + 3 + 13)
-    assert bits.dtype == "uint8"
-    for mask, unpacked in zip(masks, unpack_masks(bits, widths), strict=True):
-        np.testing.assert_array_equal(mask, unpacked)
-
-
-def test_packed_masks_have_the_highest_bit_first():
-    first, second = np.zeros((1, 3), bool), np.zeros((1, 9), bool)
-    first[0, 0] = second[0, 7] = second[0, 8] = True
-    np.testing.assert_array_equal(pack_masks([first, second]), [[0b10000000, 0b1, 0b10000000]])

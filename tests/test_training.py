@@ -1,14 +1,14 @@
 """The training loop: it learns, resumes bit for bit, and says where numbers went wrong."""
 
 import contextlib
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,214 +17,337 @@ import pytest
 from comet_np import checkpoint
 from comet_np.backends import get_backend
 from comet_np.errors import UserError
-from comet_np.experiments import datasets, training
+from comet_np.experiments import datasets
 from comet_np.experiments.datasets.augment import augmentation
-from comet_np.experiments.progress import Progress
-from comet_np.experiments.training import Diverged, Learner, TrainConfig, Trainer
+from comet_np.experiments.training import (
+    Diverged,
+    RunConfig,
+    TrainConfig,
+    loop,
+    record,
+    step_work,
+)
+from comet_np.experiments.training.signals import Stop, stop_on_signals
+from comet_np.functional.packing import unpacked
+from comet_np.gates import Bernoulli, Comet, ExampleTied, Kept, Layerwise, Pass, TopK
 from comet_np.models import mlp
 from comet_np.optim import OPTIMIZERS, OptimizerConfig
-from comet_np.tree import leaves
+from tests.runs import after_steps, assert_bit_for_bit, lines, small_data, stopped, trained
+from tests.tolerances import assert_close
 
 ROOT = Path(__file__).resolve().parent.parent
-ARM = mlp.MLPConfig((21, 30, 30, 1))
+MODEL = mlp.MLPConfig((12, 20, 15, 5))
+GLYPHS = mlp.MLPConfig((3072, 20, 10))
+RUN = RunConfig(MODEL, TrainConfig(batch=8, epochs=2))
 
 
 @pytest.fixture(scope="module")
-def arm():
-    return datasets.load("arm", train=200)
+def data():
+    return small_data()
 
 
-def trainer(config, data, folder):
-    return Trainer(config, data, folder, get_backend("numpy"), Progress(1))
+@pytest.fixture(scope="module")
+def glyphs():
+    return datasets.load("glyphs", train=40)
 
 
-def lines(folder):
-    """Return the metrics of a run without their times."""
-    text = (folder / "metrics.jsonl").read_text()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"}
-            for line in text.splitlines()]
+def changed(model=None, optimizer=None, **training):
+    """Return the run with some changes."""
+    optimizer = OptimizerConfig(**(optimizer or {}))
+    return replace(RUN, model=replace(MODEL, **(model or {})),
+                   training=replace(RUN.training, optimizer=optimizer, **training))
 
 
-def run_until_ctrl_c(run, monkeypatch, at=None):
-    """Run until Ctrl-C comes within the next step, or within the one that completes step `at`."""
-    monkeypatch.setattr(run, "due", lambda: True)
-    step = run.learner.step
-
-    def stop_after(*arguments):
-        loss = step(*arguments)
-        if at in (None, run.learner.state.step):
-            signal.raise_signal(signal.SIGINT)
-        return loss
-
-    monkeypatch.setattr(run.learner, "step", stop_after)
-    with pytest.raises(KeyboardInterrupt):
-        run.run()
+def stand(config, data, folder):
+    """Return the state of a run in which no step was taken yet."""
+    return trained(replace(config, training=replace(config.training, epochs=0)), data, folder).run
 
 
-def test_it_learns_and_reports(arm, tmp_path):
-    config = TrainConfig(replace(ARM, activation="tanh"), lr=0.1, epochs=4)
-    result = trainer(config, arm, tmp_path).run()
-    metrics = lines(tmp_path)
-    assert [line["epoch"] for line in metrics] == [0, 1, 2, 3, 4]
-    assert metrics[-1]["step"] == 4 * 7  # 200 examples in batches of 32, the last one short
-    assert metrics[-1]["val_loss"] < 0.9 * metrics[0]["val_loss"]
-    assert result["parameters"] == mlp.parameter_count(ARM)
-    assert json.loads((tmp_path / "result.json").read_text()) == result
-    assert not list(tmp_path.glob("checkpoint*"))
+def test_it_learns_and_reports(tmp_path):
+    config = RunConfig(mlp.MLPConfig((21, 30, 30, 1), "tanh"), TrainConfig(lr=0.1, epochs=4))
+    ours = trained(config, datasets.load("arm", train=200), tmp_path)
+    assert [line["epoch"] for line in ours.lines] == [0, 1, 2, 3, 4]
+    assert ours.lines[-1]["step"] == 4 * 7  # 200 examples in batches of 32, the last one short
+    assert ours.lines[-1]["val_loss"] < 0.9 * ours.lines[0]["val_loss"]
+    assert ours.result["parameters"] == mlp.parameter_count(config.model)
+    assert ours.result["last"].items() >= ours.lines[-1].items()
+    assert {"notice", "data", "seconds", "test_loss"} < set(ours.result)
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_cached_masks_are_those_of_the_routing_network(arm, tmp_path):
-    run = trainer(TrainConfig(ARM), arm, tmp_path)
-    x, _, masks = run.training.batch(np.array([3, 199, 0]))
-    for cached, fresh in zip(masks, mlp.masks_of(x, run.learner.routing, ARM), strict=True):
-        np.testing.assert_array_equal(cached, fresh)
-    run.metrics.close()
+@pytest.mark.parametrize("settings", [
+    {"batch": 0}, {"accumulate": 0}, {"epochs": -1}, {"warmup": -1}, {"lr": 0.0},
+    {"lr": float("inf")}, {"schedule": "cosin"}, {"augment": "flop"}, {"precision": "float8"}],
+    ids=str)
+def test_settings_without_a_meaning_are_refused(settings):
+    (value,) = settings.values()
+    with pytest.raises(UserError, match=str(value)):
+        TrainConfig(**settings)
 
 
-GLYPHS = mlp.MLPConfig((3072, 20, 15, 10))
+def test_a_steps_work_is_that_of_its_products():
+    assert step_work(changed()) == 6 * 8 * mlp.parameter_count(MODEL)
+    assert step_work(changed(accumulate=3)) == 3 * step_work(changed())
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize(("model", "augment"), [
-    (ARM, None), (replace(ARM, p_k=None), None), (GLYPHS, None), (GLYPHS, "crop_flip")], ids=str)
-def test_seeds_side_by_side_are_each_as_alone(arm, tmp_path, name, model, augment):
-    arm = arm if model.widths[0] == 21 else datasets.load("glyphs", train=65)  # a last batch of 1
-    config = TrainConfig(model, OptimizerConfig(name), epochs=2, seeds=(3, 0, 1), augment=augment,
-                         precision="float64")
-    result = trainer(config, arm, tmp_path / "together").run()
-    together = lines(tmp_path / "together")
-    assert [line["seed"] for line in together] == 3 * [3, 0, 1]
-    for network in result["networks"]:
-        seed = network["seed"]
-        alone = trainer(replace(config, seeds=(seed,)), arm, tmp_path / str(seed)).run()
-        for what in network.keys() - {"last", "seed"}:
-            assert network[what] == pytest.approx(alone["networks"][0][what], rel=1e-10)
-        ours = [line for line in together if line["seed"] == seed]
-        for mine, theirs in zip(ours, lines(tmp_path / str(seed)), strict=True):
-            assert mine == pytest.approx(theirs, rel=1e-10)
+# --- examples -----------------------------------------------------------------------------------
+
+KEPT = {  # the gates whose masks are kept: in training, in evaluation
+    Comet(0.3): (True, True),
+    Bernoulli(0.3): (True, False),
+    ExampleTied(0.3): (True, False),
+    Layerwise(0.3): (False, False),
+    TopK(0.3): (False, False),
+}
 
 
-@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
-def test_augmented_images_are_drawn_anew_each_epoch_and_routed_afresh(tmp_path, seeds):
-    data = datasets.load("glyphs", train=40)
-    config = TrainConfig(mlp.MLPConfig((3072, 30, 10)), seeds=seeds, augment="crop_flip", epochs=2)
-    run = trainer(config, data, tmp_path)
-    run.metrics.close()
-    epochs = [run.plan(epoch) for epoch in range(2)]
-    assert [plan.shape for plan in epochs] == 2 * [(2, len(seeds), 40)]
+@pytest.mark.parametrize("gate", KEPT, ids=str)
+def test_kept_masks_are_those_of_the_gate(gate, data, tmp_path, small_blocks):
+    run, rows = stand(changed({"gate": gate}), data, tmp_path), np.array([3, 24, 0])
+    for part, kept, train in zip((run.training, run.validation), KEPT[gate], (True, False),
+                                 strict=True):
+        assert isinstance(part.model.gate, Kept) == kept
+        batch, at = part.batch(rows), Pass(train=train, example=rows, seed=RUN.seed)
+        for ours, fresh, N in zip(part.model.gate.masks(batch.x, part.fixed, part.model, at),
+                                  gate.masks(batch.x, run.learner.fixed, MODEL, at),
+                                  MODEL.widths[1:-1], strict=True):
+            if kept:
+                np.testing.assert_array_equal(unpacked(ours, N), unpacked(fresh, N))
+
+
+def test_augmented_images_are_drawn_anew_each_epoch_and_routed_afresh(glyphs, tmp_path):
+    config = RunConfig(GLYPHS, TrainConfig(augment="crop_flip"))
+    run = stand(config, glyphs, tmp_path)
+    epochs = [loop.order(run, epoch) for epoch in range(2)]
+    assert [plan.shape for plan in epochs] == 2 * [(2, 40)]
     assert (epochs[0] != epochs[1]).any(axis=-1).all()
-    x, y, masks = run.mini_batch(epochs[0][..., :8].copy())
-    assert masks is None and run.validation.bits is not None
-    rows, choices = (part if len(seeds) > 1 else part[0] for part in epochs[0][..., :8])
-    moved = augmentation("crop_flip").apply(data.x_train[rows], choices)
-    np.testing.assert_allclose(x, moved * np.float32(data.scale) + np.float32(data.shift),
-                               rtol=1e-6, atol=1e-6)
-    np.testing.assert_array_equal(y, data.y_train[rows])
+    assert isinstance(run.training.model.gate, Comet)
+    assert isinstance(run.validation.model.gate, Kept)
+    rows, choices = epochs[0][:, :8]
+    batch = run.training.batch(rows, choices)
+    moved = augmentation("crop_flip").apply(glyphs.x_train[rows], choices).astype("float64")
+    assert_close(batch.x, moved * glyphs.scale + glyphs.shift, "sum")
+    np.testing.assert_array_equal(batch.y, glyphs.y_train[rows])
+    np.testing.assert_array_equal(batch.rows, rows)
 
 
-@pytest.mark.parametrize(("augment", "seeds"), [("flip", (0,)), ("crop_flip", (0, 1))])
-def test_augmented_training_resumes_bit_for_bit(tmp_path, monkeypatch, augment, seeds):
-    data = datasets.load("glyphs", train=100)
-    config = TrainConfig(mlp.MLPConfig((3072, 20, 10)), augment=augment, epochs=2, seeds=seeds)
-    whole = trainer(config, data, tmp_path / "whole")
-    whole.run()
-    assert lines(tmp_path / "whole") != lines_of_plain(replace(config, augment=None), data,
-                                                       tmp_path / "plain")
-    part = trainer(config, data, tmp_path / "part")
-    run_until_ctrl_c(part, monkeypatch, 6)  # within the second epoch
-    last = trainer(config, data, tmp_path / "part")
-    last.run()
-    assert lines(tmp_path / "part") == lines(tmp_path / "whole")
-    np.testing.assert_array_equal(last.learner.flat, whole.learner.flat)
+def test_masks_of_examples_stay_what_they_are_when_the_images_move(glyphs, tmp_path):
+    config = RunConfig(replace(GLYPHS, gate=Bernoulli(0.3)), TrainConfig(augment="flip"))
+    assert isinstance(stand(config, glyphs, tmp_path).training.model.gate, Kept)
 
 
-def lines_of_plain(config, data, folder):
-    trainer(config, data, folder).run()
-    return lines(folder)
+def test_any_other_example_is_other_data(data):
+    for name in ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test"):
+        changed = getattr(data, name).copy()
+        changed[0] += 1
+        assert replace(data, **{name: changed}).digest != data.digest
 
 
-def test_one_of_several_seeds_that_diverges_is_named(arm, tmp_path, monkeypatch):
-    run = trainer(TrainConfig(ARM, epochs=1, seeds=(5, 6, 7)), arm, tmp_path)
-    run.learner.params[1].weight[2, 0, 0] = np.inf
-    with pytest.raises(Diverged, match=r"with seed 7 diverged .* not finite is W_2 of layer 2; .* "
-                                        r"or train the other seeds without it by --together 0"):
-        run.run()
+def test_a_data_set_without_a_test_set(data, tmp_path):
+    result = trained(RUN, replace(data, x_test=None, y_test=None), tmp_path).result
+    assert not any(name.startswith("test") for name in result)
 
 
-def test_what_a_killed_write_left_is_removed(arm, tmp_path):
+# --- steps --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_sgd_in_the_backward_pass_is_sgd(task, tmp_path):
+    """The update without a gradient buffer and the one with it agree to rounding."""
+    fused, plain = (
+        trained(changed(optimizer=settings, precision="float64"), small_data(task),
+                tmp_path / str(settings))
+        for settings in ({}, {"clip_norm": 1e9}))  # never clips, but needs the gradient
+    assert fused.run.learner._flat_grads is None
+    assert plain.run.learner._flat_grads is not None
+    assert_close(fused.arrays["flat"], plain.arrays["flat"], "training")
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_mini_batches_summed_up_are_one_large_mini_batch(task, tmp_path):
+    """The last step of an epoch too, whose mini-batches are of unequal size."""
+    runs = [trained(changed(batch=batch, accumulate=accumulate, precision="float64"),
+                    small_data(task), tmp_path / str(batch))
+            for batch, accumulate in ((18, 1), (9, 2), (6, 3), (2, 9))]
+    for other in runs[1:]:
+        assert_close(other.arrays["flat"], runs[0].arrays["flat"], "training")
+        assert_close(other.lines[-1]["train_loss"], runs[0].lines[-1]["train_loss"], "training")
+
+
+def test_the_mini_batches_of_a_step_drop_different_elements(data, tmp_path):
+    run = stand(changed({"dropout": 0.5}, accumulate=2), data, tmp_path)
+    batch = run.training.batch(np.arange(8))
+    first, second = (run.learner.forward(batch, run.training, True, part).cache.dropped[0].factor
+                     for part in range(2))
+    assert (first != second).any()
+
+
+def moved_in(precision, data, folder, prepare=lambda run: None):
+    """Return how far a run whose steps are small moves the parameters."""
+    config = changed(lr=1e-7, precision=precision)
+    before = stand(config, data, folder / "before").learner.flat
+    after = trained(config, data, folder / "after", prepare=prepare).arrays["flat"]
+    return np.abs(after - before).sum()
+
+
+def test_a_small_step_is_not_lost_in_float16(data, tmp_path):
+    """As it would be if the gradient, before its products, were multiplied by the rate."""
+    whole = moved_in("float32", data, tmp_path / "float32")
+    assert moved_in("float16", data, tmp_path / "float16") > 0.9 * whole
+
+    def update_in_backward(run):
+        run.learner._flat_grads = None
+
+    assert moved_in("float16", data, tmp_path / "mutant", update_in_backward) < 0.9 * whole
+
+
+# --- stopped and resumed ------------------------------------------------------------------------
+
+SCHEDULED = {"schedule": "warmup_cosine", "warmup": 5}
+INTERRUPTED = {
+    **{name: changed(optimizer={"name": name}, **SCHEDULED) for name in OPTIMIZERS},
+    "decay, clipping": changed(optimizer={"weight_decay": 0.1, "clip_norm": 0.1}),
+    "three mini-batches a step": changed({"dropout": 0.3}, accumulate=3, epochs=4),
+    "dropout": changed({"dropout": 0.3, "gate": None}),
+    "Bernoulli": changed({"gate": Bernoulli(0.3)}),
+    "example-tied": changed({"gate": ExampleTied(0.3)}),
+    "layer-wise": changed({"gate": Layerwise(0.3)}),
+    "top-k": changed({"gate": TopK(0.3)}),
+    "float64": changed(precision="float64"),
+    "float16": changed(precision="float16"),
+}
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["step by step", "in groups"])
+@pytest.mark.parametrize("config", INTERRUPTED.values(), ids=INTERRUPTED)
+def test_interrupted_anywhere_is_bit_for_bit_the_same(config, waits, data, tmp_path, monkeypatch,
+                                                      small_blocks):
+    monkeypatch.setattr(get_backend("numpy"), "waits", waits)
+    whole, stops = trained(config, data, tmp_path / "whole"), 0
+    while stopped(config, data, tmp_path / "parts"):  # after every single step, or group of steps
+        stops += 1
+    assert stops == whole.run.step or (waits and stops >= whole.run.step / 3)
+    assert_bit_for_bit(trained(config, data, tmp_path / "parts"), whole)
+
+
+@pytest.mark.parametrize("augment", ["flip", "crop_flip"])
+def test_augmented_training_resumes_bit_for_bit(augment, glyphs, tmp_path):
+    config = RunConfig(GLYPHS, TrainConfig(batch=8, augment=augment, epochs=2))
+    whole = trained(config, glyphs, tmp_path / "whole")
+    assert stopped(config, glyphs, tmp_path / "parts", at=7)  # within the second epoch
+    assert_bit_for_bit(trained(config, glyphs, tmp_path / "parts"), whole)
+    plain = replace(config, training=replace(config.training, augment=None))
+    assert trained(plain, glyphs, tmp_path / "plain").lines != whole.lines
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(data, tmp_path, capsys):
+    whole = trained(RUN, data, tmp_path / "whole")
+    for at in (3, 9):
+        assert stopped(RUN, data, tmp_path / "parts", at=at)
+    file = tmp_path / "parts" / "checkpoint"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert_bit_for_bit(trained(RUN, data, tmp_path / "parts"), whole)
+    assert "is damaged" in (said := capsys.readouterr().err)
+    assert "going on from the checkpoint before it" in said
+
+
+def test_what_a_killed_write_left_is_removed(data, tmp_path):
     left = tmp_path / "checkpoint.new.123.tmp"
     left.write_bytes(b"half")
-    trainer(TrainConfig(ARM, epochs=1), arm, tmp_path).run()
+    trained(RUN, data, tmp_path)
     assert not left.exists()
 
 
-def test_divergence_late_in_the_validation_split_names_its_quantity(arm, tmp_path):
-    data = replace(arm, x_val=np.concatenate([arm.x_val, arm.x_val[:200]]),
-                   y_val=np.concatenate([arm.y_val, arm.y_val[:200]]))
-    assert len(data.x_val) > training.EVALUATION_BATCH
-    data.x_val[-1, 3] = np.inf
-    with pytest.raises(Diverged, match=r"at step 0 .* not finite is x_0 of layer 1;"):
-        trainer(TrainConfig(replace(ARM, p_k=None)), data, tmp_path).run()
+def test_lines_that_no_checkpoint_stands_for_are_written_anew(data, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 0}\n{"ep')
+    assert len(trained(RUN, data, tmp_path).lines) == 3
 
 
-def test_any_other_example_is_other_data(arm):
-    for name in ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test"):
-        changed = getattr(arm, name).copy()
-        changed[0] += 1
-        assert replace(arm, **{name: changed}).digest != arm.digest
+@dataclass(frozen=True)
+class Other(Comet):
+    """A gate with the fields of another one."""
 
 
-def test_augmented_images_cost_their_routing():
-    plain = TrainConfig(GLYPHS)
-    routed = 2 * 32 * (3072 * 20 + 20 * 15)
-    assert training.step_work(replace(plain, augment="flip")) == training.step_work(plain) + routed
-    standard = replace(plain, model=replace(GLYPHS, p_k=None))
-    assert training.step_work(replace(standard, augment="flip")) == training.step_work(standard)
+OTHER_RUNS = {
+    r"lr was 0\.01, is 0\.5": changed(lr=0.5),
+    r"seed was 0, is 1": replace(RUN, seed=1),
+    r"p_k was 0\.5, is 0\.3": changed({"gate": Comet(0.3)}),
+    r"gate was Comet, is TopK": changed({"gate": TopK()}),
+    r"gate was Comet, is Other": changed({"gate": Other()}),
+    r"gate was Comet, is None": changed({"gate": None}),
+    r"momentum was 0\.9, is 0\.8": changed(optimizer={"momentum": 0.8}),
+}
 
 
-def test_clipping_the_norm_of_several_networks_is_refused():
-    with pytest.raises(UserError, match="give clip_norm with one seed at a time"):
-        TrainConfig(ARM, OptimizerConfig(clip_norm=1.0), seeds=(0, 1))
+@pytest.mark.parametrize("difference", OTHER_RUNS)
+def test_a_checkpoint_of_another_run_is_refused(difference, data, tmp_path):
+    assert stopped(RUN, data, tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match=f"another run .*{difference}"):
+        trained(OTHER_RUNS[difference], data, tmp_path)
 
 
-def test_tf32_needs_tensor_cores(arm, tmp_path):
-    with pytest.raises(UserError, match="use --backend cupy, or --precision float32"):
-        trainer(TrainConfig(ARM, precision="tf32"), arm, tmp_path)
+def test_a_checkpoint_of_other_data_is_refused(data, tmp_path):
+    assert stopped(RUN, data, tmp_path)
+    other = replace(data, y_val=data.y_val[::-1])
+    with pytest.raises(checkpoint.CheckpointError, match=r"another run \(data was"):
+        trained(RUN, other, tmp_path)
 
 
-@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_interrupted_anywhere_is_bit_for_bit_the_same(arm, tmp_path, monkeypatch, name, seeds):
-    config = TrainConfig(ARM, OptimizerConfig(name), schedule="warmup_cosine", warmup=5, epochs=3,
-                         seeds=seeds)
-    whole = trainer(config, arm, tmp_path / "whole")
-    whole.run()
-    steps = whole.learner.state.step
-    for _ in range(steps):  # stop after every single step
-        part = trainer(config, arm, tmp_path / "parts")
-        run_until_ctrl_c(part, monkeypatch)
-    last = trainer(config, arm, tmp_path / "parts")
-    last.run()
-    assert last.learner.state.step == steps
-    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
-    for ours, theirs in ((last.learner.flat, whole.learner.flat),
-                         (last.learner.state.first, whole.learner.state.first),
-                         (last.learner.state.second, whole.learner.state.second)):
-        np.testing.assert_array_equal(ours, theirs)
+def test_a_checkpoint_of_another_backend_is_refused(data, tmp_path, monkeypatch):
+    """It would go on, but not bit for bit."""
+    assert stopped(RUN, data, tmp_path)
+    monkeypatch.setattr(get_backend("numpy"), "name", "cupy")
+    with pytest.raises(checkpoint.CheckpointError, match=r"\(backend was numpy, is cupy\)"):
+        trained(RUN, data, tmp_path)
+
+
+def test_the_times_of_all_starts_are_summed_up(data, tmp_path):
+    stop = Stop()
+
+    def slow(run):
+        run.record.seconds["train"] = 100.0
+        stop.ask()
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(RUN, data, tmp_path, stop=stop, prepare=slow)
+    assert trained(RUN, data, tmp_path).run.record.seconds["train"] > 100
+
+
+def test_lost_metrics_are_said(data, tmp_path):
+    assert stopped(RUN, data, tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(checkpoint.CheckpointError, match="is shorter than when"):
+        trained(RUN, data, tmp_path)
+
+
+def test_checkpoints_are_seldom_enough(data, tmp_path, monkeypatch):
+    run = stand(RUN, data, tmp_path)
+    now = run.record.saved_at
+    monkeypatch.setattr(record.time, "monotonic", lambda: now)
+    run.record.save_cost = 0.5
+    now += 49
+    assert not record.due(run)
+    now += 2  # 0.5 s of writing in 51 s of training is about 1 %
+    assert record.due(run)
+    run.record.save_cost = 0.0
+    assert record.due(run)
+    now -= 42
+    assert not record.due(run)  # 9 s after the last, however fast it was written
 
 
 @pytest.mark.slow
 def test_killed_25_times_ends_in_the_same_metrics_and_weights(tmp_path):
     program = """
 import sys
-from comet_np.experiments import cli, training
-training.LEAST_CHECKPOINT_SECONDS, training.CHECKPOINT_SHARE = 0.02, 1.0
-finish = training.Trainer.finish
-def keep_the_last_checkpoint(self):
-    self.save()
-    (self.folder / "checkpoint").rename(self.folder / "final")
-    return finish(self)
-training.Trainer.finish = keep_the_last_checkpoint
+from comet_np.experiments import cli
+from comet_np.experiments.training import loop, record
+record.LEAST_CHECKPOINT_SECONDS, record.CHECKPOINT_SHARE = 0.02, 1.0
+finish = loop.finish
+def keep_the_last_checkpoint(run):
+    record.save(run)
+    (run.record.folder / "checkpoint").rename(run.record.folder / "final")
+    return finish(run)
+loop.finish = keep_the_last_checkpoint
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -266,104 +389,130 @@ sys.exit(cli.main(sys.argv[1:]))
         np.testing.assert_array_equal(array, expected[name])
 
 
-def test_divergence_names_step_and_layer(arm, tmp_path):
-    run = trainer(TrainConfig(ARM, lr=1e6), arm, tmp_path)
-    with pytest.raises(Diverged, match=r"at step \d+ .* not finite is a_\d of layer \d"):
-        run.run()
-    arrays, description = checkpoint.load(tmp_path / "diverged")
-    assert arrays["flat"].size == mlp.parameter_count(ARM)
-    assert description["step"] == run.learner.state.step
+# --- asked to stop ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("group", [1, 5, 1000])
-def test_divergence_is_found_at_its_step_however_often_losses_are_read(arm, tmp_path, monkeypatch,
-                                                                        group):
-    run = trainer(TrainConfig(ARM, epochs=3), arm, tmp_path)
-    monkeypatch.setattr(run.backend, "losses_at_once", group, raising=False)
-    loss_forward = run.learner.loss_forward
-
-    def sabotaged(a_L, y, stacked):
-        loss, cache = loss_forward(a_L, y, stacked)
-        return (loss * np.nan if run.learner.state.step == 6 else loss), cache
-
-    monkeypatch.setattr(run.learner, "loss_forward", sabotaged)
-    with pytest.raises(Diverged, match=r"at step 6 .* not finite is the loss itself;"):
-        run.run()
-    assert run.learner.state.step == 6
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
+def number(request):
+    """Yield a signal that asks for the end; whoever runs the tests may have it ignored."""
+    before = signal.signal(request.param, signal.default_int_handler)
+    yield request.param
+    signal.signal(request.param, before)
 
 
-def test_a_checkpoint_of_another_run_is_refused(arm, tmp_path, monkeypatch):
-    config = TrainConfig(ARM, epochs=2)
-    first = trainer(config, arm, tmp_path)
-    monkeypatch.setattr(first, "due", lambda: True)
-    monkeypatch.setattr(first, "finish", lambda: None)
-    first.run()
-    with pytest.raises(checkpoint.CheckpointError, match=r"another run \(lr was 0.01, is 0.5\)"):
-        trainer(replace(config, lr=0.5), arm, tmp_path).run()
-
-
-def test_sgd_in_the_backward_pass_is_sgd(arm):
-    """The update without a gradient buffer and the one with it agree to rounding."""
-    fused = Learner(TrainConfig(ARM, precision="float64"), "regression", get_backend("numpy"))
-    clipped = OptimizerConfig("sgd", clip_norm=1e9)  # never clips, but needs the gradient
-    plain = Learner(TrainConfig(ARM, clipped, precision="float64"), "regression",
-                    get_backend("numpy"))
-    x = arm.x_train[:32].astype("float64")
-    y = arm.y_train[:32].astype("float64")
-    for _ in range(5):
-        assert fused.step(x, y, 0.1) == pytest.approx(plain.step(x, y, 0.1), rel=1e-12)
-    for a, b in zip(leaves(fused.params), leaves(plain.params), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
-
-
-def test_checkpoints_are_seldom_enough(arm, tmp_path, monkeypatch):
-    run = trainer(TrainConfig(ARM), arm, tmp_path)
-    run.metrics.close()
-    now = run.saved_at
-    monkeypatch.setattr(training.time, "monotonic", lambda: now)
-    run.save_cost = 0.5
-    now += 49
-    assert not run.due()
-    now += 2  # 0.5 s of writing in 51 s of training is about 1 %
-    assert run.due()
-
-
-def test_a_last_step_that_diverges_is_no_success(arm, tmp_path):
-    data = replace(arm, x_train=arm.x_train[:32], y_train=arm.y_train[:32])
-    with pytest.raises(Diverged, match="at step 1 "):
-        trainer(TrainConfig(ARM, lr=1e30, epochs=1), data, tmp_path).run()
-
-
-def test_ctrl_c_in_the_last_evaluation_is_not_lost(arm, tmp_path, monkeypatch):
-    run = trainer(TrainConfig(ARM, epochs=1), arm, tmp_path)
-    finish = run.finish
-
-    def interrupted():
-        signal.raise_signal(signal.SIGINT)
-        return finish()
-
-    monkeypatch.setattr(run, "finish", interrupted)
+def test_a_signal_stops_a_run_with_a_checkpoint(number, data, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run.run()
-    assert (tmp_path / "result.json").exists()
+        trained(RUN, data, tmp_path,
+                prepare=lambda run: after_steps(run, lambda: signal.raise_signal(number)))
+    assert checkpoint.load(tmp_path / "checkpoint")[1]["step"] == 1
 
 
-def stopped_after_an_epoch(arm, folder, monkeypatch):
-    run = trainer(TrainConfig(ARM, epochs=2), arm, folder)
-    monkeypatch.setattr(run, "due", lambda: True)
-    monkeypatch.setattr(run, "finish", lambda: None)
-    run.run()
+def test_a_signal_in_the_last_evaluation_is_not_lost_and_costs_no_step(number, data, tmp_path,
+                                                                       monkeypatch):
+    whole, finish = trained(RUN, data, tmp_path / "whole"), loop.finish
+
+    def interrupted(run):
+        signal.raise_signal(number)
+        return finish(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trained(RUN, data, tmp_path / "parts")
+    assert checkpoint.load(tmp_path / "parts" / "checkpoint")[1]["step"] == whole.run.step
+    assert_bit_for_bit(trained(RUN, data, tmp_path / "parts"), whole)
 
 
-def test_a_checkpoint_of_other_data_is_refused(arm, tmp_path, monkeypatch):
-    stopped_after_an_epoch(arm, tmp_path, monkeypatch)
-    with pytest.raises(checkpoint.CheckpointError, match=r"another run \(data was"):
-        trainer(TrainConfig(ARM, epochs=2), datasets.load("arm", seed=7, train=200),
-                tmp_path).run()
+def test_the_first_signal_asks_and_the_second_ends_at_once(number):
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), stop_on_signals() as stop:
+        assert not stop.asked
+        signal.raise_signal(number)
+        assert stop.asked
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is before
 
 
-def test_lost_metrics_are_said(arm, tmp_path, monkeypatch):
-    stopped_after_an_epoch(arm, tmp_path, monkeypatch)
-    (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(checkpoint.CheckpointError, match="is shorter than when"):
-        trainer(TrainConfig(ARM, epochs=2), arm, tmp_path).run()
+def test_another_thread_may_ask_for_the_end(number, data, tmp_path):
+    """And then signals are left alone: they are the business of who gave the request."""
+    stop, handlers = Stop(), []
+
+    def ask():
+        handlers.append(signal.getsignal(number))
+        stop.ask()
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(RUN, data, tmp_path, stop=stop, prepare=lambda run: after_steps(run, ask))
+    assert handlers == [signal.getsignal(number)]
+    assert checkpoint.load(tmp_path / "checkpoint")[1]["step"] == 1
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert not stop.asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_thread_trains_without_handling_signals(data, tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(
+        loop.train(RUN, data, tmp_path, get_backend("numpy"))))
+    thread.start()
+    thread.join()
+    assert len(results) == 1
+
+
+# --- divergence ---------------------------------------------------------------------------------
+
+
+def test_divergence_names_step_and_quantity_and_leaves_the_state(data, tmp_path):
+    runs = []
+    with pytest.raises(Diverged, match=r"at step \d+ .* not finite is a_\d of layer \d"):
+        trained(changed(lr=1e6, epochs=9), small_data("regression"), tmp_path,
+                prepare=runs.append)
+    arrays, description = checkpoint.load(tmp_path / "diverged")
+    np.testing.assert_array_equal(arrays["flat"], runs[0].learner.flat)
+    assert description["step"] == runs[0].step > 0
+
+
+SPOILED = {"W_2 of layer 2": lambda params: params[1].weight,
+           "b_1 of layer 1": lambda params: params[0].bias,
+           "W_3 of layer 3": lambda params: params[2].weight}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_the_first_quantity_that_is_not_finite_is_named(name, data, tmp_path):
+    def spoil(run):
+        SPOILED[name](run.learner.params).flat[1] = np.inf
+
+    with pytest.raises(Diverged, match=rf"at step 0 .* not finite is {name};"):
+        trained(changed({"gate": None}), data, tmp_path, prepare=spoil)
+
+
+def test_divergence_late_in_the_validation_split_names_its_quantity(tmp_path, small_blocks):
+    data = small_data("regression")
+    data.x_val[-1, 3] = np.inf
+    with pytest.raises(Diverged, match=r"at step 0 .* not finite is x_0 of layer 1;"):
+        trained(changed({"gate": None}), data, tmp_path)
+
+
+def test_a_last_step_that_diverges_is_no_success(tmp_path):
+    data = small_data("regression")
+    data = replace(data, x_train=data.x_train[:8], y_train=data.y_train[:8])
+    with pytest.raises(Diverged, match="at step 1 "):
+        trained(changed(lr=1e30, epochs=1), data, tmp_path)
+
+
+def test_a_diverged_run_diverges_again_at_the_same_step(tmp_path):
+    """Its checkpoints are of before, and ``diverged`` is not taken for one."""
+    data, messages = small_data("regression"), []
+    assert stopped(changed(lr=1e6, epochs=9), data, tmp_path)
+    for _ in range(2):
+        with pytest.raises(Diverged) as caught:
+            trained(changed(lr=1e6, epochs=9), data, tmp_path)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]

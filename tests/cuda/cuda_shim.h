@@ -59,6 +59,9 @@ UNWATCHED inline int __reduce_add_sync(unsigned mask, int value) {
     return result;
 }
 
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+    return (unsigned __int128)a * b >> 64;
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline unsigned __brev(unsigned x) {
     unsigned result = 0;

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from comet_np.backends import cupy_backend
+from comet_np.backends import cupy_kernels
 
 # CuPy adds -ftz=true to the options of all kernels (cupy/cuda/compiler.py).
-OPTIONS = (*cupy_backend.OPTIONS, "-ftz=true")
+OPTIONS = (*cupy_kernels.OPTIONS, "-ftz=true")
 
 
 class Resources(NamedTuple):

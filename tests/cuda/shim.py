@@ -2,17 +2,19 @@
 
 import ctypes
 import functools
+import re
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from comet_np.backends import cupy_backend
-from comet_np.backends.cupy_backend import source
+from comet_np.backends import cupy_kernels
+from comet_np.backends.cupy_kernels import source
 
 HERE = Path(__file__).resolve().parent
 GXX = shutil.which("g++")
@@ -22,20 +24,23 @@ KERNEL_FLAGS = ("-O1", "-fsanitize=thread,bounds,alignment", "-fno-gnu-unique", 
                 "-Wno-unknown-pragmas", "-Wno-tsan")
 RUNTIME_FLAGS = ("-O2", "-Wall", "-Werror", "-U_FORTIFY_SOURCE")  # which forbids jumps of stacks
 
+# The instances of a kernel template that the backend may ask for, by its parameters.
 FLOATS = ("float", "double")
-# Every instance that the backend may ask for.
-INSTANCES: dict[str, list[str]] = {
-    "masks": [f"kwta<{T}, {warps}, {items}>" for T in FLOATS
-              for warps, items in [*cupy_backend.CAPS.values(), cupy_backend.LONG_CAP]],
-    "activation": [f"{kernel}<{T}{function}>" for T in FLOATS for kernel, function in (
-        ("column_sum", ""), *((kernel, f", f_{name}") for kernel in ("forward", "gradient")
-                              for name in cupy_backend.ACTIVATIONS))],
-    "loss": [f"{kernel}<{T}>" for T in FLOATS
-             for kernel in ("softmax_cross_entropy", "softmax_cross_entropy_gradient")],
-    "dropout": [f"dropout_factor<{T}>" for T in FLOATS],
-    "optimizer": [f"{kernel}<{T}>" for T in FLOATS
-                  for kernel in ("sgd", "momentum", "adam", "squared_norm")],
+ARGUMENTS = {
+    "": [""],
+    "class T": [f"<{T}>" for T in FLOATS],
+    "class T, class F": [f"<{T}, f_{name}>" for T in FLOATS for name in cupy_kernels.ACTIVATIONS],
+    "class T, int WARPS, int ITEMS": [
+        f"<{T}, {warps}, {items}>" for T in FLOATS
+        for warps, items in (*cupy_kernels.CAPS.values(), cupy_kernels.LONG_CAP)],
 }
+KERNEL = r"(?:template <(.*)>\s+)?__global__ void\s+(?:__launch_bounds__.*\s+)?(\w+)\("
+INSTANCES: dict[str, list[str]] = {
+    file.stem: [name + arguments for parameters, name in re.findall(KERNEL, source(file.stem))
+                for arguments in ARGUMENTS[parameters]]
+    for file in sorted(cupy_kernels.FOLDER.glob("*.cu"))}
+
+_one_at_a_time = threading.RLock()  # the runtime of a library is one machine
 
 
 class Parameter(ctypes.Structure):
@@ -76,18 +81,18 @@ class Kernel:
         memory = (Memory * len(arrays))(*((low, high - low) for low, high in bounds))
         pointers = (ctypes.c_void_p * len(cells))(*(ctypes.addressof(cell) for cell in cells))
         sizes = ctypes.c_uint * 3
-        if self._library.shim_launch(self._number, sizes(*(*grid, 1, 1)[:3]),
-                                     sizes(*(*block, 1, 1)[:3]), pointers, memory, len(arrays),
-                                     int(watch), ctypes.c_uint64(seed)):
-            raise RuntimeError(self._library.shim_error().decode())
+        with _one_at_a_time:
+            if self._library.shim_launch(self._number, sizes(*(*grid, 1, 1)[:3]),
+                                         sizes(*(*block, 1, 1)[:3]), pointers, memory,
+                                         len(arrays), int(watch), ctypes.c_uint64(seed)):
+                raise RuntimeError(self._library.shim_error().decode())
 
 
 def kernel(code: str, name: str) -> Kernel:
     """Return the kernel `name` of a source, compiled with all other instances of its file."""
-    for file, names in INSTANCES.items():
-        if code == source(file):
-            return compiled(code, tuple(names))[name]
-    return compiled(code, (name,))[name]  # a mutant
+    whole = [tuple(names) for file, names in INSTANCES.items() if code == source(file)]
+    with _one_at_a_time:
+        return compiled(code, whole[0] if whole else (name,))[name]  # else it is a mutant
 
 
 @functools.cache

@@ -23,6 +23,7 @@ import functools
 import inspect
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -32,7 +33,8 @@ from typing import Any
 import numpy as np
 import scipy.special
 
-from comet_np.backends import base, cublas, cupy_backend
+from comet_np.backends import base, cublas, cupy_backend, cupy_kernels
+from comet_np.precision import bfloat16, rounded
 
 from . import shim, surface
 
@@ -64,6 +66,18 @@ class OutOfMemoryError(MemoryError):
     """Stands for cupy.cuda.memory.OutOfMemoryError."""
 
 
+class OfThread(threading.local):
+    """What cupy keeps for each thread of the host.
+
+    recording : the graph that is being captured, or None. stream : the current one. allocator :
+    None for the pool that all share.
+    """
+
+    recording: list[Callable[[], Any]] | None = None
+    stream: int = 0
+    allocator: Any = None
+
+
 @dataclass
 class Machine:
     """The GPU that the stand-in pretends to have, and what it is doing.
@@ -88,9 +102,7 @@ class Machine:
     seed: int = 1
     waits: list[str] = field(default_factory=list)  # what the host waited for, in order
     waiting_forbidden: bool = False
-    recording: list[Callable[[], Any]] | None = None
-    stream: int = 0  # the current one
-    allocator: Any = None  # None: the pool that all share
+    here: OfThread = field(default_factory=OfThread)
     launches: list[str] = field(default_factory=list)  # kernels, in order
     freed: list[Any] = field(default_factory=list)  # memory pools that were emptied, in order
 
@@ -106,14 +118,14 @@ class Machine:
     def wait(self, what: str) -> None:
         """Note that the host waits for the device."""
         self.waits.append(what)
-        if self.waiting_forbidden or self.recording is not None:
+        if self.waiting_forbidden or self.here.recording is not None:
             raise StrictError(f"{what} makes the host wait for the device")
 
     def allocate(self, array: np.ndarray) -> np.ndarray:
         """Count an array as allocated on the device."""
         if array.nbytes > self.memory:
             raise OutOfMemoryError(f"Out of memory allocating {array.nbytes:,} bytes")
-        if self.recording is not None and self.allocator is None:
+        if self.here.recording is not None and self.here.allocator is None:
             raise StrictError("allocation from the shared pool during a capture: others would get "
                               "this memory while the graph still writes to it")
         return array
@@ -129,8 +141,8 @@ class Machine:
         if any(isinstance(one, np.ndarray) and np.may_share_memory(one, array) for one in inputs):
             return ndarray(array)  # a view: no operation
         array = self.allocate(array)
-        if self.recording is not None:
-            self.recording.append(lambda: np.copyto(array, operation()))
+        if self.here.recording is not None:
+            self.here.recording.append(lambda: np.copyto(array, operation()))
             if array.dtype.kind in "iu":
                 array.fill(0)  # it may be an index of what is recorded next
             else:
@@ -139,8 +151,8 @@ class Machine:
 
     def change(self, operation: Callable[[], Any]) -> None:
         """Perform an operation that changes arrays in place; while recording, later."""
-        if self.recording is not None:
-            self.recording.append(operation)
+        if self.here.recording is not None:
+            self.here.recording.append(operation)
         else:
             operation()
 
@@ -149,8 +161,8 @@ machine = Machine()  # replaced by strict_cupy
 
 
 def poison(array: np.ndarray) -> np.ndarray:
-    """Fill an array with NaN, or with the largest numbers where there is none."""
-    array.fill(np.nan if array.dtype.kind in "fc" else True if array.dtype == bool
+    """Fill an array with NaN, or with the largest numbers where there is none (V is bfloat16)."""
+    array.fill(np.nan if array.dtype.kind in "fcV" else True if array.dtype == bool
                else np.iinfo(array.dtype).max)
     return array
 
@@ -294,7 +306,7 @@ class ndarray:
         inner, new, array = self._index(index), plain(value, "assignment"), self._a
         parts = inner if isinstance(inner, tuple) else (inner,)
         places = [one for one in parts if isinstance(one, np.ndarray) and one.dtype != bool]
-        if places and np.ndim(new) and machine.recording is None:
+        if places and np.ndim(new) and machine.here.recording is None:
             flat_places = np.stack([one.ravel() for one in np.broadcast_arrays(*places)])
             if np.unique(flat_places, axis=1).shape != flat_places.shape:
                 raise StrictError("assignment through duplicate indices is undefined")
@@ -338,7 +350,14 @@ def run_ufunc(ufunc: np.ufunc, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     for arg in args:
         if not isinstance(arg, (ndarray, *SCALARS)):
             raise StrictError(f"{ufunc.__name__}: unsupported type {type(arg)}")
-    if ufunc is np.matmul and machine.recording is not None:
+    dtypes = [arg._a.dtype for arg in args if isinstance(arg, ndarray)]
+    if dtypes and (common := np.result_type(*dtypes)).kind in "iu":
+        limits = np.iinfo(common)
+        for arg in args:
+            if type(arg) is int and not limits.min <= arg <= limits.max:
+                raise StrictError(f"{ufunc.__name__}: {arg} does not fit {common}, and cupy "
+                                  "converts it where NumPy compares its value")
+    if ufunc is np.matmul and machine.here.recording is not None:
         raise StrictError("cuBLAS cannot be called during a capture")
     return call(ufunc.__name__, ufunc, args, kwargs)
 
@@ -352,10 +371,10 @@ class RawModule:
 
     def __init__(self, *, code: str, options: tuple[str, ...] = (),
                  name_expressions: tuple[str, ...]) -> None:
-        if machine.recording is not None:
+        if machine.here.recording is not None:
             raise StrictError("a kernel compiled during a capture")
-        if options != cupy_backend.OPTIONS:
-            raise StrictError(f"kernels are tested with the options {cupy_backend.OPTIONS}")
+        if options != cupy_kernels.OPTIONS:
+            raise StrictError(f"kernels are tested with the options {cupy_kernels.OPTIONS}")
         self._code, self._names = code, name_expressions
 
     def get_function(self, name: str) -> Callable[..., None]:
@@ -392,77 +411,87 @@ def launch(name: str, kernel: shim.Kernel, grid: tuple[int, ...], block: tuple[i
     machine.change(lambda: kernel.launch(grid, block, values, machine.watch, machine.seed))
 
 
+# What cuBLAS can do: operands, result (cudaDataType) and sums (cublasComputeType_t) by its manual.
+PRODUCTS = {(0, 0, 68), (0, 0, 77), (1, 1, 70), (2, 0, 68), (14, 0, 68)}
+BFLOAT16, FAST_TF32, SUMS_OF_64_BITS = 14, 77, 70
+
+
 class Cublas:
     """Stands for the shared library of cuBLAS, by the parameter types of its header.
 
-    It has one handle, 1, and works where a stream is set, that of the call, and a workspace.
+    A handle is for the thread that made it, and works where a stream is set, that of the call, and
+    a workspace.
     """
 
     def __init__(self) -> None:
-        self._state: dict[str, int] = {}
+        self._handles: list[dict[str, Any]] = []
         bodies = {"cublasCreate_v2": self._create, "cublasSetStream_v2": self._set_stream,
-                  "cublasSetWorkspace_v2": lambda handle, place, size: self._set(workspace=place),
-                  "cublasSetMathMode": lambda handle, mode: self._set(mode=mode)}
-        for letter, real in cublas.REALS.items():
-            bodies[f"cublas{letter}gemm_v2"] = functools.partial(self._gemm, letter, real)
-            bodies[f"cublas{letter}gemmStridedBatched"] = functools.partial(
-                self._batched, letter, real)
+                  "cublasSetWorkspace_v2": self._set_workspace, "cublasGemmEx": self._gemm,
+                  "cublasGemmStridedBatchedEx": self._batched}
         for name, body in bodies.items():
             setattr(self, name, ctypes.CFUNCTYPE(ctypes.c_int, *cublas.FUNCTIONS[name])(body))
 
-    def _set(self, **state: int) -> int:
-        self._state.update(state)
+    def _create(self, handle: Any) -> int:
+        if machine.here.recording is not None or machine.memory < CUBLAS_MEMORY:
+            return 1
+        self._handles.append({"thread": threading.get_ident()})
+        handle[0] = len(self._handles)
         return 0
 
-    def _create(self, handle: Any) -> int:
-        if machine.recording is not None or machine.memory < CUBLAS_MEMORY:
-            return 1
-        handle[0] = 1
-        return self._set(mode=cublas.FULL)
-
     def _set_stream(self, handle: int, stream: int | None) -> int:
-        return self._set(stream=stream or 0, workspace=0)
+        self._handles[handle - 1] |= {"stream": stream or 0, "workspace": 0}
+        return 0
 
-    def _gemm(self, letter: str, real: Any, handle: int, trans_a: int, trans_b: int, m: int, n: int,
-              k: int, alpha: Any, a: int, lda: int, b: int, ldb: int, beta: Any, c: int,
-              ldc: int) -> int:
-        return self._batched(letter, real, handle, trans_a, trans_b, m, n, k, alpha, a, lda, 0, b,
-                             ldb, 0, beta, c, ldc, 0, 1)
+    def _set_workspace(self, handle: int, place: int, size: int) -> int:
+        others = [one.get("workspace") for one in self._handles if one["thread"] !=
+                  threading.get_ident()]
+        self._handles[handle - 1]["workspace"] = place
+        return 7 * (place in others)
 
-    def _batched(self, letter: str, real: Any, handle: int, trans_a: int, trans_b: int, m: int,
-                 n: int, k: int, alpha: Any, a: int, lda: int, apart_a: int, b: int, ldb: int,
-                 apart_b: int, beta: Any, c: int, ldc: int, apart_c: int, count: int) -> int:
+    def _gemm(self, handle: int, trans_a: int, trans_b: int, m: int, n: int, k: int, alpha: int,
+              a: int, type_a: int, lda: int, b: int, type_b: int, ldb: int, beta: int, c: int,
+              type_c: int, ldc: int, sums: int, algorithm: int) -> int:
+        return self._batched(handle, trans_a, trans_b, m, n, k, alpha, a, type_a, lda, 0, b, type_b,
+                             ldb, 0, beta, c, type_c, ldc, 0, 1, sums, algorithm)
+
+    def _batched(self, handle: int, trans_a: int, trans_b: int, m: int, n: int, k: int, alpha: int,
+                 a: int, type_a: int, lda: int, apart_a: int, b: int, type_b: int, ldb: int,
+                 apart_b: int, beta: int, c: int, type_c: int, ldc: int, apart_c: int, count: int,
+                 sums: int, algorithm: int) -> int:
         rows_a, rows_b = (k if trans_a else m), (n if trans_b else k)
-        state = self._state
-        if not (handle == 1 and state.get("workspace") and state.get("stream") == machine.stream
+        state = self._handles[handle - 1]
+        if not (state["thread"] == threading.get_ident() and state.get("workspace")
+                and state.get("stream") == machine.here.stream and algorithm == -1
+                and type_a == type_b and (type_a, type_c, sums) in PRODUCTS
                 and min(m, n, k, count) > 0 and lda >= rows_a and ldb >= rows_b and ldc >= m):
-            return 1
-        dtype = np.dtype({"S": "f", "D": "d"}[letter])
+            return 7
+        types = {0: np.float32, 1: np.float64, 2: np.float16}
+        if type_a == BFLOAT16:
+            types[BFLOAT16] = bfloat16()
+        number = ctypes.c_double if sums == SUMS_OF_64_BITS else ctypes.c_float
 
-        def matrix(place: int, rows: int, columns: int, pitch: int) -> np.ndarray:
-            numbers = (pitch * (columns - 1) + rows) * dtype.itemsize
-            memory = np.frombuffer((ctypes.c_char * numbers).from_address(place), dtype)
+        def matrix(place: int, kind: int, rows: int, columns: int, pitch: int) -> np.ndarray:
+            dtype = np.dtype(types[kind])
+            size = (pitch * (columns - 1) + rows) * dtype.itemsize
+            memory = np.frombuffer((ctypes.c_char * size).from_address(place), dtype)
             return np.lib.stride_tricks.as_strided(memory, (rows, columns),
                                                    (dtype.itemsize, pitch * dtype.itemsize))
 
-        factor, kept = alpha[0], beta[0]
-        rounded = as_tf32 if letter == "S" and state["mode"] == cublas.TF32 else np.asarray
+        def read(operand: np.ndarray, out: np.ndarray) -> np.ndarray:
+            return rounded(operand.astype(out.dtype), "tf32" if sums == FAST_TF32 else None)
+
+        factor, kept = number.from_address(alpha).value, number.from_address(beta).value
         for i in range(count):
-            at = [place + i * apart * dtype.itemsize
-                  for place, apart in ((a, apart_a), (b, apart_b), (c, apart_c))]
-            left = matrix(at[0], *((k, m) if trans_a else (m, k)), lda)
-            right = matrix(at[1], *((n, k) if trans_b else (k, n)), ldb)
+            at = [place + i * apart * np.dtype(types[kind]).itemsize
+                  for place, apart, kind in ((a, apart_a, type_a), (b, apart_b, type_b),
+                                             (c, apart_c, type_c))]
+            left = matrix(at[0], type_a, *((k, m) if trans_a else (m, k)), lda)
+            right = matrix(at[1], type_b, *((n, k) if trans_b else (k, n)), ldb)
             left, right = left.T if trans_a else left, right.T if trans_b else right
-            out = matrix(at[2], m, n, ldc)
+            out = matrix(at[2], type_c, m, n, ldc)
             machine.change(lambda left=left, right=right, out=out: np.copyto(
-                out, factor * (rounded(left) @ rounded(right)) + (kept * out if kept else 0)))
+                out, factor * (read(left, out) @ read(right, out)) + (kept * out if kept else 0)))
         return 0
-
-
-def as_tf32(a: np.ndarray) -> np.ndarray:
-    """Return float32 numbers rounded to the 10 bits of mantissa that TF32 has."""
-    bits = np.ascontiguousarray(a).view(np.uint32) + np.uint32(1 << 12)
-    return (bits & ~np.uint32((1 << 13) - 1)).view(np.float32)
 
 
 class Graph:
@@ -481,25 +510,27 @@ class Stream:
 
     def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
         self.ptr = 0 if null else id(self)
+        self._before: list[int] = []
 
     def __enter__(self) -> "Stream":
-        self._before, machine.stream = machine.stream, self.ptr
+        self._before.append(machine.here.stream)
+        machine.here.stream = self.ptr
         return self
 
     def __exit__(self, *args: Any) -> None:
-        machine.stream = self._before
+        machine.here.stream = self._before.pop()
 
     def synchronize(self) -> None:
         machine.wait("synchronize()")
 
     def begin_capture(self, mode: Any = None) -> None:
-        if self.ptr == 0 or machine.recording is not None:
+        if self.ptr == 0 or machine.here.recording is not None:
             raise StrictError("a capture on the default stream, or within another")
-        machine.recording = []
+        machine.here.recording = []
 
     def end_capture(self) -> Graph:
-        assert machine.recording is not None
-        graph, machine.recording = Graph(machine.recording), None
+        assert machine.here.recording is not None
+        graph, machine.here.recording = Graph(machine.here.recording), None
         return graph
 
 
@@ -531,7 +562,7 @@ class MemoryPool:
         raise StrictError("only passed to using_allocator")
 
     def free_all_blocks(self, stream: Any = None) -> None:
-        if machine.recording is not None:
+        if machine.here.recording is not None:
             raise StrictError("memory freed during a capture")
         machine.freed.append(self)
 
@@ -545,18 +576,18 @@ def get_default_memory_pool() -> MemoryPool:
 @contextlib.contextmanager
 def using_allocator(allocator: Any = None) -> Iterator[None]:
     """Stands for cupy.cuda.using_allocator."""
-    before, machine.allocator = machine.allocator, allocator
+    before, machine.here.allocator = machine.here.allocator, allocator
     try:
         yield
     finally:
-        machine.allocator = before
+        machine.here.allocator = before
 
 
 def upload(name: str, value: Any, kwargs: dict[str, Any]) -> ndarray:
     """Return `value` as cupy.array or cupy.asarray would."""
     if isinstance(value, ndarray):
         return call(name, getattr(np, name), (value,), kwargs)
-    if machine.recording is not None:
+    if machine.here.recording is not None:
         raise StrictError("an upload during a capture")
     kwargs = {key: option for key, option in kwargs.items() if option is not None}
     return ndarray(machine.allocate(np.array(value, **kwargs)))
@@ -608,7 +639,7 @@ def modules(gpu: Machine) -> dict[str, ModuleType]:
         Stream=Stream, Graph=Graph, Event=Event, get_elapsed_time=get_elapsed_time,
         MemoryPool=MemoryPool, using_allocator=using_allocator,
         get_current_stream=lambda: SimpleNamespace(
-            ptr=machine.stream, synchronize=Stream(null=True).synchronize))
+            ptr=machine.here.stream, synchronize=Stream(null=True).synchronize))
     special.__dict__.update(erf=lambda *args, **kwargs: run_ufunc(scipy.special.erf, args, kwargs))
     cupy.__dict__.update(
         {name: functools.partial(lambda ufunc, *args, **kwargs: run_ufunc(ufunc, args, kwargs),
@@ -623,6 +654,11 @@ def modules(gpu: Machine) -> dict[str, ModuleType]:
             "cupyx.scipy": ModuleType("cupyx.scipy"), "cupyx.scipy.special": special}
 
 
+def stands_for(backend: base.Backend) -> bool:
+    """Return whether the GPU of a CuPy backend is this stand-in."""
+    return backend.xp.ndarray is ndarray
+
+
 @contextlib.contextmanager
 def strict_cupy(**settings: Any) -> Iterator[Machine]:
     """Let ``import cupy`` give the stand-in, on a `Machine` of these settings, and yield that."""
@@ -631,7 +667,8 @@ def strict_cupy(**settings: Any) -> Iterator[Machine]:
     theirs = {name: module for name, module in sys.modules.items()
               if name.split(".")[0] in ("cupy", "cupyx")}
     before, machine = machine, gpu
-    load_cublas, cublas.load_cublas = cublas.load_cublas, lambda major: Cublas()
+    library = Cublas()
+    load_cublas, cublas.load_cublas = cublas.load_cublas, lambda major: library
     for name in theirs:
         del sys.modules[name]
     sys.modules.update(ours)
@@ -644,4 +681,4 @@ def strict_cupy(**settings: Any) -> Iterator[Machine]:
             del sys.modules[name]
         sys.modules.update(theirs)
         cupy_backend.load.cache_clear()
-        base._BACKENDS.pop(ndarray, None)
+        base.BACKENDS.pop(ndarray, None)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from comet_np.backends import cupy_backend
+from comet_np.backends import cupy_kernels
 
 from . import nvrtc, shim
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(LIBRARY is None, reason="needs NVRTC: pip instal
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("file", shim.INSTANCES)
 def test_kernels_compile_without_spills(file, arch):
-    found = nvrtc.compile_kernels(LIBRARY, cupy_backend.source(file), shim.INSTANCES[file],
+    found = nvrtc.compile_kernels(LIBRARY, cupy_kernels.source(file), shim.INSTANCES[file],
                                   arch)
     for name, resources in found.items():
         print(f"sm_{arch} {name:45} {resources.registers:4} registers, {resources.shared:5} bytes "
@@ -29,11 +29,11 @@ def test_kernels_compile_without_spills(file, arch):
 
 
 def test_cap_compiles_without_the_reduction_of_sm_80():
-    nvrtc.compile_kernels(LIBRARY, cupy_backend.source("masks"), ["kwta<float, 4, 24>"], 75)
+    nvrtc.compile_kernels(LIBRARY, cupy_kernels.source("masks"), ["kwta<float, 4, 24>"], 75)
 
 
 def test_a_spill_is_seen():
-    source = cupy_backend.source("masks").replace("(ITEMS + 40)", "(ITEMS + 8)")
+    source = cupy_kernels.source("masks").replace("(ITEMS + 40)", "(ITEMS + 8)")
     names = ["kwta<float, 4, 24>"]
     found = nvrtc.compile_kernels(LIBRARY, source, names, 90)
     assert found[names[0]].spilled > 0
@@ -51,7 +51,7 @@ def test_scores_are_compared_whole_where_others_are_flushed():
                             "--gpu-architecture=compute_90").result("PTX").decode()
         return re.findall(r"setp?\.ge(?:\.f32)?\.f32", ptx), re.findall(r"setp\.\w+\.ftz\.f32", ptx)
 
-    source = cupy_backend.source("masks")
+    source = cupy_kernels.source("masks")
     ours, flushed = comparisons(source)
     assert len(ours) >= 4 * 3  # of 4 scores a thread: count, win, tie
     plain, flushed_plain = comparisons(source.replace("#ifdef __CUDACC__", "#if 0"))

@@ -1,50 +1,55 @@
 """Every kernel against its body: values, masks bit for bit, odd sizes, ties, extremes, errors."""
 
+import inspect
+
 import numpy as np
 import pytest
 
-from comet_np import optim  # noqa: F401 (registers its operations)
 from comet_np.backends import OPERATIONS, BackendError, get_backend, reference
 from comet_np.errors import UserError
-from comet_np.functional.activations import (
-    ACTIVATIONS,
-    activation,
-    bias_activation_mask,
-    bias_activation_mask_gradient,
-)
-from comet_np.functional.dropout import dropout_factor  # noqa: F401 (registered)
-from comet_np.functional.linear import accumulate_sum
+from comet_np.functional.activations import ACTIVATIONS, activation, masked, scaled
+from comet_np.functional.dropout import dropout_factor, example_mask
+from comet_np.functional.hidden import HiddenCache, hidden_backward, hidden_forward
+from comet_np.functional.linear import Linear, LinearCache, linear_backward, linear_forward, project
 from comet_np.functional.loss import softmax_cross_entropy_forward
-from comet_np.functional.routing import kwta_bits, kwta_mask, pack_masks
+from comet_np.functional.packing import pack_masks
+from comet_np.functional.routing import cap, kwta_mask
+from comet_np.rng import key, random_bits
+from comet_np.samples import (
+    SAMPLES,
+    alike,
+    in_every_layout,
+    in_tf32,
+    map_arrays,
+    outcome,
+    samples,
+)
+from comet_np.tree import leaves
 
-from ..samples import SAMPLES, samples
-from ..tolerances import assert_close
+from ..tolerances import TOLERANCES, assert_close, relative_error
+from .strict_cupy import stands_for
 
 FLOATS = ("float32", "float64")
+KEY = key(0, "test kernels")
 
 
 def random(*shape, dtype="float32", seed=0, scale=1.0):
     return np.random.default_rng((seed, *shape)).normal(0, scale, shape).astype(dtype)
 
 
-def compare(gpu, operation, arguments):
+def compare(gpu, name, arguments):
     """Compare an operation on the GPU with its body on NumPy: its result and changed arguments."""
-    on_device = [gpu.asarray(a.copy("K")) if isinstance(a, np.ndarray) else a for a in arguments]
-    on_host = [a.copy("K") if isinstance(a, np.ndarray) else a for a in arguments]
-    result, expected = OPERATIONS[operation](*on_device), OPERATIONS[operation].body(*on_host)
-    for ours, bodys in zip(arrays(result, on_device), arrays(expected, on_host), strict=True):
-        ours = gpu.to_host(ours)
-        assert ours.dtype == bodys.dtype
-        if ours.dtype.kind == "f":
-            assert_close(ours, bodys, "sum")
+    ours = outcome(OPERATIONS[name], arguments, lambda a: gpu.asarray(a.copy("K")))
+    bodys = outcome(OPERATIONS[name].body, arguments, lambda a: a.copy("K"))
+    for mine, theirs in zip(ours, bodys, strict=True):
+        mine, theirs = alike(gpu.to_host(mine), theirs)
+        assert mine.dtype == theirs.dtype
+        if mine.dtype.kind != "f":
+            np.testing.assert_array_equal(mine, theirs)
+        elif in_tf32(arguments) and not stands_for(gpu):
+            assert relative_error(mine, theirs) < 2**-9
         else:
-            np.testing.assert_array_equal(ours, bodys)
-
-
-def arrays(result, arguments):
-    """Return the arrays among the result, which may be a tuple, and the arguments."""
-    results = result if isinstance(result, tuple) else (result,)
-    return [value for value in (*results, *arguments) if hasattr(value, "dtype")]
+            assert_close(mine, theirs, "sum")
 
 
 # --- the cap ------------------------------------------------------------------------------------
@@ -69,7 +74,7 @@ def check_cap(gpu, scores, ks, ties=("strict", "threshold", "index")):
             expected = kwta_mask.body(scores, k, rule)
             ours = gpu.to_host(kwta_mask(on_device, k, rule))
             np.testing.assert_array_equal(ours, expected, f"N = {scores.shape[-1]}, {k = }, {rule}")
-            bits = gpu.to_host(kwta_bits(on_device, k, rule))
+            bits = gpu.to_host(cap(on_device, k, rule))
             packed = pack_masks((expected.reshape(-1, scores.shape[-1]),))
             np.testing.assert_array_equal(bits, packed.reshape(bits.shape))
 
@@ -110,12 +115,18 @@ def test_cap_of_other_shapes_and_layouts(gpu):
     assert kwta_mask(gpu.asarray(scores[:0]), 5).shape == (0, 3, 40)
 
 
-def test_cap_tells_of_a_nan_when_asked(gpu):
-    scores = random(5, 33)
-    scores[3, 32] = scores[4, 1] = np.nan
+def check_nan(gpu, N, column, dtype="float32"):
+    scores = random(5, N, dtype=dtype)
+    scores[3, column] = scores[4, 1] = np.nan
     kwta_mask(gpu.asarray(scores), 7)
-    with pytest.raises(BackendError, match="score 32 of example 3 is NaN"):
+    with pytest.raises(UserError, match=f"score {column} of example 3 is NaN"):
         gpu.check_errors()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("N", "column"), [(33, 32), (500, 131), (1100, 1099), (9300, 9000)])
+def test_cap_tells_of_a_nan_when_asked(gpu, N, column, dtype):
+    check_nan(gpu, N, column, dtype)
     gpu.check_errors()  # told once
 
 
@@ -124,7 +135,7 @@ def test_cap_refuses_what_its_body_refuses(gpu):
     for wrong in (lambda: kwta_mask(scores, 0), lambda: kwta_mask(scores, 9),
                   lambda: kwta_mask(scores, 3.0),
                   lambda: kwta_mask(scores, 3, "random"), lambda: kwta_mask(scores[0, 0], 1),
-                  lambda: kwta_bits(scores, 9)):
+                  lambda: cap(scores, 9)):
         with pytest.raises(UserError):
             wrong()
     with pytest.raises(BackendError, match="float16: cast"):
@@ -146,29 +157,34 @@ def mask_of(kind, shape):
     return mask, packed if kind == "bits" else mask
 
 
-def check_layer(gpu, name, a, mask_kind):
-    dtype, f = str(a.dtype), activation(name)
-    mask, argument = mask_of(mask_kind, a.shape)
-    b, dx = random(a.shape[-1], dtype=dtype, seed=1), random(*a.shape, dtype=dtype, seed=2)
-    db = random(a.shape[-1], dtype=dtype, seed=3)
-    device = {n: None if v is None else gpu.asarray(v)
-              for n, v in {"a": a, "m": argument, "b": b, "dx": dx, "db": db.copy()}.items()}
-    for bias in (None, "b"):
-        ours = bias_activation_mask(device["a"], device.get(bias), device["m"], f)
-        bodys = bias_activation_mask.body(a, {"b": b}.get(bias), mask, f)
-        for mine, yours in zip(ours, bodys, strict=True):
-            assert_close(gpu.to_host(mine), yours, "elementwise")
-    ours = bias_activation_mask_gradient(device["dx"], device["a"], device["m"], f, device["db"])
-    body = bias_activation_mask_gradient.body(dx, a, mask, f, db)
-    assert_close(gpu.to_host(ours), body, "elementwise")
-    assert_close(gpu.to_host(device["db"]), db, "sum")
+def check_layer(gpu, f, x, mask_kind):
+    """Compare a layer whose weight is the identity, so that its input comes through whole."""
+    dtype, N = str(x.dtype), x.shape[-1]
+    mask, argument = mask_of(mask_kind, x.shape)
+    dh, eye = random(*x.shape, dtype=dtype, seed=2), np.eye(N, dtype=dtype)
+    for b, seed in ((None, None), (random(N, dtype=dtype, seed=1), 3)):
+        def g(seed=seed):
+            return Linear(random(N, N, dtype=dtype, seed=9),
+                          None if seed is None else random(N, dtype=dtype, seed=seed))
+
+        on_device = map_arrays(gpu.asarray, (x, Linear(eye, b), argument, dh, g()))
+        ours = hidden_forward(*on_device[:3], f)
+        bodys = hidden_forward.body(x, Linear(eye, b), mask, f)
+        assert_close(gpu.to_host(ours[0]), bodys[0], "elementwise")
+        assert_close(gpu.to_host(ours[1].a), bodys[1].a, "elementwise")
+        _, p, _, dh_there, g_there = on_device
+        dx, g_here = hidden_backward(dh_there, ours[1], p, g_there, f), g()
+        body = hidden_backward.body(dh, bodys[1], Linear(eye, b), g_here, f)
+        assert_close(gpu.to_host(dx), body, "elementwise")
+        for there, here in zip(leaves(g_there), leaves(g_here), strict=True):
+            assert_close(gpu.to_host(there), here, "sum")
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations(gpu, name, dtype):
     for i, shape in enumerate(SHAPES):
-        check_layer(gpu, name, random(*shape, dtype=dtype, scale=3), MASKS[i % 3])
+        check_layer(gpu, activation(name), random(*shape, dtype=dtype, scale=3), MASKS[i % 3])
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -176,40 +192,97 @@ def test_activations(gpu, name, dtype):
 def test_activations_far_out(gpu, name, dtype):
     tiny = np.finfo(dtype).smallest_normal  # CuPy lets its kernels take smaller ones for 0
     a = np.array([[-1e4, -100, -20, -tiny, -0.0, 0.0, tiny, 20, 100, 1e4]], dtype).repeat(3, 0)
-    check_layer(gpu, name, a, None)
+    check_layer(gpu, activation(name), a, None)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation_is_exact_to_its_own_size(gpu, name):
+    """Each element for itself: beside f(80) no error of f(-80) would show."""
+    a, f = np.linspace(-80, 80, 3201, dtype="float32"), activation(name)
+    bits = gpu.asarray(np.packbits(np.ones(a.size, bool)))
+    expected = f.forward(a.astype("float64"))
+    differences = name == "gelu" or name.startswith("centred")  # exact to the rounding of 1
+    allowed = TOLERANCES["elementwise"]["float32"] * np.maximum(np.abs(expected), differences)
+    assert (np.abs(gpu.to_host(masked(gpu.asarray(a), bits, f)) - expected) <= allowed).all()
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_let_nan_through(gpu, name):
-    a = gpu.asarray(np.array([[np.nan, 1.0]]))
-    f = activation(name)
-    assert np.isnan(gpu.to_host(bias_activation_mask(a, None, None, f)[1])[0, 0])
+    a, m = gpu.asarray(np.array([[np.nan, 1.0]])), gpu.asarray(np.ones((1, 2), bool))
+    assert np.isnan(gpu.to_host(masked(a, m, activation(name)))[0, 0])
 
 
-def test_activations_without_a_kernel_run_their_body(gpu):
-    check_layer(gpu, "0.5*softplus", random(3, 5), "bool")
+def test_activations_without_a_kernel_run_as_they_stand(gpu):
+    f = scaled(activation("softplus"), 0.5)
+    for kind in MASKS:
+        check_layer(gpu, f, random(3, 5), kind)
+    x, W = random(3, 7), random(5, 7)
+    on_device = gpu.asarray(x), Linear(gpu.asarray(W), None), None, f
+    captured = gpu.capture(lambda: hidden_forward(*on_device)[0])
+    for _ in range(3):
+        assert_close(gpu.to_host(captured()), hidden_forward.body(x, Linear(W, None), None, f)[0],
+                     "sum")
 
 
 def test_masks_whose_rows_lie_otherwise(gpu):
-    """Of networks with one example each: their axes swapped, with gaps within rows and between."""
-    xp, f, s, b = gpu.xp, activation("tanh"), random(2, 1, 40), random(2, 1, 40, seed=1)
-    mask = np.broadcast_to(np.arange(40) % 3 > 0, (2, 1, 40))
-    for on_device in (xp.ones((1, 2, 40), dtype=bool).swapaxes(0, 1),
-                      xp.ones((2, 1, 80), dtype=bool)[..., ::2],
-                      xp.ones((2, 2, 40), dtype=bool)[:, :1]):
+    """Their axes swapped, with gaps within rows and between, and one row for all."""
+    xp, f, c = gpu.xp, activation("tanh"), random(2, 3, 40)
+    mask = np.broadcast_to(np.arange(40) % 3 > 0, c.shape)
+    places = (xp.ones((3, 2, 40), dtype=bool).swapaxes(0, 1),
+              xp.ones((2, 3, 80), dtype=bool)[..., ::2], xp.ones((2, 6, 40), dtype=bool)[:, :3])
+    for on_device in places:
         on_device[...] = gpu.asarray(mask)
-        ours = bias_activation_mask(gpu.asarray(s), gpu.asarray(b), on_device, f)[1]
-        assert_close(gpu.to_host(ours), bias_activation_mask.body(s, b, mask, f)[1], "elementwise")
+    row = xp.broadcast_to(gpu.asarray(np.arange(40) % 3 > 0), c.shape)
+    for on_device in (*places, row):
+        ours = masked(gpu.asarray(c), on_device, f)
+        assert_close(gpu.to_host(ours), masked.body(c, mask, f), "elementwise")
 
 
 def test_activations_in_other_layouts(gpu):
     a, mask = random(7, 40), random(7, 40) > 0
     f = activation("tanh")
-    ours = bias_activation_mask(gpu.asarray(a.T), None, gpu.asarray(mask).T, f)[1]
+    ours = masked(gpu.asarray(a.T), gpu.asarray(mask).T, f)
     assert_close(gpu.to_host(ours), np.tanh(a.T) * mask.T, "elementwise")
     for wrong in (mask[:, :39], mask.astype("float32"), np.packbits(mask, axis=-1)[:, :4]):
         with pytest.raises(BackendError, match="a mask for activations"):
-            bias_activation_mask(gpu.asarray(a), None, gpu.asarray(wrong), f)
+            masked(gpu.asarray(a), gpu.asarray(wrong), f)
+
+
+# --- random masks -------------------------------------------------------------------------------
+
+
+def check_threshold(gpu):
+    """At a rate whose threshold is a drawn number, that one is kept, and no example has it."""
+    bits = random_bits(KEY, 40, np.array(3))
+    j = int(np.argmin(np.abs(bits.astype("float64") - 2**31)))
+    p = int(bits[j]) / 2**32
+    factor = gpu.to_host(dropout_factor(gpu.asarray(np.ones(40)), p, KEY, 3))
+    np.testing.assert_array_equal(factor > 0, bits >= bits[j])
+    mask = gpu.to_host(example_mask(gpu.asarray(np.array([3])), 40, p, KEY))
+    np.testing.assert_array_equal(mask[0], bits < bits[j])
+    assert factor[j] > 0 and not mask[0, j]
+
+
+def check_dropout(gpu, dtype="float32"):
+    """The numbers are those of NumPy bit for bit, at every step and for every example."""
+    x, examples = random(3, 21, dtype=dtype), np.array([5, 2**40, 0, 5])
+    for step in (0, 1, 2**40):
+        expected = dropout_factor(x, 0.3, KEY, step)
+        for here in (step, gpu.asarray(np.array(step))):
+            ours = dropout_factor(gpu.asarray(x), 0.3, KEY, here)
+            np.testing.assert_array_equal(gpu.to_host(ours), expected)
+    for N in (1, 8, 21):
+        mask = gpu.to_host(example_mask(gpu.asarray(examples), N, 0.4, KEY))
+        np.testing.assert_array_equal(mask, example_mask(examples, N, 0.4, KEY))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_random_masks_are_those_of_numpy(gpu, dtype):
+    check_dropout(gpu, dtype)
+
+
+def test_the_number_at_the_threshold(gpu):
+    check_threshold(gpu)
 
 
 # --- the register of operations -----------------------------------------------------------------
@@ -217,10 +290,20 @@ def test_activations_in_other_layouts(gpu):
 SMALL = 10_000  # elements: the stand-in runs a thread for each
 
 
+def small_samples(name, dtype):
+    """Yield the samples that are small, each in one memory layout, all of which have their turn."""
+    small = [arguments for arguments in samples(name, dtype) if
+             sum(a.size for a in leaves(arguments) if isinstance(a, np.ndarray)) < SMALL]
+    for i, arguments in enumerate(small):
+        layouts = list(in_every_layout(arguments))
+        yield layouts[i % len(layouts)]
+
+
 def more_samples(name, dtype):
     """Yield arguments for sums over many blocks, and for large logits."""
-    if name == "accumulate_sum":
-        yield random(4200, 2, dtype=dtype), random(2, dtype=dtype)
+    if name == "linear_backward":
+        p = Linear(random(2, 3, dtype=dtype), random(2, dtype=dtype))
+        yield random(4200, 2, dtype=dtype), LinearCache(random(4200, 3, dtype=dtype)), p, p
     if name == "squared_norm":
         yield (random(300_000, dtype=dtype),)
     if name == "softmax_cross_entropy":
@@ -230,24 +313,23 @@ def more_samples(name, dtype):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", SAMPLES)
 def test_kernel_equals_body(gpu, name, dtype):
-    small = [arguments for arguments in samples(name, dtype)
-             if sum(a.size for a in arguments if isinstance(a, np.ndarray)) < SMALL]
-    for arguments in [*small[::1 + len(small) // 200], *more_samples(name, dtype)]:
+    for arguments in (*small_samples(name, dtype), *more_samples(name, dtype)):
         compare(gpu, name, arguments)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_bodies_run_on_cupy(gpu, name):
-    small = [arguments for arguments in samples(name, "float64")
-             if sum(a.size for a in arguments if isinstance(a, np.ndarray)) < SMALL]
     with reference():
-        for arguments in small[::1 + len(small) // 50]:
+        for arguments in small_samples(name, "float64"):
             compare(gpu, name, arguments)
 
 
-def test_every_operation_has_a_kernel(gpu):
-    # Training reads bit-packed masks, and the body is one call of cupy a layer.
-    assert set(gpu.kernels) == set(OPERATIONS) - {"unpack_masks"}
+def test_every_operation_has_a_kernel_of_its_signature(gpu):
+    assert set(gpu.kernels) == set(OPERATIONS)
+    for name, kernel in gpu.kernels.items():
+        ours, bodys = (inspect.signature(function).parameters.values()
+                       for function in (kernel, OPERATIONS[name].body))
+        assert [(p.name, p.default) for p in ours][1:] == [(p.name, p.default) for p in bodys]
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -277,34 +359,53 @@ def test_bad_label_is_told_when_asked(gpu):
     for bad in (3, -1):
         labels = np.array([0, 1, bad, 2])
         loss = softmax_cross_entropy_forward(logits, gpu.asarray(labels))[0]
-        with pytest.raises(BackendError, match=f"label of example 2 is {bad}"):
+        with pytest.raises(UserError, match=f"label of example 2 is {bad}"):
             gpu.to_host(loss)
         assert np.isnan(gpu.to_host(loss))
 
 
 def test_sums_are_the_same_bit_for_bit(machine):
     gpu = get_backend("cupy")
-    dy, sums = gpu.asarray(random(500, 3)), set()
+    dy, cache = gpu.asarray(random(500, 3)), LinearCache(gpu.asarray(random(500, 2)))
+    p, sums = Linear(gpu.asarray(random(3, 2)), None), set()
     for machine.seed in range(3):
-        db = gpu.asarray(np.zeros(3, "float32"))
-        accumulate_sum(dy, db)
-        sums.add(gpu.to_host(db).tobytes())
+        g = map_arrays(gpu.asarray, Linear(np.zeros((3, 2), "float32"), np.zeros(3, "float32")))
+        linear_backward(dy, cache, p, g)
+        sums.add(gpu.to_host(g.bias).tobytes())
     assert len(sums) == 1
+
+
+def test_shapes_that_the_bodies_refuse_are_refused(gpu):
+    x, p = gpu.asarray(random(4, 6)), Linear(gpu.asarray(random(5, 6)), None)
+    cache = HiddenCache(x, gpu.asarray(random(4, 5)), None)
+    for wrong in (lambda: project(x[:, :5], p.weight), lambda: linear_forward(x[:, :5], p),
+                  lambda: hidden_forward(x[:, :5], p, None, activation("tanh")),
+                  lambda: linear_backward(x, LinearCache(x), p, p),
+                  lambda: hidden_backward(x, cache, p, p, activation("tanh"))):
+        with pytest.raises(UserError, match="must have"):
+            wrong()
 
 
 def test_wrong_arrays_are_refused(gpu):
     p, wide = gpu.asarray(random(6)), gpu.asarray(random(6, dtype="float64"))
     matrix = gpu.asarray(random(4, 6))
+    cache = LinearCache(gpu.asarray(random(4, 2)))
+    g = Linear(gpu.asarray(random(6, 2)), p[:5])
     wrong = {
         "one dtype": lambda: OPERATIONS["sgd"](p, wide, 0.1, 0.0, 1.0),
-        "two backends": lambda: OPERATIONS["momentum"](p, p, random(6), 0.1, 0.9, 0.0, 1.0),
+        "arrays of another backend": lambda: OPERATIONS["momentum"](p, p, random(6), 0.1, 0.9, 0.0,
+                                                                    1.0),
         "C-contiguous arrays of one shape": lambda: OPERATIONS["sgd"](p, p[:3], 0.1, 0.0, 1.0),
-        "expected shape": lambda: accumulate_sum(matrix, p[:5]),
-        "do not fit together": lambda: OPERATIONS["project"](matrix, matrix.T),
-        "float32, float64, got float16": lambda: OPERATIONS["project"](
+        r"the bias's gradient on CuPy expected shape \(6,\)": lambda: linear_backward(
+            matrix, cache, g, g),
+        "do not fit together": lambda: linear_backward(
+            matrix, cache, g, Linear(g.weight[:, :1], None)),
+        "got float16: cast": lambda: OPERATIONS["project"](
             matrix.astype("float16"), matrix.astype("float16")),
         r"got int32 of shape \(\)": lambda: OPERATIONS["adam"](
             p, p, p, p, gpu.asarray(3, "int32"), 0.1, 0.9, 0.99, 1e-8, 0.0, False, 1.0),
+        r"got int64 of shape \(1,\)": lambda: dropout_factor(
+            matrix, 0.1, KEY, gpu.asarray(np.array([3]))),
         r"a number on the device on CuPy expected shape \(\), got": lambda: OPERATIONS["sgd"](
             p, p, p, 0.0, 1.0),
         "labels on CuPy are integers, got float32": lambda: OPERATIONS["softmax_cross_entropy"](

@@ -3,15 +3,21 @@
 import numpy as np
 import pytest
 
-from comet_np.backends import cupy_backend, get_backend
-from comet_np.functional.activations import (
-    activation,
-    bias_activation_mask,
-    bias_activation_mask_gradient,
-)
+from comet_np.backends import cupy_kernels, get_backend
+from comet_np.functional.activations import activation, masked
+from comet_np.functional.loss import softmax_cross_entropy
 
 from ..tolerances import assert_close
-from .test_cuda_kernels import awkward_rows, check_cap, check_layer, compare, random
+from .test_cuda_kernels import (
+    awkward_rows,
+    check_cap,
+    check_dropout,
+    check_layer,
+    check_nan,
+    check_threshold,
+    compare,
+    random,
+)
 
 ADD_TIES = "if constexpr (WARPS > 1) __syncthreads();\n        for"
 # File, the right text, the wrong text, and the check that must fail.
@@ -39,14 +45,10 @@ MUTANTS = {
         "masks", "place / 8 < bytes_left", "place / 8 <= bytes_left", "cap"),
     "a row too many": (
         "activation", "for (; cell.r < rows; cell.r", "for (; cell.r <= rows; cell.r", "layer"),
-    "the bias of the first network for all": (
-        "activation", "b[(long long)blockIdx.z * n + cell.i]", "b[cell.i]", "networks"),
-    "the column sums of all networks in the first": (
-        "activation", "out += ((long long)blockIdx.z * gridDim.y + blockIdx.y) * n;",
-        "out += (long long)blockIdx.y * n;", "networks"),
     "masks as if their rows lay close": (
-        "activation", "(blockIdx.z * rows + r) * pitch", "(blockIdx.z * rows + r) * 5",
-        "networks"),
+        "activation", "m += r * pitch", "m += r * 5", "masks"),
+    "the pre-activation without its bias": (
+        "activation", "a[at] = value += bias", "value += bias", "layer"),
     "an index beyond a shared array": (
         "activation", "sums[threadIdx.y][threadIdx.x] = sum",
         "sums[threadIdx.y + 1][threadIdx.x] = sum", "layer"),
@@ -56,28 +58,48 @@ MUTANTS = {
     "a bad label that is followed": (
         "loss", "fits ? log_sum - (z[label] - top) : (T)NOT_A_NUMBER",
         "log_sum - (z[label] - top)", "label"),
+    "the row after the NaN's": (
+        "masks", "(Place)row << 32", "(Place)(row + 1) << 32", "NaN"),
+    "the place of a NaN in its warp alone": (
+        "masks", "note_error(error, r, row.first + place)", "note_error(error, r, place)", "NaN"),
+    "the same elements dropped at every step": (
+        "dropout", "drawn(block, number(step_at, step), k0", "drawn(block, 0, k0", "dropout"),
+    "the step as it was when the graph was recorded": (
+        "dropout", "number(step_at, step), k0", "step, k0", "dropout"),
+    "key words swapped": (
+        "dropout", "number(step_at, step), k0, k1)", "number(step_at, step), k1, k0)", "dropout"),
+    "one mask for all examples": ("dropout", "example[r], k0", "0, k0", "dropout"),
+    "the place of an example for its number": ("dropout", "example[r], k0", "r, k0", "dropout"),
+    "blocks counted from 0": ("dropout", "(Word)block + 1", "(Word)block", "dropout"),
+    "the higher half of a word first": ("dropout", "32 * (i % 2)", "32 * (1 - i % 2)", "dropout"),
+    "9 rounds": ("dropout", "round < 10", "round < 9", "dropout"),
+    "the number at the rate dropped": ("dropout", ">= least", "> least", "threshold"),
+    "the number at p kept": ("dropout", "< limit", "<= limit", "threshold"),
+    "a factor too many": (
+        "dropout", "WORDS * block + i < n) factor", "WORDS * block + i <= n) factor", "dropout"),
 }
 
 
 def check(gpu, what):
     if what == "cap":
         check_cap(gpu, awkward_rows(1090, "float32")[:2], [500], ["index"])
+    elif what == "NaN":
+        check_nan(gpu, 1100, 1099)
     elif what == "layer":
-        check_layer(gpu, "tanh", random(40, 33), "bool")
-    elif what == "networks":
-        bits = np.packbits(random(2, 40, 64) > 0, axis=-1)
+        check_layer(gpu, activation("tanh"), random(40, 33), "bool")
+    elif what == "masks":
+        bits = np.packbits(random(2, 20, 64) > 0, axis=-1)
         packed = gpu.asarray(bits)[..., :5]  # rows of 8 bytes
-        b, s, f = random(2, 1, 33), random(2, 40, 33, seed=1), activation("tanh")
-        on_device, db = gpu.asarray(s), gpu.asarray(b)
-        x = bias_activation_mask(on_device, gpu.asarray(b), packed, f)[1]
-        expected = bias_activation_mask.body(s, b, bits[..., :5], f)[1]
-        assert_close(gpu.to_host(x), expected, "elementwise")
-        bias_activation_mask_gradient(on_device, on_device, packed, f, db)
-        bias_activation_mask_gradient.body(s, s, bits[..., :5], f, b)
-        assert_close(gpu.to_host(db), b, "sum")
+        c, f = random(2, 20, 33), activation("tanh")
+        expected = masked.body(c, bits[..., :5], f)
+        assert_close(gpu.to_host(masked(gpu.asarray(c), packed, f)), expected, "elementwise")
     elif what == "label":
         logits, labels = gpu.asarray(random(2, 3)), gpu.asarray(np.array([0, 3]))
-        assert np.isnan(gpu.xp.asnumpy(gpu.softmax_cross_entropy(logits, labels)[0])[1])
+        assert np.isnan(gpu.xp.asnumpy(softmax_cross_entropy(logits, labels)[0])[1])
+    elif what == "dropout":
+        check_dropout(gpu)
+    elif what == "threshold":
+        check_threshold(gpu)
     else:
         p, g, u, v = (random(700, seed=i) for i in range(4))
         compare(gpu, "adam", (p, g, u, v * v, 3, 0.1, 0.9, 0.999, 1e-8, 0.01, True, 1.0))
@@ -91,9 +113,9 @@ def test_the_right_kernels_pass(machine, what):
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_mutants_are_caught(machine, monkeypatch, mutant):
     file, right, wrong, what = MUTANTS[mutant]
-    source = cupy_backend.source(file)
+    source = cupy_kernels.source(file)
     assert right in source
-    monkeypatch.setattr(cupy_backend, "source",
+    monkeypatch.setattr(cupy_kernels, "source",
                         lambda asked: source.replace(right, wrong) if asked == file else None)
     with pytest.raises((AssertionError, RuntimeError)) as caught:
         check(get_backend("cupy"), what)

@@ -3,13 +3,14 @@
 import importlib.util
 import inspect
 import json
+import threading
 from operator import attrgetter
 
 import numpy as np
 import pytest
 
 from comet_np.backends import get_backend
-from comet_np.backends.cupy_backend import source
+from comet_np.backends.cupy_kernels import NULL, source
 
 from . import surface
 from .strict_cupy import MemoryPool, Stream, StrictError
@@ -56,6 +57,7 @@ REFUSED = {
     "correction= of a variance": lambda xp, x, i: xp.var(x, correction=1),
     "stable= of a sort": lambda xp, x, i: xp.sort(x, stable=True),
     "list as an operand": lambda xp, x, i: xp.add([1.0, 2.0], x[0, :2]),
+    "Python integer beyond the dtype": lambda xp, x, i: i.astype("uint32") < 2**32,
     "attribute that cupy lacks": lambda xp, x, i: x.ctypes,
     "shape assigned": lambda xp, x, i: setattr(x, "shape", (4, 3)),
     "duplicate indices": lambda xp, x, i: x.__setitem__(i, x),
@@ -124,23 +126,23 @@ def test_refuses_wrong_kernel_arguments(machine, what):
     arguments = cupy.ones(8, dtype="float32"), cupy.empty(1), np.int64(8)
     gpu = get_backend("cupy")
     kernel = ("optimizer", "squared_norm<float>", (1,), (256,))
-    gpu._launch(*kernel, *arguments)
+    gpu.cuda.launch(*kernel, *arguments)
     with pytest.raises(StrictError):
-        gpu._launch(*kernel, *WRONG_ARGUMENTS[what](*arguments))
+        gpu.cuda.launch(*kernel, *WRONG_ARGUMENTS[what](*arguments))
 
 
 def test_refuses_a_float_passed_as_a_double(machine):
     """CuPy sends a Python float as 64 bits, and a `float` parameter reads half of them."""
     gpu = get_backend("cupy")
     factor = gpu.xp.empty(4, dtype="float32")
-    arguments = (factor, np.int64(4), np.uint32(0), np.uint32(0), np.uint64(0))
+    arguments = (factor, np.int64(4), NULL, np.int64(0), np.uint64(0), np.uint64(0), np.uint64(0))
     for kept, passes in ((np.float32(2), True), (np.float64(2), False), (2.0, False)):
         if passes:
-            gpu._launch("dropout", "dropout_factor<float>", (1,), (256,), *arguments, kept)
+            gpu.cuda.launch("dropout", "dropout_factor<float>", (1,), (256,), *arguments, kept)
             np.testing.assert_array_equal(gpu.to_host(factor), np.full(4, 2, "float32"))
         else:
-            with pytest.raises(StrictError, match="argument 5 is float32"):
-                gpu._launch("dropout", "dropout_factor<float>", (1,), (256,), *arguments, kept)
+            with pytest.raises(StrictError, match="argument 7 is float32"):
+                gpu.cuda.launch("dropout", "dropout_factor<float>", (1,), (256,), *arguments, kept)
 
 
 # --- captures -----------------------------------------------------------------------------------
@@ -201,3 +203,17 @@ def test_refuses_the_shared_pool_in_a_capture(machine):
     with pytest.raises(StrictError, match="shared pool"):
         captured(cupy, lambda: x + 1, own_pool=False)
     captured(cupy, lambda: x.fill(1), own_pool=False)
+
+
+def test_other_threads_are_not_in_a_capture(machine):
+    import cupy
+
+    stream, waited = Stream(non_blocking=True), []
+    with stream:
+        stream.begin_capture()
+        other = threading.Thread(target=lambda: waited.append(float(cupy.ones(1)[0])))
+        other.start()
+        other.join()
+        assert cupy.cuda.get_current_stream().ptr == stream.ptr
+        stream.end_capture()
+    assert waited == [1.0]

@@ -12,8 +12,8 @@ from comet_np.backends import BackendError, get_backend
 from comet_np.benchmarks import bench, cpu_workers, gpu, gpu_workers
 from comet_np.benchmarks.gpu_workers import Sizes, Step
 from comet_np.errors import UserError
-from comet_np.experiments.training import Learner, TrainConfig
-from comet_np.models import mlp
+from comet_np.experiments.tasks import TASKS
+from comet_np.experiments.training import Learner, RunConfig, TrainConfig
 from comet_np.optim import OptimizerConfig
 
 from . import shim
@@ -44,9 +44,9 @@ def test_our_steps(machine, tiny_inputs):
 def test_a_timed_step_trains(machine, tiny_inputs, optimizer, how):
     machine.watch = False
     backend = get_backend("cupy")
-    config = TrainConfig(mlp.MLPConfig(cpu_workers.widths(6)), OptimizerConfig(optimizer))
-    learner = Learner(config, "classification", backend)
-    step = gpu_workers.our_step(backend, learner, 2, how)
+    config = RunConfig(cpu_workers.network(6, 0.5), TrainConfig(OptimizerConfig(optimizer)))
+    learner = Learner(config, TASKS["classification"], backend)
+    step = gpu_workers.our_step(backend, learner, 6, Step(2, optimizer, 0.5), how)
     before = [backend.to_host(learner.flat)]
     for _ in range(12):
         step()

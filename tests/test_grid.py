@@ -1,0 +1,380 @@
+"""A grid: its models are the paper's, its flags reach its cells, its numbers are the files'."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from comet_np import settings
+from comet_np.backends import get_backend
+from comet_np.errors import UserError
+from comet_np.experiments import datasets, figures, grid, grid_report
+from comet_np.experiments.experiment import Place
+from comet_np.experiments.grid import GridConfig, cell_of, cells
+from comet_np.experiments.progress import Progress
+from comet_np.experiments.registry import EXPERIMENTS, experiment
+from comet_np.experiments.training import TrainConfig
+from comet_np.experiments.training.signals import Stop
+from comet_np.experiments.variants import VARIANTS, WITHOUT_P_K
+from comet_np.functional.activations import ACTIVATIONS
+from comet_np.gates import Bernoulli, Comet, ExampleTied, Layerwise, TopK
+from comet_np.models import mlp
+from comet_np.models.mlp import MLPConfig
+from comet_np.optim import OptimizerConfig
+from tests import naive
+from tests.tolerances import assert_close
+
+# --- the models ---------------------------------------------------------------------------------
+
+WIDTHS = (30, 19, 25, 4)
+STANDARD = MLPConfig(WIDTHS, gate=None)
+# What Sec. 4 of the paper says of each, here of p_k = 0.25; the last two are controls.
+DEFINITIONS = {
+    "standard": STANDARD,
+    "smaller": MLPConfig((30, 4, 6, 4), gate=None),  # p_k N neurons, rounded down
+    "dropout": MLPConfig(WIDTHS, gate=None, dropout=0.75),  # rate 1 - p_k
+    "top-k": MLPConfig(WIDTHS, gate=TopK(0.25, "index", of="pre-activation")),
+    "layerwise": MLPConfig(WIDTHS, gate=Layerwise(0.25, "index")),
+    "bernoulli": MLPConfig(WIDTHS, gate=Bernoulli(0.25, evaluation="all")),
+    "example-tied": MLPConfig(WIDTHS, gate=ExampleTied(0.25, generalisation=None,
+                                                       evaluation="generalisation")),
+    "comet": MLPConfig(WIDTHS, gate=Comet(0.25, "index", g="identity")),
+    "scaled": MLPConfig(WIDTHS, gate=None, scale=0.25),
+    "centred": MLPConfig(WIDTHS, "centred_softplus", gate=None),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_model_is_as_the_paper_defines_it(name):
+    assert VARIANTS[name](STANDARD, 0.25, "index") == DEFINITIONS[name]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parameter_counts(name):
+    """Masks, and fixed weights, are not parameters."""
+    count = {"smaller": 4 * 31 + 6 * 5 + 4 * 7}.get(name, 19 * 31 + 25 * 20 + 4 * 26)
+    model = VARIANTS[name](STANDARD, 0.25, "strict")
+    assert mlp.parameter_count(model) == count
+    assert sum(array.size for layer in mlp.init(model)[0] for array in layer) == count
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_models_without_p_k_are_the_same_for_all_of_them(name):
+    one, other = (VARIANTS[name](STANDARD, p_k, "strict") for p_k in (0.1, 0.9))
+    assert (one == other) == (name in WITHOUT_P_K)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_cells_model_is_the_variant_of_the_standard_mlp(name):
+    config = GridConfig(layers=3, ties="index", activation="sigmoid", bias=False)
+    standard = MLPConfig((21, 20, 20, 1), "sigmoid", gate=None, bias=False)
+    model = cell_of(config, "arm", 20, name, 0.25, 1).spec.run.model
+    assert model == VARIANTS[name](standard, 0.25, "index")
+
+
+@pytest.mark.parametrize("name", [name for name in ACTIVATIONS if "centred" not in name])
+def test_the_controls_do_what_a_mask_does_besides_routing(name, draw):
+    """"scaled" multiplies f by p_k, "centred" is f(a) - f(0): zero where a is."""
+    standard = MLPConfig((3, 6, 1), name, gate=None)
+    params, _ = mlp.init(standard, dtype="float64")
+    x = draw.standard_normal((5, 3))
+    f = naive.ACTIVATIONS[name]
+    for control, expected in (("scaled", lambda a: 0.3 * f(a)), ("centred", lambda a: f(a) - f(0))):
+        trace = mlp.trace(x, params, (), VARIANTS[control](standard, 0.3, "strict"))
+        assert_close(trace.x[1], np.vectorize(expected)(trace.a[0]), "sum")
+
+
+def test_a_smaller_model_without_a_neuron_is_refused():
+    with pytest.raises(UserError, match=r"0\.01 leaves the smaller model no neuron in a layer"):
+        GridConfig(models=("smaller",), widths=(50,), p_k=(0.01,))
+
+
+# --- flags --------------------------------------------------------------------------------------
+
+
+def of_model(name):
+    return lambda cell: getattr(cell.spec.run.model, name)
+
+
+def of_training(name):
+    return lambda cell: getattr(cell.spec.run.training, name)
+
+
+def of_optimizer(name):
+    return lambda cell: getattr(cell.spec.run.training.optimizer, name)
+
+
+# Flag: a text other than the default, where it has to arrive in the last cell, and as what.
+REACHES = {
+    "datasets": ("glyphs", lambda cell: cell.spec.dataset, "glyphs"),
+    "models": ("top-k", of_model("gate"), TopK(0.1)),
+    "widths": ("30", of_model("widths"), (21, 30, 30, 30, 1)),
+    "p_k": ("0.3", lambda cell: cell.spec.run.model.gate.p_k, 0.3),
+    "seeds": ("5", lambda cell: cell.spec.run.seed, 4),
+    "train": ("77", lambda cell: cell.spec.train, 77),
+    "target": ("2", lambda cell: cell.spec.target, 2),
+    "layers": ("2", of_model("widths"), (21, 500, 1)),
+    "activation": ("tanh", of_model("activation"), "tanh"),
+    "ties": ("index", lambda cell: cell.spec.run.model.gate.ties, "index"),
+    "bias": ("false", of_model("bias"), False),
+    "optimizer": ("adamw", of_optimizer("name"), "adamw"),
+    "momentum": ("0.7", of_optimizer("momentum"), 0.7),
+    "beta1": ("0.8", of_optimizer("beta1"), 0.8),
+    "beta2": ("0.99", of_optimizer("beta2"), 0.99),
+    "eps": ("1e-6", of_optimizer("eps"), 1e-6),
+    "weight_decay": ("0.1", of_optimizer("weight_decay"), 0.1),
+    "decay_biases": ("false", of_optimizer("decay_biases"), False),
+    "l1": ("1e-4", of_optimizer("l1"), 1e-4),
+    "clip_norm": ("2", of_optimizer("clip_norm"), 2.0),
+    "clip_value": ("3", of_optimizer("clip_value"), 3.0),
+    "lr": ("0.25", of_training("lr"), 0.25),
+    "schedule": ("cosine", of_training("schedule"), "cosine"),
+    "warmup": ("17", of_training("warmup"), 17),
+    "batch": ("48", of_training("batch"), 48),
+    "accumulate": ("3", of_training("accumulate"), 3),
+    "epochs": ("9", of_training("epochs"), 9),
+    "augment": ("flip", of_training("augment"), "flip"),
+    "precision": ("float64", of_training("precision"), "float64"),
+}
+
+
+def last_cell(**texts):
+    """Return the last cell of a grid whose flags were given as these texts."""
+    images = "augment" in texts
+    given = {"datasets": "glyphs" if images else "arm", "models": "comet", "p_k": "0.1"} | texts
+    fields = dict(settings.flags(GridConfig))
+    return cells(settings.build(GridConfig, {
+        name: settings.parse(name, fields[name], text) for name, text in given.items()}))[-1]
+
+
+def test_there_is_a_case_for_every_flag():
+    assert set(REACHES) == {name for name, _ in settings.flags(GridConfig)}
+
+
+@pytest.mark.parametrize("flag", REACHES)
+def test_every_flag_reaches_the_cell(flag):
+    text, where, expected = REACHES[flag]
+    default = last_cell()
+    changed = last_cell(**{flag: text})
+    assert where(default) != expected
+    assert where(changed) == expected
+    assert changed.folder(Path()) != default.folder(Path())
+
+
+def test_a_cell_is_trained_on_the_data_that_it_names(monkeypatch, tmp_path):
+    """And says what is the matter with them."""
+    expected = replace(datasets.load("arm", train=77, target=2), notice="half of it")
+    load = datasets.load
+    monkeypatch.setattr(datasets, "load", lambda *given, **options: replace(
+        load(*given, **options), notice="half of it"))
+    monkeypatch.setattr(grid, "train", lambda *given: given)
+    grid._load.cache_clear()
+    cell = last_cell(datasets="arm", train="77", target="2")
+    progress, said = Progress(1), []
+    monkeypatch.setattr(progress, "message", said.append)
+    place = Place(tmp_path, get_backend("numpy"), None, progress, Stop())
+    run, data, *where = grid.run_cell(cell.spec, place)
+    grid._load.cache_clear()
+    assert (run, data.digest, len(data.x_train)) == (cell.spec.run, expected.digest, 77)
+    assert where == [tmp_path, place.backend, progress, place.stop]
+    assert said == ["arm: half of it"]
+
+
+def test_a_cell_stands_for_one_model_data_set_and_seed():
+    config = GridConfig(datasets=("glyphs", "arm"), models=("standard", "comet"), widths=(10, 20),
+                        p_k=(0.1, 0.5), seeds=3)
+    found = cells(config)
+    assert len({cell.name for cell in found}) == len(found) == 2 * 2 * 3 * (1 + 2)
+    assert [cell.spec.run.seed for cell in found] == sorted(cell.spec.run.seed for cell in found)
+
+
+def test_work_is_that_of_the_products():
+    """2 operations a weight and example forward, 4 backward."""
+    cell = last_cell(datasets="arm", train="100", epochs="3", widths="7", layers="2", bias="false")
+    assert cell.work == pytest.approx(6 * (21 * 7 + 7) * 3 * 100)
+
+
+# --- presets ------------------------------------------------------------------------------------
+
+PAPER = {  # data set, widths, learning rate, epochs
+    "fig4": ("cifar10", (100, 500, 1000, 3000), 1e-4, 100),
+    "fig11": ("cifar10", (100, 500, 1000, 3000, 9000), 1e-3, 100),
+    "fig33": ("sarcos", (100, 500, 1000), 1e-2, 50),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_paper_presets_are_those_of_the_paper(name):
+    config = experiment(name).configure("paper", {})
+    training = config.training
+    assert (config.datasets, config.widths, training.lr, training.epochs) == (
+        (PAPER[name][0],), *PAPER[name][1:])
+    assert (config.p_k, config.seeds, config.layers) == ((0.1, 0.5, 0.9), 3, 4)
+    assert (config.activation, config.ties, config.bias) == ("softplus", "strict", True)
+    assert (config.train, training.batch, training.accumulate) == (None, 32, 1)
+    assert training.optimizer == OptimizerConfig("sgd")  # without momentum, decay, clipping
+    assert (training.schedule, training.augment, training.precision) == ("constant", None,
+                                                                         "float32")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("preset", ["smoke", "laptop", "paper"])
+def test_every_preset_can_be_had_and_restored_from_its_record(name, preset):
+    found = experiment(name)
+    config = found.configure(preset, {})
+    assert found.cells(config)
+    assert found.restore(json.loads(json.dumps(settings.values(config)))) == config
+
+
+# --- figure and table, from files made by hand --------------------------------------------------
+
+CONFIG = GridConfig(datasets=("arm", "glyphs"), models=("standard", "comet"), widths=(20,),
+                    p_k=(0.5,), seeds=3, training=TrainConfig(epochs=3))
+CURVES = {  # from epoch 0
+    ("glyphs", "standard"): ([0.1, 0.5, 0.4, 0.3], [0.1, 0.2, 0.6, 0.5], [0.2, 0.5, 0.6, 0.7]),
+    ("glyphs", "comet"): ([0.1, 0.2, 0.5, 0.4], [0.1, 0.8, 0.7, 0.6], [0.2, 0.3, 0.65, 0.5]),
+    ("arm", "standard"): ([1.0, 0.3, 0.2, 0.4], [1.1, 0.9, 0.6, 0.4], [1.2, 1.0, 0.9, 0.9]),
+    ("arm", "comet"): ([1.0, 0.5, 0.4, 0.6], [1.1, 0.1, 0.2, 0.3], [1.2, 0.5, 0.1, 0.2]),
+}
+
+
+def finish(config, out, curves, data="the data", notice=""):
+    """Write the files of finished cells, of the first width and p_k, with these metrics."""
+    for (dataset, model), of_seeds in curves.items():
+        key = "val_loss" if dataset == "arm" else "val_accuracy"
+        for seed, values in enumerate(of_seeds):
+            if values is None:
+                continue
+            folder = cell_of(config, dataset, config.widths[0], model, config.p_k[0],
+                             seed).folder(out)
+            folder.mkdir(parents=True)
+            lines = [json.dumps({"epoch": epoch, "val_loss": 9.0, key: value})
+                     for epoch, value in enumerate(values)]
+            (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+            (folder / "result.json").write_text(json.dumps(
+                {"parameters": 2_500_000, "data": f"{data} of {dataset}", "notice": notice}))
+
+
+def rows(config, out):
+    """Return the words of the table's rows, by data set."""
+    lines = [line.split() for line in grid_report.table(config, out).splitlines()]
+    return {line[0]: line[3:] for line in lines if line[0] in config.datasets}
+
+
+def test_the_table_says_best_spread_lead_and_seeds_won(tmp_path):
+    """A tie is not won; less error is better where the metric is an error."""
+    finish(CONFIG, tmp_path, CURVES)
+    assert rows(CONFIG, tmp_path) == {
+        "glyphs": ["0.600", "(0.500-0.700)", "0.650", "(0.500-0.800)", "+5.0", "points",
+                   "1", "of", "3"],
+        "arm": ["0.500", "(0.200-0.900)", "0.200", "(0.100-0.400)", "60.0", "%", "less", "error",
+                "2", "of", "3"]}
+
+
+def test_the_table_says_when_comet_is_worse(tmp_path):
+    """And by how much of the standard model's error."""
+    swapped = {(dataset, {"standard": "comet", "comet": "standard"}[model]): curves
+               for (dataset, model), curves in CURVES.items()}
+    finish(CONFIG, tmp_path, swapped)
+    found = rows(CONFIG, tmp_path)
+    assert found["glyphs"][-5:] == ["-5.0", "points", "1", "of", "3"]
+    assert found["arm"][-7:] == ["150.0", "%", "more", "error", "1", "of", "3"]
+
+
+def test_a_lead_is_over_the_seeds_that_both_have(tmp_path):
+    """Here the last one; all that is finished has its best value."""
+    finish(CONFIG, tmp_path, {("glyphs", "standard"): ([0.1, 0.5, 0.4, 0.3], None, [0.2] * 4),
+                              ("glyphs", "comet"): (None, [0.9] * 4, [0.1, 0.3, 0.3, 0.2])})
+    assert rows(CONFIG, tmp_path) == {
+        "glyphs": ["0.350", "(0.200-0.500)", "0.600", "(0.300-0.900)", "+10.0", "points",
+                   "1", "of", "1"],
+        "arm": ["-", "-", "-", "-"]}
+
+
+def test_cells_of_different_data_are_not_compared_silently(tmp_path):
+    finish(CONFIG, tmp_path, {which: curves for which, curves in CURVES.items()
+                              if which != ("glyphs", "comet")})
+    assert "different data" not in grid_report.table(CONFIG, tmp_path)
+    finish(CONFIG, tmp_path, {("glyphs", "comet"): CURVES["glyphs", "comet"]}, "other data")
+    assert ("the finished cells of glyphs were trained on different data"
+            in grid_report.table(CONFIG, tmp_path))
+
+
+@pytest.mark.parametrize("content", [
+    None, "", '{"epoch": 0', '{"epoch": 0, "val_accuracy": 0.5}\n' * 3,  # an epoch too few
+    '{"epoch": 0, "val_accuracy": 0.5}\n' * 5, '{"epoch": 0, "val_loss": 0.5}\n' * 4,
+    '{"epoch": 0, "val_accuracy": null}\n' * 4, "\0" * 9])
+def test_damaged_metrics_of_a_finished_cell_are_a_sentence(tmp_path, content):
+    finish(CONFIG, tmp_path, CURVES)
+    folder = cell_of(CONFIG, "glyphs", 20, "comet", 0.5, 1).folder(tmp_path)
+    file = folder / "metrics.jsonl"
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(content)
+    for read in (grid_report.table, lambda *where: grid_report.draw(*where, "grid")):
+        with pytest.raises(UserError) as error:
+            read(CONFIG, tmp_path)
+        assert str(error.value).startswith(f"{file} is missing or damaged: remove its folder")
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """Return the figures that are saved."""
+    pytest.importorskip("matplotlib")
+    saved = []
+    monkeypatch.setattr(figures, "save", lambda figure, file: saved.append(figure) or file)
+    return saved
+
+
+def test_the_figure_shows_the_numbers_of_the_files(tmp_path, saved):
+    finish(CONFIG, tmp_path, CURVES)
+    assert grid_report.draw(CONFIG, tmp_path, "grid") == tmp_path / "grid.png"
+    shown = {axes.get_title(): axes for axes in saved[0].axes}
+    for dataset, legend, lead, means in (
+            ("glyphs", ["standard: 0.600 (2.5 M)", "COMET: 0.650 (2.5 M)"], "+5.0",
+             [[0.4 / 3, 0.4, 1.6 / 3, 0.5], [0.4 / 3, 1.3 / 3, 1.85 / 3, 0.5]]),
+            ("arm", ["standard: 0.500 (2.5 M)", "COMET: 0.200 (2.5 M)"], "+60.0",
+             [[1.1, 2.2 / 3, 1.7 / 3, 1.7 / 3], [1.1, 1.1 / 3, 0.7 / 3, 1.1 / 3]])):
+        axes = shown[f"{dataset}, N = 20, $p_k$ = 0.5"]
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == legend
+        for line, band, mean, model in zip(axes.lines, axes.collections, means,
+                                           ("standard", "comet"), strict=True):
+            np.testing.assert_array_equal(line.get_xdata(), [0, 1, 2, 3])
+            np.testing.assert_allclose(line.get_ydata(), mean)
+            edge = band.get_paths()[0].vertices[:, 1]
+            assert edge.min() == np.min(CURVES[dataset, model])
+            assert edge.max() == np.max(CURVES[dataset, model])
+        label = ("% less error" if dataset == "arm" else "points of accuracy")
+        assert axes.get_yscale() == ("log" if dataset == "arm" else "linear")
+        table = shown[f"{dataset}: COMET's lead at its best,\n{label}"]
+        assert [text.get_text() for text in table.texts] == [lead]
+
+
+def test_leads_stand_in_the_figure_by_width_and_p_k(tmp_path, saved):
+    config = replace(CONFIG, datasets=("glyphs",), widths=(10, 20), p_k=(0.1, 0.5, 0.9), seeds=1)
+    leads = {(10, 0.1): 1, (10, 0.5): 2, (10, 0.9): -3, (20, 0.1): 4, (20, 0.9): 150}
+    for width in config.widths:
+        finish(replace(config, widths=(width,)), tmp_path, {("glyphs", "standard"): [[0.5] * 4]})
+    for (width, level), lead in leads.items():
+        finish(replace(config, widths=(width,), p_k=(level,)), tmp_path,
+               {("glyphs", "comet"): [[0.5 + lead / 100] * 4]})
+    grid_report.draw(config, tmp_path, "grid")
+    table = saved[0].axes[-1]
+    assert {text.get_position(): text.get_text() for text in table.texts} == {
+        (0, 0): "+1.0", (1, 0): "+2.0", (2, 0): "-3.0", (0, 1): "+4.0", (1, 1): "-",
+        (2, 1): "+150"}
+    assert [label.get_text() for label in table.get_xticklabels()] == ["0.1", "0.5", "0.9"]
+    assert [label.get_text() for label in table.get_yticklabels()] == ["10", "20"]
+
+
+def test_the_figures_title_says_what_is_not_the_default_and_what_is_wrong_with_the_data(
+        tmp_path, saved):
+    config = replace(CONFIG, train=77, ties="index")
+    finish(config, tmp_path, {("glyphs", "comet"): CURVES["glyphs", "comet"]}, notice="half of it")
+    grid_report.draw(config, tmp_path, "grid")
+    assert " ".join(saved[0].get_suptitle().split()) == (
+        "grid: sgd lr 0.01, batch 32, 3 epochs, 3 seeds (band: lowest to highest), 77 training "
+        "examples, ties index glyphs: half of it")

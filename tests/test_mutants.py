@@ -1,0 +1,320 @@
+"""The hunt as a habit: each of these wrong programs must be caught by the tests that it names.
+
+Each is made in a copy of the project.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("backends", "benchmarks", "comet_np", "experiments", "tests", "pyproject.toml")
+AT_ONCE = 2  # mutants, each in a copy of its own
+
+
+class Mutant(NamedTuple):
+    """A wrong program: the right text, which occurs once in a file, is another one.
+
+    tests : the file of tests that must notice it, and by which word pytest selects them
+    """
+
+    file: str
+    right: str
+    wrong: str
+    tests: tuple[str, str]
+
+
+def by_hand(cases):
+    """Return the tests in which `train` must agree with a loop written by hand in these cases."""
+    return "test_loop_oracle", f"a_loop_by_hand and ({cases})"
+
+
+TABLE = ("test_grid", "the_table_says")
+FLAGS = ("test_grid", "every_flag_reaches")
+MUTANTS = {
+    # --- the loop -------------------------------------------------------------------------------
+    "argmin for argmax": Mutant(
+        "experiments/tasks/classification.py", ".argmax(output", ".argmin(output",
+        by_hand("defaults")),
+    "test metrics of the validation set": Mutant(
+        "experiments/training/record.py", "measure(run, run.test)", "measure(run, run.validation)",
+        by_hand("defaults")),
+    "one order for all seeds": Mutant(
+        "experiments/training/loop.py", 'stream(seed, "order", epoch)', 'stream(0, "order", epoch)',
+        by_hand("seed")),
+    "one order for all epochs": Mutant(
+        "experiments/training/loop.py", 'stream(seed, "order", epoch)', 'stream(seed, "order", 0)',
+        by_hand("defaults")),
+    "the first block's masks for all blocks": Mutant(
+        "experiments/training/examples.py", "self.rows[block])", "self.rows[:len(x)])",
+        by_hand("Bernoulli or Comet")),
+    "a mean over blocks of unequal size": Mutant(
+        "experiments/training/step.py",
+        "sums[name] = sums.get(name, 0) + value\n"
+        "    return {name: value / len(examples) for name, value in sums.items()}",
+        "sums.setdefault(name, []).append(value / len(batch.rows))\n"
+        "    return {name: sum(value) / len(value) for name, value in sums.items()}",
+        by_hand("defaults")),
+    "losses of all epochs added up": Mutant(
+        "experiments/training/record.py", "run.loss_sum, run.record.last = 0.0, line",
+        "run.record.last = line", by_hand("defaults")),
+    "the schedule a step early": Mutant(
+        "experiments/training/run.py", "schedule(training.schedule, step,",
+        "schedule(training.schedule, step + 1,", by_hand("cosine")),
+    "--schedule ignored": Mutant(
+        "experiments/training/run.py", "schedule(training.schedule,", 'schedule("constant",',
+        by_hand("cosine")),
+    "the next step's rate in the record": Mutant(
+        "experiments/training/record.py", "run.rate(run.step - 1)", "run.rate(run.step)",
+        by_hand("cosine")),
+    "weights not restored after a group that diverged": Mutant(
+        "experiments/training/loop.py", "array[...] = before[name]", "pass",
+        ("test_loop_oracle", "a_group_that_diverged")),
+    "masks of examples in evaluation as in training": Mutant(
+        "experiments/training/step.py", "at = Pass(train,", "at = Pass(True,",
+        by_hand("Bernoulli")),
+    "metrics that are not on the disk": Mutant(
+        "experiments/training/run.py", "os.fsync(self.metrics.fileno())", "pass",
+        ("test_sweep", "on_the_disk")),
+    "a result before its metrics are on the disk": Mutant(
+        "experiments/training/record.py", "    run.record.sync()\n    return", "    return",
+        ("test_sweep", "on_the_disk")),
+    # --- optimizers -----------------------------------------------------------------------------
+    "--momentum ignored": Mutant(
+        "comet_np/optim.py", "lr, config.momentum,", "lr, 0.9,", ("test_optim", "formulas")),
+    "--beta1 ignored": Mutant(
+        "comet_np/optim.py", "step, lr, config.beta1,", "step, lr, 0.9,",
+        ("test_optim", "formulas")),
+    "--eps ignored": Mutant(
+        "comet_np/optim.py", "config.beta2, config.eps,", "config.beta2, 1e-8,",
+        ("test_optim", "formulas")),
+    "decay of biases": Mutant(
+        "comet_np/optim.py", "(slice(matrices, p.size), 0.0)",
+        "(slice(matrices, p.size), config.weight_decay)", by_hand("no_biases or biases")),
+    "the other sign of the L1 penalty": Mutant(
+        "comet_np/optim.py", "g[:matrices] += config.l1", "g[:matrices] -= config.l1",
+        by_hand("all_of_it or biases or all")),
+    "clipping by value ignored": Mutant(
+        "comet_np/optim.py", "clip_value(g, config.clip_value)", "pass",
+        by_hand("clip_value")),
+    # --- masks ----------------------------------------------------------------------------------
+    "dropout ignores the step": Mutant(
+        "comet_np/models/mlp.py", '"dropout", layer), at.step)', '"dropout", layer), 0 * at.step)',
+        by_hand("dropout")),
+    "Bernoulli masks by the place in the batch": Mutant(
+        "comet_np/gates/bernoulli.py", "example_mask(examples(at, x), N,",
+        "example_mask(xp_of(x).arange(len(examples(at, x))), N,",
+        ("test_gates", "an_example_has_one_mask")),
+    "the last neurons generalise": Mutant(
+        "comet_np/gates/bernoulli.py", "xp.arange(N) < int(q * N)",
+        "xp.arange(N) >= N - int(q * N)",
+        ("test_gates", "generalisation_neurons")),
+    "generalisation neurons in training only": Mutant(
+        "comet_np/gates/bernoulli.py", "return tuple(always)", "return (None,) * len(always)",
+        ("test_gates", "outside_training")),
+    "top-k after the activation": Mutant(
+        "comet_np/gates/top_k.py", 'a if self.of == "pre-activation" else', "a if False else",
+        ("test_gates", "where_top_k_takes")),
+    "layer-wise routing of the network's input": Mutant(
+        "comet_np/gates/layerwise.py", "tuple(partial(self._mask, V_l) for V_l in fixed)",
+        "tuple(lambda own, a, V_l=V_l: self._mask(V_l, x if x.shape == own.shape else own * 0, a) "
+        "for V_l in fixed)", ("test_gates", "one_by_one")),
+    "kept masks of another example": Mutant(
+        "comet_np/gates/kept.py", "fixed[examples(at, x)]", "fixed[examples(at, x) - 1]",
+        ("test_gates", "kept_masks")),
+    "ties of COMET ignored": Mutant(
+        "comet_np/gates/comet.py", "self.p_k, self.ties,", 'self.p_k, "strict",',
+        by_hand("ties")),
+    # --- kernels of the CPU ---------------------------------------------------------------------
+    "a sum in the order of the threads": Mutant(
+        "backends/numpy_kernels.py", "in sorted(parts))", "in parts[::-1])",
+        ("test_layers", "order_of_sums")),
+    "softplus without its compensation": Mutant(
+        "backends/numpy_kernels.py", "    y += lost\n", "",
+        ("test_kernels", "exact_to_its_own_size")),
+    "another limit of few rows": Mutant(
+        "backends/numpy_kernels.py", "FEW_ROWS = 256", "FEW_ROWS = 255",
+        ("test_layers", "change_of_memory_order")),
+    "masks of few rows unpacked from another byte": Mutant(
+        "backends/numpy_kernels.py", "start += -(-N // 8) * 8", "start += N",
+        ("test_kernels", "agrees_with_its_body and unpack")),
+    "ties to the highest index": Mutant(
+        "backends/numpy_kernels.py", "tied & (tied.cumsum(axis=-1) <= places_left)",
+        "tied & (tied[:, ::-1].cumsum(axis=-1)[:, ::-1] <= places_left)",
+        ("test_kernels", "agrees_with_its_body and kwta")),
+    # --- models and settings of a grid ----------------------------------------------------------
+    "the control without its centring": Mutant(
+        "experiments/variants.py", 'f"centred_{standard.activation}"', "standard.activation",
+        ("test_grid", "controls_do")),
+    "a standard model with a gate": Mutant(
+        "experiments/grid.py", "gate=None, bias", "bias",
+        ("test_grid", "variant_of_the_standard")),
+    "dropout at p_k": Mutant(
+        "experiments/variants.py", "dropout=1 - p_k", "dropout=p_k",
+        ("test_grid", "as_the_paper_defines")),
+    "a smaller model that is rounded up": Mutant(
+        "experiments/variants.py", "[int(p_k * N) for", "[-int(-p_k * N // 1) for",
+        ("test_grid", "parameter_counts and smaller")),
+    "--ties ignored": Mutant(
+        "experiments/grid.py", "p_k, config.ties)", 'p_k, "strict")', FLAGS),
+    "--bias ignored": Mutant(
+        "experiments/grid.py", "bias=config.bias", "bias=True", FLAGS),
+    "--target ignored": Mutant(
+        "experiments/grid.py", "train=train, **options)", "train=train)",
+        ("test_grid", "trained_on_the_data")),
+    "flags of nested settings ignored": Mutant(
+        "comet_np/settings.py", "own[field.name] = _changed(value, values)",
+        "own[field.name] = value", FLAGS),
+    "a record that does not tell gates apart": Mutant(
+        "comet_np/settings.py", '{"class": type(config).__name__} | {', "{",
+        ("test_training", "checkpoint_of_another_run")),
+    # --- tables and figures ---------------------------------------------------------------------
+    "'less' for 'more'": Mutant(
+        "experiments/grid_report.py", "'less' if value > 0 else 'more'",
+        "'more' if value > 0 else 'less'", TABLE),
+    "ties counted as won": Mutant(
+        "experiments/grid_report.py", "seeds) > sign *", "seeds) >= sign *", TABLE),
+    "the last value for the best": Mutant(
+        "experiments/grid_report.py", "sign * (sign * curves[seed]).max()", "curves[seed][-1]",
+        TABLE),
+    "a lead over seeds that only one has": Mutant(
+        "experiments/grid_report.py",
+        "best(standard, sign, seeds).mean(), best(comet, sign, seeds).mean()",
+        "best(standard, sign).mean(), best(comet, sign).mean()",
+        ("test_grid", "seeds_that_both_have")),
+    "metrics of fewer epochs taken for whole": Mutant(
+        "experiments/grid_report.py", "len(lines) != config.training.epochs + 1",
+        "len(lines) > config.training.epochs + 1", ("test_grid", "damaged")),
+    "weights by the number of neurons": Mutant(
+        "experiments/fig2.py", "W *= 2 / W.shape[1] ** 0.5", "W *= 2 / W.shape[0] ** 0.5",
+        ("test_fig2_fig3", "uniform_by")),
+    "inputs that share a mean": Mutant(
+        "experiments/fig2.py", "size=(2, 1), endpoint=True", "size=1, endpoint=True",
+        ("test_fig2_fig3", "integer_mean")),
+    "p_k for 1 - p_k": Mutant(
+        "experiments/fig3.py", "p_k = 1 - draw.uniform(0.05, 1)", "p_k = draw.uniform(0.05, 1)",
+        ("test_fig2_fig3", "laws_of_the_paper")),
+    "utilisation of the first block": Mutant(
+        "experiments/fig3.py", "count += unpacked(m, len(count)).sum(axis=0)",
+        "count[:] = unpacked(m, len(count)).sum(axis=0)",
+        ("test_fig2_fig3", "counting_one_by_one")),
+    # --- files, cells, workers ------------------------------------------------------------------
+    "a file written in place": Mutant(
+        "comet_np/checkpoint.py", 'path.with_name(f"{path.name}.{os.getpid()}.tmp")', "path",
+        ("test_checkpoint", "a_reader_sees")),
+    "one temporary name for all processes": Mutant(
+        "comet_np/checkpoint.py", ".{os.getpid()}.tmp", ".tmp",
+        ("test_checkpoint", "each_others_file")),
+    "a file named before it is on the disk": Mutant(
+        "comet_np/checkpoint.py", "os.fsync(file.fileno())", "pass",
+        ("test_checkpoint", "before_it_takes_the_name")),
+    "starts overwritten": Mutant(
+        "experiments/cell.py", '"starts.jsonl", "a")', '"starts.jsonl", "w")',
+        ("test_sweep", "every_start")),
+    "no second look under the lock": Mutant(
+        "experiments/cell.py", "if cell.result(job.out) is not None:  # finished by",
+        "if False:  # finished by", ("test_sweep", "another_sweep_finishes")),
+    "a lock that two may hold": Mutant(
+        "experiments/cell.py", "fcntl.LOCK_EX", "fcntl.LOCK_SH", ("test_sweep", "hold_a_lock")),
+    "checkpoints removed before the result is there": Mutant(
+        "experiments/cell.py",
+        '    write_atomically(folder / "result.json"',
+        '    for file in folder.glob("checkpoint*"):\n        file.unlink()\n'
+        '    write_atomically(folder / "result.json"', ("test_sweep", "checkpoint")),
+    "a failed cell ends the sweep": Mutant(
+        "experiments/cell.py", "except Exception as error:", "except LookupError as error:",
+        ("test_sweep", "does_not_end_the_other_threads")),
+    "threads not shared out": Mutant(
+        "experiments/workers.py", "str(max(1, threads() // at_once))", "str(threads())",
+        ("test_sweep", "share_out_the_threads")),
+    "a process that outlives its killed parent": Mutant(
+        "experiments/workers.py", "manager.start(_start_worker)", "manager.start()",
+        ("test_sweep", "outlives")),
+    "a cell begun after Ctrl-C": Mutant(
+        "experiments/workers.py", "if stop.asked:", "if False:",
+        ("test_sweep", "stops_all_threads")),
+    "progress that is not told": Mutant(
+        "experiments/workers.py", '        self._send("")\n', "",
+        ("test_sweep", "tells_all")),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
+def test_the_right_text_occurs_once(mutant):
+    """So that the list stays true to the code."""
+    assert (ROOT / mutant.file).read_text().count(mutant.right) == 1
+
+
+def run_pytest(folder, files, select, *arguments):
+    """Run some tests of a copy."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    environment.pop("COMET_DATA", None)
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *arguments,
+         *(f"tests/{file}.py" for file in files), "-k", select], cwd=folder, env=environment,
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, check=False)
+
+
+def hunted(mutant, copies, number):
+    """Return what pytest says of a mutant."""
+    folder = copies.get()
+    file = folder / mutant.file
+    text = file.read_text()
+    try:
+        file.write_text(text.replace(mutant.right, mutant.wrong))
+        os.utime(file, (number, number))  # a time of its own, by which Python knows its byte code
+        return run_pytest(folder, mutant.tests[:1], mutant.tests[1], "-x")
+    finally:
+        file.write_text(text)
+        os.utime(file, (0, 0))
+        copies.put(folder)
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory):
+    """Return a queue of copies of the project."""
+    copies = SimpleQueue()
+    for _ in range(AT_ONCE):
+        folder = tmp_path_factory.mktemp("copy")
+        for name in COPIED:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, folder / name)
+        copies.put(folder)
+    return copies
+
+
+@pytest.fixture(scope="module")
+def hunt(request, copies):
+    """Return what pytest says, by name, of the mutants that are selected: of several at a time."""
+    names = [item.callspec.params["name"] for item in request.session.items
+             if item.function is test_mutants_are_caught]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {name: pool.submit(hunted, MUTANTS[name], copies, number)
+               for number, name in enumerate(names, start=1)}
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_caught(name, hunt):
+    answer = hunt[name].result()
+    assert answer.returncode == 1, answer.stdout  # tests failed; all else is another error
+    assert " failed" in answer.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_right_program_passes_all_these_tests(copies):
+    """Or it would prove nothing that the mutants fail."""
+    folder = copies.get()
+    files, selections = (sorted(set(part)) for part in zip(*(
+        mutant.tests for mutant in MUTANTS.values()), strict=True))
+    answer = run_pytest(folder, files, " or ".join(f"({select})" for select in selections))
+    copies.put(folder)
+    assert answer.returncode == 0, answer.stdout
