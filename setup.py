@@ -19,7 +19,7 @@ if __name__ == "__main__":
     tests = ["pytest>=8"]
     setup(
         name="comet-np",
-        version="0.1.0",
+        version="0.2.0",
         description="The reference implementation of COMET (arXiv 2410.08003) on NumPy and CuPy",
         long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
         long_description_content_type="text/markdown",
@@ -27,13 +27,13 @@ if __name__ == "__main__":
         packages=packages(),
         package_dir={"comet_np": "comet_np", **{f"comet_np.{name}": name for name in INSIDE}},
         package_data={"comet_np": ["py.typed"],
-                      "comet_np.backends": ["kernels/*.cu", "kernels/*.cuh"],
-                      "comet_np.benchmarks": ["*.cu"]},
+                      "comet_np.backends": ["kernels/*.cu", "kernels/*.cuh"]},
         install_requires=["numpy>=2.0", "scipy>=1.11"],
         extras_require={
             "plots": plots,
             "tests": tests,
             "crosscheck": ["torch>=2.4"],
+            "bfloat16": ["ml_dtypes>=0.4"],
             "mpi": ["mpi4py>=4"],
             "cuda12": ["cupy-cuda12x[ctk]>=14"],
             "cuda13": ["cupy-cuda13x[ctk]>=14"],
