@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comet_np.backends import OPERATIONS, BackendError, reference
+from comet_np.backends import OPERATIONS, BackendError, numpy_kernels, reference
+from comet_np.backends.cpu import BLOCK
 from comet_np.errors import UserError
 from comet_np.functional.activations import activation
 from comet_np.functional.hidden import hidden_backward, hidden_forward
 from comet_np.functional.linear import Linear, linear_backward, linear_forward
+from comet_np.optim import squared_norm
 from comet_np.precision import FORMATS, rounded
+from comet_np.rng import stream
 from comet_np.tree import leaves, tree_map, zeros_like
 from tests.tolerances import assert_close
 
@@ -267,3 +270,15 @@ def test_the_order_of_sums_does_not_depend_on_the_number_of_threads():
         timeout=60, env=os.environ | {"OMP_NUM_THREADS": threads}).stdout for threads in "12")
     assert one == two
     assert len(one.split()) == 3
+
+
+def test_the_order_of_sums_does_not_depend_on_the_order_in_which_blocks_are_done(monkeypatch):
+    g = stream(0, "sum").standard_normal(10 * BLOCK + 7).astype("float32")
+    expected = squared_norm(g)
+
+    def backwards(work, length):
+        for start in reversed(range(0, length, BLOCK)):
+            work(slice(start, min(start + BLOCK, length)))
+
+    monkeypatch.setattr(numpy_kernels, "over_blocks", backwards)
+    assert squared_norm(g) == expected

@@ -134,8 +134,8 @@ MUTANTS = {
         by_hand("ties")),
     # --- kernels of the CPU ---------------------------------------------------------------------
     "a sum in the order of the threads": Mutant(
-        "backends/numpy_kernels.py", "in sorted(parts))", "in parts[::-1])",
-        ("test_layers", "order_of_sums")),
+        "backends/numpy_kernels.py", "in sorted(parts))", "in parts)",
+        ("test_layers", "order_in_which_blocks")),
     "softplus without its compensation": Mutant(
         "backends/numpy_kernels.py", "    y += lost\n", "",
         ("test_kernels", "exact_to_its_own_size")),
