@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from .base import BACKENDS, Array, Backend, BackendError, OutOfMemory
+from .base import BACKENDS, Array, Backend, BackendError, OutOfMemory, mask_fits
 
 __all__ = ["OPERATIONS", "Backend", "BackendError", "OutOfMemory", "backend_of", "get_backend",
-           "overridable", "reference", "xp_of"]
+           "mask_fits", "overridable", "reference", "xp_of"]
 
 OPERATIONS: dict[str, Any] = {}  # the register: every overridable body, by name
 _kernels_on = os.environ.get("COMET_NP_REFERENCE", "0") in ("", "0")

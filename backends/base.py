@@ -109,3 +109,10 @@ BACKENDS: dict[type, Backend] = {}  # by the type of their arrays, as they are l
 def register_backend(array_type: type, backend: Backend) -> None:
     """Let arrays of `array_type` be computed by `backend`."""
     BACKENDS[array_type] = backend
+
+
+def mask_fits(m: Array, shape: tuple[int, ...]) -> bool:
+    """Return whether m is a mask for activations of this shape, bool or bit-packed."""
+    if m.dtype == bool:
+        return bool(m.shape == shape)
+    return bool(m.dtype == np.uint8 and m.shape == (*shape[:-1], -(-shape[-1] // 8)))

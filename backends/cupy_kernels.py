@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from .base import BackendError
+from .base import BackendError, mask_fits
 from .cublas import FORMATS, Cublas
 
 Array = Any  # cupy.ndarray
@@ -265,8 +265,7 @@ class CupyKernels:
         if m is None:
             return NULL, np.int32(NO_MASK), np.int64(0)
         packed = m.dtype == np.uint8
-        expected = (*shape[:-1], -(-shape[-1] // 8)) if packed else shape
-        if m.shape != expected or m.dtype not in (bool, np.uint8):
+        if not mask_fits(m, shape):
             raise BackendError(f"a mask for activations of shape {shape} is bool of that shape or "
                                f"bit-packed uint8, got {m.dtype} {m.shape}")
         pitch = m.strides[-2] if m.ndim > 1 else m.size

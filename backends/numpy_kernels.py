@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import blas
 
-from .base import BackendError
+from .base import BackendError, mask_fits
 from .cpu import over_blocks
 
 Array = np.ndarray
@@ -233,12 +233,6 @@ def _unpacked(m: Array, N: int) -> Array:
     return np.unpackbits(m, axis=-1, count=N).view(bool) if m.dtype == np.uint8 else m
 
 
-def _fits(m: Array, shape: tuple[int, ...]) -> bool:
-    if m.dtype == bool:
-        return m.shape == shape
-    return m.dtype == np.uint8 and m.shape == (*shape[:-1], -(-shape[-1] // 8))
-
-
 @kernel
 def hidden_forward(body: Body, x: Array, p: Any, mask: Any, f: Any,
                    compute: str | None = None) -> Any:
@@ -254,7 +248,7 @@ def hidden_forward(body: Body, x: Array, p: Any, mask: Any, f: Any,
             a += b
             b = None
         mask = mask(x, a)
-    if mask is not None and not _fits(mask, a.shape):
+    if mask is not None and not mask_fits(mask, a.shape):
         return body(x, p, mask, f, compute)  # raises
     m = mask if mask is None else _unpacked(mask, len(W))
     h = np.empty_like(rows)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from comet_np.experiments import figures
 from comet_np.experiments.training import examples, loop
 from comet_np.rng import stream
 
@@ -17,3 +18,12 @@ def small_blocks(monkeypatch):
     """Let no block divide a set of `runs` that is evaluated, and no group of steps an epoch."""
     monkeypatch.setattr(examples, "BLOCK", 7)
     monkeypatch.setattr(loop, "STEPS_AHEAD", 3)
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """Return the figures that are saved."""
+    pytest.importorskip("matplotlib")
+    saved = []
+    monkeypatch.setattr(figures, "save", lambda figure, file: saved.append(figure) or file)
+    return saved

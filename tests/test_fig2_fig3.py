@@ -7,7 +7,7 @@ import pytest
 
 from comet_np.backends import get_backend
 from comet_np.errors import UserError
-from comet_np.experiments import fig2, fig3, figures
+from comet_np.experiments import fig2, fig3
 from comet_np.experiments.experiment import Place
 from comet_np.experiments.progress import Progress
 from comet_np.experiments.training.signals import Stop
@@ -21,15 +21,6 @@ from tests.tolerances import assert_close
 @pytest.fixture
 def place(tmp_path):
     return Place(tmp_path, get_backend("numpy"), None, Progress(1))
-
-
-@pytest.fixture
-def saved(monkeypatch):
-    """Return the figures that are saved."""
-    pytest.importorskip("matplotlib")
-    saved = []
-    monkeypatch.setattr(figures, "save", lambda figure, file: saved.append(figure) or file)
-    return saved
 
 
 def finish(config, out, module, results):

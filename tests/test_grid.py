@@ -10,7 +10,7 @@ import pytest
 from comet_np import settings
 from comet_np.backends import get_backend
 from comet_np.errors import UserError
-from comet_np.experiments import datasets, figures, grid, grid_report
+from comet_np.experiments import datasets, grid, grid_report
 from comet_np.experiments.experiment import Place
 from comet_np.experiments.grid import GridConfig, cell_of, cells
 from comet_np.experiments.progress import Progress
@@ -318,15 +318,6 @@ def test_damaged_metrics_of_a_finished_cell_are_a_sentence(tmp_path, content):
         with pytest.raises(UserError) as error:
             read(CONFIG, tmp_path)
         assert str(error.value).startswith(f"{file} is missing or damaged: remove its folder")
-
-
-@pytest.fixture
-def saved(monkeypatch):
-    """Return the figures that are saved."""
-    pytest.importorskip("matplotlib")
-    saved = []
-    monkeypatch.setattr(figures, "save", lambda figure, file: saved.append(figure) or file)
-    return saved
 
 
 def test_the_figure_shows_the_numbers_of_the_files(tmp_path, saved):

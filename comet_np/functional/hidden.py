@@ -7,7 +7,7 @@ Every hidden layer of every model is this one. Where its mask comes from is the 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..backends import overridable
+from ..backends import mask_fits, overridable
 from ..errors import UserError
 from ..precision import rounded
 from .activations import Activation
@@ -73,16 +73,9 @@ def hidden_forward(x: Array, p: Linear, mask: Mask, f: Activation,
     return h, HiddenCache(x, a, m)
 
 
-def fits(m: Array, shape: tuple[int, ...]) -> bool:
-    """Return whether m is a mask of this shape, bool or bit-packed."""
-    if m.dtype == bool:
-        return m.shape == shape
-    return m.dtype == "uint8" and m.shape == (*shape[:-1], -(-shape[-1] // 8))
-
-
 def check_mask(m: Array, shape: tuple[int, ...]) -> None:
     """Raise a UserError unless m is a mask of this shape: masks are never broadcast."""
-    if not fits(m, shape):
+    if not mask_fits(m, shape):
         raise UserError(f"a mask must be a bool array of the shape of the layer's output, {shape}, "
                         f"or a bit-packed uint8 array of shape {(*shape[:-1], -(-shape[-1] // 8))},"
                         f" got {m.dtype} {m.shape}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, NamedTuple
 
-from ..backends import Backend, backend_of, get_backend
+from ..backends import Backend, backend_of, get_backend, mask_fits
 from ..errors import UserError
 from ..functional.activations import Activation, activation, scaled
 from ..functional.dropout import DropoutCache, check_rate, dropout_backward, dropout_forward
@@ -299,12 +299,10 @@ def check_fixed(fixed: Fixed, config: MLPConfig) -> None:
 def check_masks(masks: tuple[Array | None, ...], x: Array, config: MLPConfig) -> None:
     """Raise a UserError unless there is one fitting mask for each hidden layer."""
     wanted = [(*x.shape[:-1], N) for N in config.widths[1:-1]]
-    packed = [(*x.shape[:-1], -(-N // 8)) for N in config.widths[1:-1]]
     if len(masks) == len(wanted) and all(
-            m is None or (m.shape == shape and m.dtype == bool)
-            or (m.shape == bits and m.dtype == "uint8")
-            for m, shape, bits in zip(masks, wanted, packed, strict=True)):
+            m is None or mask_fits(m, shape) for m, shape in zip(masks, wanted, strict=True)):
         return
+    packed = [(*shape[:-1], -(-shape[-1] // 8)) for shape in wanted]
     got = [None if m is None else f"{m.dtype} {m.shape}" for m in masks]
     raise UserError(f"masks must be bool arrays of shapes {wanted}, or bit-packed uint8 arrays of "
                     f"shapes {packed}, got {got}")

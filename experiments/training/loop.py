@@ -12,7 +12,7 @@ from ..datasets import Dataset
 from ..datasets.augment import augmentation
 from ..progress import Progress
 from ..tasks import Batch
-from .config import RunConfig, step_work
+from .config import RunConfig
 from .device import DeviceSteps
 from .record import check_finite, due, finish, report, resume, save
 from .run import Run
@@ -97,8 +97,7 @@ def take_steps(run: Run, plan: np.ndarray, first: int, last: int) -> None:
     for i in range(first, last):
         _take_step(run, plan[:, i * size:(i + 1) * size])
     run.record.seconds["train"] += time.monotonic() - started
-    run.progress.advance(step_work(run.config) * (last - first), run.record.folder.name,
-                         last - first)
+    run.progress.advance(run.work * (last - first), run.record.folder.name, last - first)
 
 
 def _take_step(run: Run, plan: np.ndarray) -> None:

@@ -13,7 +13,6 @@ from ...models import module_of
 from ...settings import record as as_record
 from ...tree import named_leaves
 from ..tasks import Batch
-from .config import step_work
 from .examples import Examples
 from .run import Run
 from .step import Forward, evaluate
@@ -140,7 +139,7 @@ def resume(run: Run) -> None:
     record.seconds |= description["seconds"]
     record.metrics.truncate(length)
     record.metrics.seek(0, os.SEEK_END)
-    run.progress.skip(description["step"] * step_work(run.config))
+    run.progress.skip(description["step"] * run.work)
 
 
 def _arrays(run: Run) -> dict[str, np.ndarray]:

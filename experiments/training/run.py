@@ -14,7 +14,7 @@ from ...schedules import schedule
 from ..datasets import Dataset
 from ..datasets.augment import augmentation
 from ..tasks import task
-from .config import RunConfig
+from .config import RunConfig, step_work
 from .device import DeviceSteps
 from .examples import Examples
 from .step import Learner
@@ -82,6 +82,7 @@ class Run:
                      else examples(data.x_test, data.y_test))
         self.steps_an_epoch = math.ceil(len(self.training) / config.training.examples_a_step)
         self.total = self.steps_an_epoch * config.training.epochs
+        self.work = step_work(config)  # of a step, for the progress
         self.rate(0)  # a schedule that does not fit is refused now
         self.device_steps: DeviceSteps | None = None
         self.loss_sum = 0.0
