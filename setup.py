@@ -19,7 +19,7 @@ if __name__ == "__main__":
     tests = ["pytest>=8"]
     setup(
         name="comet-np",
-        version="0.2.0",
+        version="0.3.0",
         description="The reference implementation of COMET (arXiv 2410.08003) on NumPy and CuPy",
         long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
         long_description_content_type="text/markdown",

@@ -4,7 +4,9 @@ Read ``comet_np.functional.routing`` first: it holds equations (3)-(6) of the pa
 ``comet_np.functional.hidden``, equations (7) and (8).
 """
 
+from importlib import import_module as _import_module
 from pathlib import Path as _Path
+from typing import Any as _Any
 
 _ROOT = _Path(__file__).resolve().parent.parent
 if (_ROOT / "backends" / "numpy_backend.py").is_file():
@@ -14,5 +16,15 @@ if (_ROOT / "backends" / "numpy_backend.py").is_file():
 
 from .functional.routing import kwta_mask  # noqa: E402  (needs the path above)
 
-__version__ = "0.2.0"
-__all__ = ["__version__", "kwta_mask"]
+__version__ = "0.3.0"
+__all__ = ["CometClassifier", "CometRegressor", "__version__", "fit", "kwta_mask", "load_run"]
+
+_LATER = {"fit": "experiments.fit", "load_run": "experiments.training.model",
+          "CometClassifier": "experiments.estimators", "CometRegressor": "experiments.estimators"}
+
+
+def __getattr__(name: str) -> _Any:
+    """Return what is imported when it is asked for: readers of the equations need none of it."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(_import_module(f".{_LATER[name]}", __name__), name)

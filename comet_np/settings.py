@@ -3,7 +3,7 @@
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .errors import UserError, unknown
@@ -75,6 +75,34 @@ def record(config: Any) -> Any:
     return config
 
 
+def restored(values: Any, classes: Mapping[str, type]) -> Any:
+    """Return the configuration that `record` made these JSON values of.
+
+    Parameters
+    ----------
+    values : JSON values
+    classes : mapping of str to type
+        The dataclasses that may occur, by name: nothing else is looked up or imported.
+
+    Raises
+    ------
+    UserError
+        If a class is not among them, or a field is missing, unknown, or refused by its class.
+    """
+    if isinstance(values, list):
+        return tuple(restored(value, classes) for value in values)
+    if not isinstance(values, dict):
+        return values
+    fields = dict(values)
+    name = fields.pop("class", None)
+    if name not in classes:
+        raise unknown("class of a setting", name, classes)
+    try:
+        return classes[name](**{key: restored(value, classes) for key, value in fields.items()})
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"these are no settings of a {name}: {error}") from error
+
+
 def parse(name: str, field: "dataclasses.Field[Any]", text: str) -> Any:
     """Return the value of a field from the text of its flag `name`."""
     return _parse(field.type, text, "--" + name.replace("_", "-"))
@@ -83,9 +111,10 @@ def parse(name: str, field: "dataclasses.Field[Any]", text: str) -> Any:
 def _parse(kind: Any, text: str, flag: str) -> Any:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        if text.lower() == "none":
+        if text.lower() == "none" and types.NoneType in inner:
             return None
-        return _parse(inner[0], text, flag)
+        listed = "," in text and any(typing.get_origin(kind) is tuple for kind in inner)
+        return _parse(inner[listed], text, flag)
     if origin is tuple:
         return tuple(_parse(inner[0], part, flag) for part in text.split(",") if part)
     if kind is bool:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..backends import OutOfMemory, get_backend
-from ..checkpoint import write_atomically
 from ..errors import UserError
 from ..settings import flags
 from .experiment import Cell, Place
 from .provenance import provenance
 from .registry import experiment
+from .training.model import write_result
 from .training.signals import Stop
 
 
@@ -81,9 +81,9 @@ def _run(job: Job, folder: Path, progress: Any, stop: Stop | None) -> None:
     with backend.memory_explained():
         result = experiment(job.experiment).run_cell(
             job.cell.spec, Place(folder, backend, job.data, progress, stop))
-    write_atomically(folder / "result.json", json.dumps(result, indent=1).encode() + b"\n")
-    for file in folder.glob("checkpoint*"):
-        file.unlink()
+    write_result(folder, result)
+    for file in [*folder.glob("checkpoint*"), folder / "error.txt"]:
+        file.unlink(missing_ok=True)
 
 
 def _less_memory(job: Job) -> str:

@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import json
 import os
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 from .. import __version__, settings
 from ..errors import UserError, nearest, unknown
+from .experiment import Experiment
 from .registry import EXPERIMENTS
 from .registry import experiment as find
 
@@ -124,8 +124,8 @@ def _list(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from ..backends import get_backend
     from ..backends.cpu import threads
-    from ..checkpoint import write_atomically
-    from .experiment import make_folder
+    from . import datasets
+    from .experiment import keep_record, make_folder
     from .progress import duration
     from .provenance import provenance
     from .sweep import Sweep, cells_of, expected_seconds, summary
@@ -144,12 +144,18 @@ def _run(options: argparse.Namespace) -> int:
         raise UserError(f"--jobs must be at least 1, got {jobs}")
     out = _out(options)
     make_folder(out)
-    values = settings.values(config)
-    record = {"experiment": experiment.name, "preset": options.preset, "config": values,
-              "jobs": jobs, "mpi": options.mpi, **provenance(options.backend)}
-    write_atomically(out / "run.json", json.dumps(record, indent=1).encode() + b"\n")
-    started = time.monotonic()
     to_run = [cell for cell in cells if cell.result(out) is None]
+    if to_run:
+        datasets.look(experiment.datasets(config), options.data)
+    values = settings.values(config)
+    own = {name: datasets.sizes_of(name, config.target, config.task)
+           for name in experiment.datasets(config) if datasets.is_file_name(name)}
+    record = {"experiment": experiment.name, "config": values, "own data": own,
+              "preset": options.preset, "jobs": jobs, "mpi": options.mpi,
+              **provenance(options.backend)}
+    if notice := keep_record(out, record, bool(to_run)):
+        print(notice)
+    started = time.monotonic()
     dtype = "float64" if values.get("precision") == "float64" else "float32"
     expected = expected_seconds(to_run, backend, dtype)
     print(f"{experiment.name} ({options.preset}): {cells_of(len(cells))} on "
@@ -161,29 +167,41 @@ def _run(options: argparse.Namespace) -> int:
     print(summary(outcomes, time.monotonic() - started))
     finished = [outcome for outcome in outcomes if outcome.status in ("done", "found")]
     if finished:
-        print(experiment.table(config, out))
-        print(f"figure: {experiment.draw(config, out)}")
+        _show(experiment, config, out, options.preset)
     return 0 if len(finished) == len(outcomes) else 1
 
 
 def _plot(options: argparse.Namespace) -> int:
+    from ..records import DamagedRecord, read_json
+    from . import datasets
+    from .experiment import RUN
+
     experiment = find(options.name)
     out = _out(options)
-    if not (out / "run.json").exists():
-        raise UserError(f"{out} holds no run of {experiment.name}: run it first, or name its "
-                        "folder with --out")
     try:
-        record = json.loads((out / "run.json").read_text())
-        name, values = record["experiment"], record["config"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{out / 'run.json'} is damaged: run the experiment again with its "
-                        "settings, finished cells are kept") from error
-    if name != experiment.name:
-        raise UserError(f"{out} holds a run of {name}, not of {experiment.name}")
+        record = read_json(out / RUN)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{out} holds no run of {experiment.name}: run it first, or name its "
+                        "folder with --out") from error
+    except DamagedRecord as error:
+        raise UserError(f"{error}; run the experiment again with its settings, finished cells are "
+                        "kept") from error
+    if record["experiment"] != experiment.name:
+        raise UserError(f"{out} holds a run of {record['experiment']}, not of {experiment.name}")
+    values = record["config"]
+    for dataset, sizes in record["own data"].items():
+        datasets.recall(dataset, values["target"], values["task"], datasets.Sizes(*sizes))
     config = experiment.restore(values)
-    print(experiment.table(config, out))
-    print(f"figure: {experiment.draw(config, out)}")
+    _show(experiment, config, out, record["preset"])
     return 0
+
+
+def _show(experiment: Experiment, config: Any, out: Path, preset: str) -> None:
+    """Print the table of a run and draw its figure."""
+    print(experiment.table(config, out))
+    if preset == "smoke":
+        print("a smoke run: it shows that everything works, its numbers mean nothing")
+    print(f"figure: {experiment.draw(config, out)}")
 
 
 def _data(options: argparse.Namespace) -> int:

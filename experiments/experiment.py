@@ -1,6 +1,5 @@
 """What an experiment is: a configuration with presets, a list of cells, a figure and a table."""
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -11,9 +10,12 @@ from typing import Any, NamedTuple
 from .. import settings
 from ..backends import Backend
 from ..errors import UserError, unknown
+from ..records import DamagedRecord, read_json, read_known, write_json
+from .training.model import METRICS, read_result
 from .training.signals import Stop
 
 PRESETS = ("smoke", "laptop", "paper")
+RUN = "run.json"  # the record of a run, in its folder
 
 
 class Cell(NamedTuple):
@@ -33,11 +35,33 @@ class Cell(NamedTuple):
         return out / "cells" / f"{self.name}-{hashlib.sha256(spec.encode()).hexdigest()[:8]}"
 
     def result(self, out: Path) -> dict[str, Any] | None:
-        """Return the result of a finished cell, or None."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
-            result: dict[str, Any] = json.loads((self.folder(out) / "result.json").read_text())
-            return result
-        return None
+        """Return the result of a finished cell, or None.
+
+        Raises
+        ------
+        UserError
+            If it is damaged.
+        """
+        try:
+            return read_result(self.folder(out))[0]
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except DamagedRecord as error:
+            raise damaged(error) from error
+
+    def metrics(self, out: Path) -> list[dict[str, Any]]:
+        """Return the metrics of a finished cell, a line an epoch.
+
+        Raises
+        ------
+        UserError
+            If they are missing or damaged.
+        """
+        try:
+            content = read_known(self.folder(out) / METRICS, read_result(self.folder(out))[1])
+            return [json.loads(line) for line in content.splitlines()]
+        except DamagedRecord as error:
+            raise damaged(error) from error
 
 
 class Place(NamedTuple):
@@ -69,6 +93,8 @@ class Experiment:
         A frozen dataclass whose fields are `comet_np.settings` options.
     presets : dict of str to dict
         What each preset changes of the config's defaults, by flag; nothing if it is not named.
+    datasets : config -> names of the data sets
+        Their files are looked for once, before the first cell.
     cells : config -> list of Cell
     run_cell : (spec, Place) -> result
         A dict of JSON values. Stopped and called again, training goes on from its checkpoint; the
@@ -82,6 +108,7 @@ class Experiment:
     name: str
     config: type
     presets: dict[str, dict[str, Any]]
+    datasets: Callable[[Any], Sequence[str]]
     cells: Callable[[Any], list[Cell]]
     run_cell: Callable[[Any, Place], dict[str, Any]]
     draw: Callable[[Any, Path], Path]
@@ -109,24 +136,40 @@ def make_folder(out: Path) -> None:
                         "--out") from error
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Return the lines of a JSON-lines file.
+def keep_record(out: Path, record: dict[str, Any], starting: bool) -> str:
+    """Write the record of a run into its folder, beside that of a run of other settings.
 
-    Raises
-    ------
-    UserError
-        If it is missing or damaged.
+    Nothing is written if nothing is to be done, for a finished run may lie where none can write.
+
+    Returns
+    -------
+    str
+        What became of the record that was there, if it is of another run; else nothing.
     """
+    file, notice = out / RUN, ""
+    record = json.loads(json.dumps(record))
     try:
-        return [json.loads(line) for line in file.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise damaged(file) from error
+        before = read_json(file)
+        same = all(before[key] == record[key] for key in ("experiment", "config", "own data"))
+    except FileNotFoundError:
+        same, starting = True, True
+    except DamagedRecord:
+        same = False
+    if not same:
+        name = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+        kept = [each.replace(out / f"{each.stem}-{name}{each.suffix}")
+                for each in (file, *out.glob("*.png")) if "-" not in each.stem]
+        notice = (f"{out} holds a run of other settings: its record and figure are kept there as "
+                  f"{' and '.join(each.name for each in kept)}")
+    if starting or not same:
+        write_json(file, record)
+    return notice
 
 
-def damaged(file: Path) -> UserError:
-    """Return the error for a file of a finished cell that does not hold what it should."""
-    return UserError(f"{file} is missing or damaged: remove its folder and run the experiment "
-                     "again, other cells are kept")
+def damaged(error: DamagedRecord) -> UserError:
+    """Return the error for a finished cell of which a file does not hold what it should."""
+    return UserError(f"{error}; remove its folder and run the experiment again, other cells are "
+                     "kept")
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

@@ -15,6 +15,7 @@ from ..settings import option
 from . import datasets, figures
 from .datasets.base import scaled
 from .experiment import Cell, Experiment, Place, columns
+from .grid import IMAGES
 from .training.examples import BLOCK, blocks
 
 NETWORKS_A_CELL = 25
@@ -49,8 +50,8 @@ class Fig3Config:
             raise UserError("fig3 needs at least 1 network and exactly 2 data sets, got "
                             f"{self.networks} and {', '.join(self.datasets)}")
         for name in self.datasets:
-            if name not in datasets.DATASETS:
-                raise unknown("data set", name, datasets.DATASETS)
+            if name not in IMAGES:
+                raise unknown("data set of images", name, IMAGES)
 
 
 def cells(config: Fig3Config) -> list[Cell]:
@@ -199,4 +200,4 @@ EXPERIMENT = Experiment(
     "fig3", Fig3Config,
     {"smoke": {"networks": 4, "images": 500, "datasets": ("glyphs", "glyphs")},
      "paper": {"networks": 1000}},
-    cells, run_cell, draw, table)
+    lambda config: config.datasets, cells, run_cell, draw, table)

@@ -5,17 +5,23 @@ differ in their presets only.
 """
 
 import functools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, unknown
 from ..models.mlp import MLPConfig
+from ..schedules import schedule
 from ..settings import option
 from . import datasets
 from .experiment import Cell, Place
 from .training import RunConfig, TrainConfig, step_work, train
 from .variants import VARIANTS, WITHOUT_P_K
+
+IMAGES = ("glyphs", "cifar10", "cifar100")
+MOST_CELLS, MOST_LAYERS = 100_000, 1000  # far beyond any use: a slip of the finger
 
 
 @dataclass(frozen=True)
@@ -25,14 +31,19 @@ class GridConfig:
     The fields' help texts are those of the command line.
     """
 
-    datasets: tuple[str, ...] = option(("glyphs", "arm"), "data sets, see: comet-np data")
+    datasets: tuple[str, ...] = option(("glyphs", "arm"), "data sets, see: comet-np data; or files "
+                                       "of your own: CSV, or npz with x and y")
     models: tuple[str, ...] = option(("standard", "comet", "centred"),
                                      f"models to compare, of {', '.join(VARIANTS)}")
     widths: tuple[int, ...] = option((500,), "neurons in each hidden layer, N")
     p_k: tuple[float, ...] = option((0.1, 0.5), "proportion of neurons that stay active")
-    seeds: int = option(3, "number of seeds: of weights, data order and augmentation")
+    seeds: int | tuple[int, ...] = option(3, "number of seeds, or a list of them: of weights, data "
+                                          "order and augmentation")
     train: int | None = option(None, "use only so many training examples")
-    target: int | None = option(None, "which torque to predict (arm: 0-6, sarcos: 21-27)")
+    target: str | None = option(None, "which torque to predict (arm: 0-6, sarcos: 21-27, all); of "
+                                "a CSV file: which column, by name or number")
+    task: str | None = option(None, "of a file of your own: classification or regression (by the "
+                              "type of its targets if not given)")
     layers: int = option(4, "layers, L, the output included")
     activation: str = option("softplus", "activation f")
     ties: str = option("strict", "ties in the cap: strict (the paper), threshold, index")
@@ -49,18 +60,34 @@ class GridConfig:
         for name in self.models:
             if name not in VARIANTS:
                 raise unknown("model", name, VARIANTS)
+        if len({short_name(name) for name in self.datasets}) < len(self.datasets):
+            raise UserError("two of the data sets have one name, by which their cells are called: "
+                            f"rename a file, got {', '.join(self.datasets)}")
         for name in self.datasets:
-            if name not in datasets.DATASETS:
-                raise unknown("data set", name, datasets.DATASETS)
-            if self.training.augment is not None and name in datasets.REGRESSION:
-                raise UserError(f"--augment is for images, and {name} has none: leave it out, or "
-                                "choose other --datasets")
-            if self.target is not None and name not in datasets.REGRESSION:
-                raise UserError(f"--target is for data sets with several torques, and {name} has "
-                                "classes: leave it out, or choose other --datasets")
-        if self.seeds < 1:
-            raise UserError(f"an experiment needs at least 1 seed, got {self.seeds}")
+            sizes = datasets.sizes_of(name, self.target, self.task)
+            if self.training.augment is not None and name not in IMAGES:
+                raise UserError(f"--augment is for images of 32x32 pixels, and {name} has none: "
+                                "leave it out, or choose other --datasets")
+            steps = self.training.epochs * math.ceil(
+                min(self.train or sizes.examples, sizes.examples) / self.training.examples_a_step)
+            schedule(self.training.schedule, 0, steps, self.training.warmup)  # if it does not fit
+        if not self.seed_numbers or min(self.seed_numbers) < 0:
+            raise UserError("an experiment needs at least 1 seed, each 0 or more, got seeds = "
+                            f"{self.seeds}")
+        if len(set(self.seed_numbers)) < len(self.seed_numbers):
+            raise UserError(f"each seed can be given once, got {self.seeds}")
+        count = (len(self.seed_numbers) * len(self.datasets) * len(self.widths) * len(self.models)
+                 * len(self.p_k))
+        if count > MOST_CELLS or self.layers > MOST_LAYERS:
+            raise UserError(f"that is a grid of up to {count:,} networks of {self.layers:,} layers "
+                            f"each, of which {MOST_CELLS:,} and {MOST_LAYERS:,} can be: choose "
+                            "fewer --seeds, --widths, --p-k or --layers")
         cells(self)  # bad settings are refused before the first cell runs
+
+    @property
+    def seed_numbers(self) -> Sequence[int]:
+        """The seeds: those that are listed, or as many as are asked for, from 0."""
+        return range(self.seeds) if isinstance(self.seeds, int) else self.seeds
 
 
 @dataclass(frozen=True)
@@ -69,14 +96,15 @@ class GridCell:
 
     dataset: str
     train: int | None
-    target: int | None
+    target: str | None
+    task: str | None
     run: RunConfig
 
 
 @functools.cache
 def cells(config: GridConfig) -> list[Cell]:
     """Return the cells, seed by seed, so that a first comparison of all models comes early."""
-    found = {cell.name: cell for seed in range(config.seeds) for dataset in config.datasets
+    found = {cell.name: cell for seed in config.seed_numbers for dataset in config.datasets
              for width in config.widths for cell in _of_one_width(config, seed, dataset, width)}
     return list(found.values())  # a model without p_k has one cell for all of them
 
@@ -90,27 +118,32 @@ def _of_one_width(config: GridConfig, seed: int, dataset: str, width: int) -> It
 def cell_of(config: GridConfig, dataset: str, width: int, model: str, p_k: float,
             seed: int) -> Cell:
     """Return the cell of one model."""
-    inputs, outputs, examples = datasets.SIZES[dataset]
-    standard = MLPConfig((inputs, *[width] * (config.layers - 1), outputs), config.activation,
-                         gate=None, bias=config.bias)
+    sizes = datasets.sizes_of(dataset, config.target, config.task)
+    standard = MLPConfig((sizes.inputs, *[width] * (config.layers - 1), sizes.outputs),
+                         config.activation, gate=None, bias=config.bias)
     own = VARIANTS[model](standard, p_k, config.ties)  # type: ignore[arg-type]
     run = RunConfig(own, config.training, seed)
     level = "" if model in WITHOUT_P_K else f"-pk{p_k}"
-    steps = config.training.epochs * min(config.train or examples, examples)
-    return Cell(f"{dataset}-{model}-N{width}{level}-seed{seed}",
-                GridCell(dataset, config.train, config.target, run),
-                step_work(run) * steps / config.training.examples_a_step)
+    examples = config.training.epochs * min(config.train or sizes.examples, sizes.examples)
+    return Cell(f"{short_name(dataset)}-{model}-N{width}{level}-seed{seed}",
+                GridCell(dataset, config.train, config.target, config.task, run),
+                step_work(run) * examples / config.training.examples_a_step)
+
+
+def short_name(dataset: str) -> str:
+    """Return what a data set is called in the names of cells and in figures: of a file its stem."""
+    return Path(dataset).stem if datasets.is_file_name(dataset) else dataset
 
 
 @functools.lru_cache(maxsize=2)
-def _load(name: str, folder: str | None, train: int | None, target: int | None) -> Any:
-    options = {} if target is None else {"target": target}
-    return datasets.load(name, folder, train=train, **options)
+def _load(name: str, folder: str | None, train: int | None, target: str | None,
+          task: str | None) -> Any:
+    return datasets.load(name, folder, train=train, target=target, task=task)
 
 
 def run_cell(spec: GridCell, place: Place) -> dict[str, Any]:
     """Train the cell's model."""
-    data = _load(spec.dataset, place.data, spec.train, spec.target)
+    data = _load(spec.dataset, place.data, spec.train, spec.target, spec.task)
     if data.notice:
         place.progress.message(f"{spec.dataset}: {data.notice}")
     return train(spec.run, data, place.folder, place.backend, place.progress, place.stop)

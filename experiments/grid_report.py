@@ -10,8 +10,8 @@ import numpy as np
 from .. import settings
 from ..errors import UserError
 from . import datasets, figures
-from .experiment import Experiment, columns, damaged, read_lines
-from .grid import GridConfig, cell_of, cells, run_cell
+from .experiment import Experiment, columns
+from .grid import GridConfig, cell_of, cells, run_cell, short_name
 from .tasks import task
 from .tasks.base import Metric
 
@@ -20,30 +20,34 @@ Curves = dict[int, np.ndarray]  # by seed, (T,)
 SAID = ("datasets", "models", "widths", "p_k", "seeds", "train", "optimizer", "lr", "batch",
         "epochs")
 CHARACTERS_AN_INCH = 16  # of a title
+PALE = 20.0  # a lead below is pale, even if it is the largest: points, or per cent
 
 
-def metric_of(dataset: str) -> Metric:
+def metric_of(config: GridConfig, dataset: str) -> Metric:
     """Return the metric by which models are compared on a data set."""
-    return task(datasets.DATASETS[dataset].task).metric
+    return task(datasets.sizes_of(dataset, config.target, config.task).task).metric
 
 
 def curves_of(config: GridConfig, out: Path, dataset: str, width: int, model: str,
               level: float) -> tuple[np.ndarray, Curves, int]:
     """Return epochs (T,), the metric's curve of each finished seed, and the parameter count."""
-    key = f"val_{metric_of(dataset).key}"
+    key = f"val_{metric_of(config, dataset).key}"
     curves: Curves = {}
     epochs, count = np.zeros(0), 0
-    for seed in range(config.seeds):
+    for seed in config.seed_numbers:
         cell = cell_of(config, dataset, width, model, level, seed)
         if result := cell.result(out):
-            file = cell.folder(out) / "metrics.jsonl"
-            lines, count = read_lines(file), result["parameters"]
-            if (len(lines) != config.training.epochs + 1
-                    or any(not isinstance(line.get(key), float) for line in lines)):
-                raise damaged(file)
+            lines, count = cell.metrics(out), result["parameters"]
             epochs = np.array([line["epoch"] for line in lines])
             curves[seed] = np.array([line[key] for line in lines])
     return epochs, curves, count
+
+
+def _seeds(config: GridConfig) -> str:
+    """Return the seeds in words: "1 seed", "3 seeds", "seeds 4, 7"."""
+    if isinstance(config.seeds, int):
+        return f"{config.seeds} seed{'s' * (config.seeds != 1)}"
+    return f"seeds {', '.join(map(str, config.seeds))}"
 
 
 def best(curves: Curves, sign: int, seeds: Iterable[int] | None = None) -> np.ndarray:
@@ -73,7 +77,7 @@ def draw(config: GridConfig, out: Path, name: str) -> Path:
     figure = plt.figure(figsize=(2.6 * (len(config.p_k) + 1), 3.0 * len(rows) + 0.3))
     grid = figure.add_gridspec(len(rows), len(config.p_k) + 1)
     for i, (dataset, width) in enumerate(rows):
-        _, label, sign = metric_of(dataset)
+        _, label, sign = metric_of(config, dataset)
         for j, level in enumerate(config.p_k):
             axes = figure.add_subplot(grid[i, j])
             for number, model in enumerate(config.models):
@@ -83,7 +87,7 @@ def draw(config: GridConfig, out: Path, name: str) -> Path:
                     figures.seed_band(axes, epochs, np.array(list(curves.values())), color,
                                       f"{model_name}: {best(curves, sign).mean():.3f} "
                                       f"({count / 1e6:.2g} M)")
-            axes.set_title(f"{dataset}, N = {width}, $p_k$ = {level:g}")
+            axes.set_title(f"{short_name(dataset)}, N = {width}, $p_k$ = {level:g}")
             if sign < 0:
                 axes.set_yscale("log")
             if j == 0:
@@ -105,7 +109,7 @@ def draw(config: GridConfig, out: Path, name: str) -> Path:
     characters = int(CHARACTERS_AN_INCH * figure.get_figwidth())
     figure.suptitle("\n".join([
         textwrap.fill(f"{name}: {ours['optimizer']} lr {ours['lr']:g}, batch {ours['batch']}, "
-                      f"{ours['epochs']} epochs, {config.seeds} seeds (band: lowest to highest)"
+                      f"{ours['epochs']} epochs, {_seeds(config)} (band: lowest to highest)"
                       f"{examples}{others}", characters),
         *(textwrap.fill(f"{dataset}: {notice}", characters)
           for dataset, notice in notices.items())]), fontsize=8)
@@ -113,10 +117,10 @@ def draw(config: GridConfig, out: Path, name: str) -> Path:
 
 
 def _draw_advantage(axes: Any, config: GridConfig, out: Path, dataset: str) -> None:
-    sign = metric_of(dataset).sign
+    metric = metric_of(config, dataset)
     table = np.array([[_advantage_at(config, out, dataset, width, level) for level in config.p_k]
                       for width in config.widths])
-    largest = min(np.nanmax(np.abs(table)), 100) if np.isfinite(table).any() else 1.0
+    largest = max(PALE, min(np.nanmax(np.abs(table)), 100)) if np.isfinite(table).any() else 1.0
     axes.imshow(table, cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto")
     for (i, j), value in np.ndenumerate(table):
         text = ("-" if np.isnan(value) else f"{value:+.1f}" if abs(value) < 100
@@ -128,14 +132,14 @@ def _draw_advantage(axes: Any, config: GridConfig, out: Path, dataset: str) -> N
     axes.set_xlabel("$p_k$")
     axes.set_ylabel("N")
     axes.grid(False)
-    axes.set_title(f"{dataset}: COMET's lead at its best,\n"
-                   + ("points of accuracy" if sign > 0 else "% less error"))
+    axes.set_title(f"{short_name(dataset)}: COMET's lead at its best,\n"
+                   + (f"points of {metric.key}" if metric.sign > 0 else "% less error"))
 
 
 def _advantage_at(config: GridConfig, out: Path, dataset: str, width: int, level: float) -> float:
     standard = curves_of(config, out, dataset, width, "standard", level)[1]
     comet = curves_of(config, out, dataset, width, "comet", level)[1]
-    return advantage(standard, comet, metric_of(dataset).sign)
+    return advantage(standard, comet, metric_of(config, dataset).sign)
 
 
 def table(config: GridConfig, out: Path) -> str:
@@ -143,23 +147,24 @@ def table(config: GridConfig, out: Path) -> str:
     others = [model for model in config.models if model not in ("standard", "comet")]
     rows = [("data set", "N", "p_k", "standard", "COMET", *others, "COMET's lead", "seeds won")]
     for dataset in config.datasets:
-        sign = metric_of(dataset).sign
+        sign = metric_of(config, dataset).sign
         for width in config.widths:
             for level in config.p_k:
                 curves = {model: curves_of(config, out, dataset, width, model, level)[1]
                           for model in ("standard", "comet", *others)}
                 standard, comet = curves["standard"], curves["comet"]
-                rows.append((dataset, str(width), f"{level:g}",
+                rows.append((short_name(dataset), str(width), f"{level:g}",
                              *(_spread(values, sign) for values in curves.values()),
                              _lead(advantage(standard, comet, sign), sign),
                              _won(standard, comet, sign)))
-    mixed = [f"\nthe finished cells of {dataset} were trained on different data, as its files were "
-             "changed in between: compare within one --out that was begun afresh"
+    mixed = [f"\nthe finished cells of {short_name(dataset)} were trained on different data, as "
+             "its files were changed in between: compare within one --out that was begun afresh"
              for dataset in config.datasets
              if len({result["data"] for cell in cells(config) if cell.spec.dataset == dataset
                      and (result := cell.result(out))}) > 1]
-    return "".join([columns(rows), "\nbest on the validation split, mean over seeds (lowest-"
-                    "highest); accuracy, or MSE as a fraction of the target's variance", *mixed])
+    labels = dict.fromkeys(metric_of(config, dataset).label for dataset in config.datasets)
+    return "".join([columns(rows), f"\n{', or '.join(labels)}: best, mean over seeds (lowest-"
+                    "highest)", *mixed])
 
 
 def _spread(curves: Curves, sign: int) -> str:
@@ -174,6 +179,8 @@ def _lead(value: float, sign: int) -> str:
         return "-"
     if sign > 0:
         return f"{value:+.1f} points"
+    if abs(value) < 0.05:
+        return "no difference"
     return f"{abs(value):.1f} % {'less' if value > 0 else 'more'} error"
 
 
@@ -191,5 +198,5 @@ PAPER_MODELS = {"models": ("standard", "comet")}
 
 def grid(name: str, **presets: dict[str, Any]) -> Experiment:
     """Return a grid experiment; `presets` gives what each preset changes."""
-    return Experiment(name, GridConfig, presets, cells, run_cell,
+    return Experiment(name, GridConfig, presets, lambda config: config.datasets, cells, run_cell,
                       lambda config, out: draw(config, out, name), table)

@@ -10,16 +10,20 @@ from pathlib import Path
 
 import pytest
 
+from comet_np import records
 from comet_np.backends import get_backend
-from comet_np.experiments import cli, provenance, quickstart, sweep
+from comet_np.errors import UserError
+from comet_np.experiments import cli, figures, provenance, quickstart, sweep
 from comet_np.experiments.cli import main
 from comet_np.experiments.experiment import columns
 from comet_np.experiments.progress import Progress, duration
 from comet_np.experiments.registry import EXPERIMENTS, experiment
+from comet_np.records import read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 ARM = ("run", "quickstart", "--preset", "smoke", "--datasets", "arm", "--epochs", "1", "--train",
        "200", "--widths", "20", "--models", "standard,comet", "--jobs", "1")
+PLOT = ("plot", "quickstart", "--preset", "smoke")
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +79,7 @@ def test_cells_of_different_data_are_not_compared_silently(capsys):
     main(ARM)
     assert "different data" not in capsys.readouterr().out
     file = cell_folders()[0] / "result.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"data": "other"}))
+    write_json(file, read_json(file) | {"data": "other"})
     main(ARM)
     assert "the finished cells of arm were trained on different data" in capsys.readouterr().out
 
@@ -128,7 +132,9 @@ def test_lost_metrics_of_a_finished_cell_are_a_sentence(capsys, content):
     file = cell_folders()[0] / "metrics.jsonl"
     file.unlink() if content is None else file.write_text(content)
     assert main(["plot", "quickstart", "--preset", "smoke"]) == 2
-    assert "metrics.jsonl is missing or damaged: remove its folder" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "metrics.jsonl is missing or damaged" in said
+    assert "remove its folder and run the experiment again" in said
 
 
 @pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP])
@@ -187,7 +193,7 @@ def test_two_sweeps_share_a_folder(capsys):
     (["run", "quickstart", "--datasets", "cifar"], 'unknown data set "cifar"; did you mean "cifar'),
     (["run", "quickstart", "--activation", "sofplus"], 'did you mean "softplus"?'),
     (["run", "quickstart", "--optimizer", "adm"], 'unknown optimizer "adm"; did you mean "adam"?'),
-    (["run", "quickstart", "--seeds", "0"], "at least 1 seed, got 0"),
+    (["run", "quickstart", "--seeds", "0"], "at least 1 seed, each 0 or more, got seeds = 0"),
     (["run", "quickstart", "--batch", "0"], "a batch of at least 1"),
     (["run", "quickstart", "--jobs", "0"], "--jobs must be at least 1, got 0"),
     (["run", "quickstart", "--precision", "float46"],
@@ -205,7 +211,7 @@ def test_two_sweeps_share_a_folder(capsys):
     (["run", "quickstart", "--backend", "cuda"], 'unknown backend "cuda"'),
     (["run", "--out", "fig2", "quickstart", "--lr", "fast"], '--lr takes a number, got "fast"'),
     (["run", "--mpi", "quickstart", "--lr", "fast"], '--lr takes a number, got "fast"'),
-    (["run", "fig3", "--datasets", "cifar10,cifar10O"], 'unknown data set "cifar10O"'),
+    (["run", "fig3", "--datasets", "cifar10,cifar10O"], 'unknown data set of images "cifar10O"'),
     (["bench", "--preset", "smok"], 'unknown preset "smok"; did you mean "smoke"?'),
     (["bench", "--out", "/dev/null/x"], "choose another with --out"),
     (["run", "quickstart", "--out", "/dev/null/x"], "choose another with --out"),
@@ -221,11 +227,13 @@ def test_bad_input_is_one_clear_sentence(capsys, arguments, said):
 
 
 def test_missing_data_says_where_it_comes_from(capsys):
-    assert main(["run", "fig4", "--epochs", "1", "--seeds", "1", "--widths", "10"]) == 1
-    out = capsys.readouterr().out
-    assert "FAILED" in out
-    assert "--data DIR or COMET_DATA" in out
-    assert "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz" in out
+    """Once, before the first cell."""
+    assert main(["run", "fig4", "--epochs", "1", "--seeds", "1", "--widths", "10"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "--data DIR or COMET_DATA" in said.err
+    assert "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz" in said.err
 
 
 def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
@@ -365,15 +373,62 @@ def test_check_passes_and_finds_a_wrong_kernel(capsys, monkeypatch):
     assert "checks FAILED on" in out
 
 
-def test_damaged_files_are_said_or_done_again(capsys):
+@pytest.mark.parametrize("damage", [
+    lambda text: "", lambda text: "{", lambda text: "[]", lambda text: "null",
+    lambda text: text.replace("arm", "amr"), lambda text: text.replace("1", "2")])
+def test_a_damaged_record_is_a_sentence(capsys, damage):
+    """Of a cell, or of the run; a changed digit is not believed."""
     pytest.importorskip("matplotlib")
     main(ARM)
-    (cell_folders()[0] / "result.json").write_text("")
-    assert main(ARM) == 0
-    assert "1 cell run in" in capsys.readouterr().out.split("\n4 cells")[-1]
-    Path("runs/quickstart-smoke/run.json").write_text("{")
-    assert main(["plot", "quickstart", "--preset", "smoke"]) == 2
-    assert "run.json is damaged: run the experiment again" in capsys.readouterr().err
+    capsys.readouterr()
+    for file, command in ((cell_folders()[0] / "result.json", ARM),
+                          (cell_folders()[0] / "result.json", PLOT),
+                          (Path("runs/quickstart-smoke/run.json"), PLOT)):
+        before = file.read_text()
+        file.write_text(damage(before))
+        if file.read_text() != before:
+            assert main(command) == 2
+            said = capsys.readouterr().err
+            assert said.count("\n") == 1
+            assert f"{file} is damaged: " in said
+            assert "run the experiment again" in said
+        file.write_text(before)
+    assert main(PLOT) == 0
+
+
+def test_a_record_of_other_settings_is_kept_with_its_figure(capsys):
+    pytest.importorskip("matplotlib")
+    out = Path("runs/quickstart-smoke")
+    main(ARM)
+    first = {name: (out / name).read_bytes() for name in ("run.json", "quickstart.png")}
+    main(ARM)
+    assert "other settings" not in capsys.readouterr().out
+    main([*ARM, "--seeds", "1"])
+    assert "run of other settings: its record and figure are kept" in capsys.readouterr().out
+    kept = {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
+    assert len(kept) == 4
+    for name, content in first.items():
+        stem, suffix = name.split(".")
+        (other,) = (each for each in kept if each.startswith(f"{stem}-"))
+        assert other.endswith(suffix)
+        assert kept[other] == content
+    assert kept["run.json"] != first["run.json"]
+
+
+def test_a_finished_run_is_shown_where_nothing_can_be_written(capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    main(ARM)
+    table = capsys.readouterr().out.splitlines()[2:-1]
+
+    def read_only(*arguments):
+        raise UserError("read-only file system")
+
+    monkeypatch.setattr(records, "write_atomically", read_only)
+    monkeypatch.setattr(figures, "save", read_only)
+    assert main(ARM) == 2
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-len(table):] == table
+    assert said.err == "comet-np: read-only file system\n"
 
 
 def test_a_plot_without_a_finished_cell_is_refused(capsys):

@@ -66,10 +66,10 @@ def test_built_in_data_are_of_the_promised_shape_and_reproducible(name):
     if name == "glyphs":
         pytest.importorskip("matplotlib")
     data, again = datasets.load(name, seed=3), datasets.load(name, seed=3)
-    inputs, outputs, examples = datasets.SIZES[name]
+    task, inputs, outputs, examples = datasets.sizes_of(name)
     assert data.x_train.shape == (examples, inputs)
     assert data.outputs == outputs
-    assert (data.task == "regression") == (name in datasets.REGRESSION)
+    assert data.task == task
     for split in ("train", "val", "test"):
         x, y = getattr(data, f"x_{split}"), getattr(data, f"y_{split}")
         assert len(x) == len(y)

@@ -181,8 +181,7 @@ def make_known(folder, monkeypatch):
     monkeypatch.setitem(variants.VARIANTS, "half-spaces", lambda standard, p_k, ties: replace(
         standard, gate=HalfSpaces()))
     monkeypatch.setitem(datasets.DATASETS, "table", datasets.Entry(
-        AbsoluteError(), 6, 1, 60, lambda seed: data_of_a_table(file)))
-    monkeypatch.setitem(datasets.SIZES, "table", (6, 1, 60))
+        datasets.Sizes(AbsoluteError(), 6, 1, 60), lambda seed: data_of_a_table(file)))
 
 
 def test_a_gate_and_a_data_set_of_ones_own_are_compared_and_drawn(tmp_path, monkeypatch):

@@ -1,7 +1,5 @@
 """Figures 2 and 3: drawn by the paper's laws, counted right, and shown as the files have them."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -10,6 +8,7 @@ from comet_np.errors import UserError
 from comet_np.experiments import fig2, fig3
 from comet_np.experiments.experiment import Place
 from comet_np.experiments.progress import Progress
+from comet_np.experiments.training.model import write_result
 from comet_np.experiments.training.signals import Stop
 from comet_np.functional.routing import winners
 from comet_np.gates import Comet
@@ -27,7 +26,7 @@ def finish(config, out, module, results):
     """Write the results of finished cells."""
     for cell, result in zip(module.cells(config), results, strict=False):
         cell.folder(out).mkdir(parents=True)
-        (cell.folder(out) / "result.json").write_text(json.dumps(result))
+        write_result(cell.folder(out), result)
 
 
 def within(values, mean, std, errors=5):

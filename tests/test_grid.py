@@ -16,6 +16,7 @@ from comet_np.experiments.grid import GridConfig, cell_of, cells
 from comet_np.experiments.progress import Progress
 from comet_np.experiments.registry import EXPERIMENTS, experiment
 from comet_np.experiments.training import TrainConfig
+from comet_np.experiments.training.model import write_result
 from comet_np.experiments.training.signals import Stop
 from comet_np.experiments.variants import VARIANTS, WITHOUT_P_K
 from comet_np.functional.activations import ACTIVATIONS
@@ -114,7 +115,8 @@ REACHES = {
     "p_k": ("0.3", lambda cell: cell.spec.run.model.gate.p_k, 0.3),
     "seeds": ("5", lambda cell: cell.spec.run.seed, 4),
     "train": ("77", lambda cell: cell.spec.train, 77),
-    "target": ("2", lambda cell: cell.spec.target, 2),
+    "target": ("2", lambda cell: cell.spec.target, "2"),
+    "task": ("regression", lambda cell: cell.spec.task, "regression"),
     "layers": ("2", of_model("widths"), (21, 500, 1)),
     "activation": ("tanh", of_model("activation"), "tanh"),
     "ties": ("index", lambda cell: cell.spec.run.model.gate.ties, "index"),
@@ -140,10 +142,16 @@ REACHES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def a_file_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("own.npz", x=np.eye(10), y=np.arange(10) % 2)
+
+
 def last_cell(**texts):
     """Return the last cell of a grid whose flags were given as these texts."""
-    images = "augment" in texts
-    given = {"datasets": "glyphs" if images else "arm", "models": "comet", "p_k": "0.1"} | texts
+    data = "glyphs" if "augment" in texts else "own.npz" if "task" in texts else "arm"
+    given = {"datasets": data, "models": "comet", "p_k": "0.1"} | texts
     fields = dict(settings.flags(GridConfig))
     return cells(settings.build(GridConfig, {
         name: settings.parse(name, fields[name], text) for name, text in given.items()}))[-1]
@@ -253,8 +261,8 @@ def finish(config, out, curves, data="the data", notice=""):
             lines = [json.dumps({"epoch": epoch, "val_loss": 9.0, key: value})
                      for epoch, value in enumerate(values)]
             (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-            (folder / "result.json").write_text(json.dumps(
-                {"parameters": 2_500_000, "data": f"{data} of {dataset}", "notice": notice}))
+            write_result(folder, {"parameters": 2_500_000, "data": f"{data} of {dataset}",
+                                  "notice": notice})
 
 
 def rows(config, out):
@@ -317,7 +325,8 @@ def test_damaged_metrics_of_a_finished_cell_are_a_sentence(tmp_path, content):
     for read in (grid_report.table, lambda *where: grid_report.draw(*where, "grid")):
         with pytest.raises(UserError) as error:
             read(CONFIG, tmp_path)
-        assert str(error.value).startswith(f"{file} is missing or damaged: remove its folder")
+        assert str(error.value).startswith(f"{file} is missing or damaged")
+        assert "; remove its folder and run the experiment again" in str(error.value)
 
 
 def test_the_figure_shows_the_numbers_of_the_files(tmp_path, saved):

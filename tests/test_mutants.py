@@ -225,9 +225,9 @@ MUTANTS = {
         "experiments/cell.py", "fcntl.LOCK_EX", "fcntl.LOCK_SH", ("test_sweep", "hold_a_lock")),
     "checkpoints removed before the result is there": Mutant(
         "experiments/cell.py",
-        '    write_atomically(folder / "result.json"',
+        "    write_result(folder, result)\n",
         '    for file in folder.glob("checkpoint*"):\n        file.unlink()\n'
-        '    write_atomically(folder / "result.json"', ("test_sweep", "checkpoint")),
+        "    write_result(folder, result)\n", ("test_sweep", "checkpoint")),
     "a failed cell ends the sweep": Mutant(
         "experiments/cell.py", "except Exception as error:", "except LookupError as error:",
         ("test_sweep", "does_not_end_the_other_threads")),

@@ -25,7 +25,9 @@ from comet_np.experiments.cell import Job, Outcome, run_job
 from comet_np.experiments.progress import Progress
 from comet_np.experiments.registry import experiment
 from comet_np.experiments.training import loop
+from comet_np.experiments.training.model import write_result
 from comet_np.experiments.training.signals import Stop
+from comet_np.records import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -70,7 +72,7 @@ def test_what_a_cell_returns_is_its_result(tmp_path, monkeypatch):
     job, = jobs_of(tmp_path)
     cells_run_by(monkeypatch, lambda spec, place: {"said by": spec.run.seed})
     assert run_job(job, Progress(1)) == Outcome(job.cell.name, "done")
-    assert json.loads((folder_of(job) / "result.json").read_text()) == {"said by": 0}
+    assert read_json(folder_of(job) / "result.json") == {"said by": 0, "files": {}}
     assert job.cell.result(tmp_path) == {"said by": 0}
 
 
@@ -89,7 +91,7 @@ def test_a_cell_that_another_sweep_finishes_meanwhile_is_not_run_again(tmp_path,
 
     @contextmanager
     def lock_late(file):
-        (file.parent / "result.json").write_text('{"by": "another sweep"}')
+        write_result(file.parent, {"by": "another sweep"})
         with lock(file) as ours:
             yield ours
 
@@ -169,6 +171,16 @@ def test_checkpoints_go_when_the_result_is_there(tmp_path, monkeypatch):
     assert not list(folder_of(job).glob("checkpoint*"))
 
 
+def test_the_error_of_a_cell_goes_when_it_is_done(tmp_path, monkeypatch):
+    job, = jobs_of(tmp_path)
+    with monkeypatch.context() as patch:
+        cells_run_by(patch, lambda spec, place: 1 / 0)
+        assert run_job(job, Progress(1)).status == "failed"
+        assert (folder_of(job) / "error.txt").exists()
+    assert run_job(job, Progress(1)).status == "done"
+    assert not (folder_of(job) / "error.txt").exists()
+
+
 def test_a_kill_between_result_and_clearing_up_loses_nothing(tmp_path, monkeypatch):
     job, = jobs_of(tmp_path)
 
@@ -199,7 +211,7 @@ def test_without_a_result_the_checkpoint_stays(tmp_path, monkeypatch):
         raise checkpoint.CheckpointError("no space left")
 
     cells_run_by(monkeypatch, leave_a_checkpoint)
-    monkeypatch.setattr(cells_module, "write_atomically", full)
+    monkeypatch.setattr(cells_module, "write_result", full)
     assert run_job(job, Progress(1)) == Outcome(job.cell.name, "failed", "no space left")
     assert (folder_of(job) / "checkpoint").exists()
     assert job.cell.result(tmp_path) is None

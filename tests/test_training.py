@@ -72,7 +72,8 @@ def test_it_learns_and_reports(tmp_path):
     assert ours.result["parameters"] == mlp.parameter_count(config.model)
     assert ours.result["last"].items() >= ours.lines[-1].items()
     assert {"notice", "data", "seconds", "test_loss"} < set(ours.result)
-    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "metrics.jsonl",
+                                                          "weights.npz"}
 
 
 @pytest.mark.parametrize("settings", [

@@ -1,65 +1,151 @@
-"""Data sets: built in (`glyphs`, `arm`), or official files in a folder that the user names."""
+"""Data sets: built in (`glyphs`, `arm`), official files in a folder, or files of one's own."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import UserError, unknown
-from . import arm, cifar, glyphs, sarcos
-from .base import Dataset, OfficialFile, remedy
+from . import arm, cifar, glyphs, own, sarcos
+from .base import Dataset, OfficialFile, columns_of, remedy
 from .download import Progress, fetch_file
+from .own import is_file_name
 
-__all__ = ["DATASETS", "REGRESSION", "SIZES", "Dataset", "fetch", "load", "report"]
+__all__ = ["DATASETS", "Dataset", "Entry", "Sizes", "fetch", "is_file_name", "load", "look",
+           "recall", "report", "sizes_of"]
+
+
+class Sizes(NamedTuple):
+    """What a network needs to know of a data set.
+
+    task : "classification" or "regression", or a Task of one's own
+    inputs, outputs, examples : N_0, classes or targets, and size of the training set
+    """
+
+    task: Any
+    inputs: int
+    outputs: int
+    examples: int
 
 
 class Entry(NamedTuple):
     """What is known of a data set before it is loaded.
 
-    task : "classification" or "regression"
-    inputs, outputs, examples : N_0, classes or targets, and size of the training set
+    sizes : Sizes, with its default target and official files
     load : function (seed, ...) if built in, else (folder, seed, ...) -> Dataset
     downloads : the official files; none if built in
     status : function (folder) -> what is there of the files in a word or two, and where
+    targets : the columns of which one may be the target, if there is a choice
     """
 
-    task: str
-    inputs: int
-    outputs: int
-    examples: int
+    sizes: Sizes
     load: Callable[..., Dataset]
     downloads: tuple[OfficialFile, ...] = ()
     status: Callable[[Path], tuple[str, Path | None]] = lambda folder: ("missing", None)
+    targets: range | None = None
 
 
 def _cifar(kind: cifar.Cifar) -> Entry:
-    return Entry("classification", cifar.PIXELS, kind.classes, 40_000, partial(cifar.load, kind),
-                 kind.downloads, partial(cifar.status, kind))
+    return Entry(Sizes("classification", cifar.PIXELS, kind.classes, 40_000),
+                 partial(cifar.load, kind), kind.downloads, partial(cifar.status, kind))
 
 
 DATASETS: dict[str, Entry] = {
-    "glyphs": Entry("classification", 3 * glyphs.SIDE**2, 10, glyphs.SIZES["train"], glyphs.load),
-    "arm": Entry("regression", 3 * arm.JOINTS, 1, arm.MOVEMENTS["train"] * arm.MOMENTS, arm.load),
+    "glyphs": Entry(Sizes("classification", 3 * glyphs.SIDE**2, 10, glyphs.SIZES["train"]),
+                    glyphs.load),
+    "arm": Entry(Sizes("regression", 3 * arm.JOINTS, 1, arm.MOVEMENTS["train"] * arm.MOMENTS),
+                 arm.load, targets=range(arm.JOINTS)),
     "cifar10": _cifar(cifar.CIFAR10),
     "cifar100": _cifar(cifar.CIFAR100),
-    "sarcos": Entry("regression", sarcos.INPUTS, 1, 35_588, sarcos.load, sarcos.DOWNLOADS,
-                    sarcos.status),
+    "sarcos": Entry(Sizes("regression", sarcos.INPUTS, 1, 35_588), sarcos.load, sarcos.DOWNLOADS,
+                    sarcos.status, range(sarcos.INPUTS, sarcos.COLUMNS)),
 }
-# (inputs, outputs, training examples) of each data set with its default target, official files
-SIZES = {name: (entry.inputs, entry.outputs, entry.examples) for name, entry in DATASETS.items()}
-REGRESSION = frozenset(name for name, entry in DATASETS.items() if entry.task == "regression")
+_seen: dict[tuple[str, str | None, str | None], Sizes] = {}  # of files of one's own
+
+
+def sizes_of(name: str, target: str | None = None, task: str | None = None) -> Sizes:
+    """Return what a network needs to know of a data set; of a file of one's own it is read.
+
+    Parameters
+    ----------
+    name, target, task
+        As `load` takes them.
+
+    Raises
+    ------
+    UserError
+        If there is no such data set, target or task, or the file cannot be read.
+    """
+    if is_file_name(name):
+        if (name, target, task) not in _seen:
+            data = own.read(name, target, task)
+            _seen[name, target, task] = Sizes(data.task, data.x_train.shape[1], data.outputs,
+                                              len(data.x_train))
+        return _seen[name, target, task]
+    entry = _entry(name)
+    _check_options(name, entry, target, task)
+    if target is None or entry.targets is None:
+        return entry.sizes
+    return entry.sizes._replace(outputs=len(columns_of(name, target, entry.targets)))
+
+
+def recall(name: str, target: str | None, task: str | None, sizes: Sizes) -> None:
+    """Let `sizes_of` know what a file held when a run began, so that its figure needs no file."""
+    _seen[name, target, task] = sizes
+
+
+def look(names: Iterable[str], folder: str | Path | None) -> None:
+    """Raise a UserError unless the files of all these data sets are there."""
+    for name in names:
+        if not is_file_name(name) and (downloads := _entry(name).downloads):
+            status, place = _entry(name).status(_folder(name, folder))
+            if status in ("missing", "incomplete"):
+                raise UserError(f"{name} is {status} in {place or _folder(name, folder)}: "
+                                f"{remedy(name, downloads)}")
+
+
+def _folder(name: str, folder: str | Path | None) -> Path:
+    """Return the folder in which the official files of a data set should lie."""
+    where = folder or os.environ.get("COMET_DATA")
+    if not where:
+        raise UserError(f"{name} needs its official files: name their folder with --data DIR or "
+                        f"COMET_DATA, and {remedy(name, _entry(name).downloads)}")
+    return existing(where)
+
+
+def existing(folder: str | Path) -> Path:
+    """Return the folder of the data sets.
+
+    Raises
+    ------
+    UserError
+        If there is none.
+    """
+    found = Path(folder).expanduser()
+    if not found.is_dir():
+        raise UserError(f"there is no folder {found}: name the folder of the data sets with --data "
+                        "DIR or COMET_DATA")
+    return found
+
+
+def _check_options(name: str, entry: Entry, target: object, task: object) -> None:
+    if task is not None:
+        raise UserError(f"--task is for files of your own, and {name} is none: leave it out")
+    if target is not None and entry.targets is None:
+        raise UserError(f"--target is for data sets with several torques and for files of your "
+                        f"own, and {name} has classes: leave it out, or choose other --datasets")
 
 
 def load(name: str, folder: str | Path | None = None, seed: int = 0, train: int | None = None,
-         **options: Any) -> Dataset:
+         target: int | str | None = None, task: str | None = None) -> Dataset:
     """Return a data set, in memory and ready for training.
 
     Parameters
     ----------
     name : str
-        A key of `DATASETS`.
+        A key of `DATASETS`, or the path of a CSV or npz file, see `own.read`.
     folder : path, optional
         Where the files of a data set that is not built in lie; the environment's COMET_DATA if not
         given.
@@ -67,38 +153,37 @@ def load(name: str, folder: str | Path | None = None, seed: int = 0, train: int 
         Of what is generated, and of the split into training and validation set.
     train : int, optional
         Use at most the first `train` training examples (they are in random order already).
-    target : int or "all", optional
-        Of "arm" and "sarcos": which torque to predict, see `arm.load` and `sarcos.load`.
+    target : int or str, optional
+        Of "arm" and "sarcos": which torque to predict, or "all"; of a CSV file: which column.
+    task : {"classification", "regression"}, optional
+        Of a file, if the type of its targets says it wrongly.
 
     Raises
     ------
     UserError
         If the name is unknown, an option does not fit, or the files are missing or damaged.
     """
-    entry = _entry(name)
-    if options and entry.task != "regression":
-        raise UserError(f'"{name}" has classes: {" and ".join(options)} cannot be chosen')
     if train is not None and train < 1:
         raise UserError(f"training needs at least 1 example, got train = {train}")
-    if entry.downloads:
-        where = folder or os.environ.get("COMET_DATA")
-        if not where:
-            raise UserError(f"{name} needs its official files: name their folder with --data DIR "
-                            f"or COMET_DATA, and {remedy(name, entry.downloads)}")
-        data = entry.load(Path(where).expanduser(), seed, **options)
+    if is_file_name(name):
+        data = own.read(name, None if target is None else str(target), task, seed)
     else:
-        data = entry.load(seed, **options)
+        entry = _entry(name)
+        _check_options(name, entry, target, task)
+        where = (_folder(name, folder),) if entry.downloads else ()
+        options = {} if target is None else {"target": target}
+        data = entry.load(*where, seed, **options)
     return replace(data, x_train=data.x_train[:train], y_train=data.y_train[:train])
 
 
 def report(folder: str | Path | None) -> list[tuple[str, str, str, str]]:
     """Return, for each data set, its name, status, where it lies, and where it comes from."""
-    rows = []
+    rows, folder = [], None if folder is None else existing(folder)
     for name, entry in DATASETS.items():
         if not entry.downloads:
             rows.append((name, "built in", "-", "generated"))
             continue
-        status, place = entry.status(Path(folder).expanduser()) if folder else ("missing", None)
+        status, place = entry.status(folder) if folder else ("missing", None)
         rows.append((name, status, str(place or "-"),
                      " and ".join(file.url for file in entry.downloads)))
     return rows
@@ -122,5 +207,6 @@ def fetch(name: str, folder: str | Path, progress: Progress | None = None) -> li
 
 def _entry(name: str) -> Entry:
     if name not in DATASETS:
-        raise unknown("data set", name, DATASETS)
+        raise UserError(f"{unknown('data set', name, DATASETS)}, or a file of your own, which ends "
+                        f"in {' or '.join(own.SUFFIXES)}")
     return DATASETS[name]

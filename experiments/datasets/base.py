@@ -16,6 +16,41 @@ from ...errors import UserError
 from ...rng import stream
 
 
+class Preparation(NamedTuple):
+    """How data as they came were made into those of a `Dataset`.
+
+    Attributes
+    ----------
+    x_mean, x_std : float64 arrays (N_0,) or None
+        Of the inputs: ``(x - x_mean) / x_std`` stands in the data set; None: x as it came.
+    y_mean, y_std : float64 arrays (outputs,) or None
+        Likewise of the targets.
+    classes : tuple of str, int, float or bool, or None
+        The label of each class; None: its number.
+    """
+
+    x_mean: Any = None
+    x_std: Any = None
+    y_mean: Any = None
+    y_std: Any = None
+    classes: tuple[Any, ...] | None = None
+
+    def inputs(self, x: Any) -> Any:
+        """Return inputs as they stand in a `Dataset`, float32 (..., N_0) if standardised."""
+        return x if self.x_mean is None else self._standard(x, self.x_mean, self.x_std)
+
+    def targets(self, y: Any) -> Any:
+        """Return real targets as they stand in a `Dataset`, float32 (n, outputs)."""
+        return y if self.y_mean is None else self._standard(y, self.y_mean, self.y_std)
+
+    @staticmethod
+    def _standard(values: Any, mean: Any, std: Any) -> Any:
+        return ((np.asarray(values) - mean) / std).astype(np.float32)
+
+
+AS_THEY_CAME = Preparation()
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A data set in the memory of the host.
@@ -26,7 +61,7 @@ class Dataset:
     task : {"classification", "regression"}
     x_train, x_val, x_test : arrays (n, N_0)
         uint8 for images (32x32 pixels: the red plane, then green, then blue), else float32.
-        `x_test` and `y_test` may be None.
+        Those for validation, and for the test, may be None.
     y_train, y_val, y_test : int64 class labels (n,), or float32 targets (n, outputs)
     outputs : int
         The number of classes, or of targets: the width of a network's output.
@@ -34,20 +69,23 @@ class Dataset:
         A network's input is ``x * scale + shift``.
     notice : str
         What the user should know about these data, one sentence; empty if nothing.
+    preparation : Preparation
+        What was done to them before.
     """
 
     name: str
     task: str
     x_train: np.ndarray
     y_train: np.ndarray
-    x_val: np.ndarray
-    y_val: np.ndarray
+    x_val: np.ndarray | None
+    y_val: np.ndarray | None
     x_test: np.ndarray | None
     y_test: np.ndarray | None
     outputs: int
     scale: float = 1.0
     shift: float = 0.0
     notice: str = ""
+    preparation: Preparation = AS_THEY_CAME
 
     @functools.cached_property
     def digest(self) -> str:
@@ -140,6 +178,8 @@ def columns_of(name: str, target: int | str | None, known: range) -> list[int]:
     """
     if target == "all":
         return list(known)
+    if isinstance(target, str) and target.isdecimal():
+        target = int(target)
     column = known[0] if target is None else target
     if column not in known:
         raise UserError(f'the target of "{name}" is one of {known[0]} to {known[-1]} or "all", '
@@ -161,11 +201,12 @@ def standardised(name: str, train: Pair, val: Pair, test: Pair | None = None,
         All are scaled by the statistics of `train`.
     notice : str
     """
+    x, y = train
+    to = Preparation(x.mean(axis=0), x.std(axis=0), y.mean(axis=0), y.std(axis=0))
+
     def scaled(part: Pair) -> Pair:
-        x, y = (((values - of_train.mean(axis=0)) / of_train.std(axis=0)).astype(np.float32)
-                for values, of_train in zip(part, train, strict=True))
-        return x, y
+        return to.inputs(part[0]), to.targets(part[1])
 
     x_test, y_test = (None, None) if test is None else scaled(test)
     return Dataset(name, "regression", *scaled(train), *scaled(val), x_test, y_test,
-                   outputs=train[1].shape[1], notice=notice)
+                   outputs=y.shape[1], notice=notice, preparation=to)

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...backends import Backend
-from ..datasets.base import scaled
+from ...errors import UserError
+from ..datasets.base import Preparation, scaled
 
 Array = Any
 
@@ -54,6 +55,23 @@ class Task:
     def loss_backward(self, dloss: Array | float, cache: Any) -> Array:
         """Return the gradient by the output, times `dloss`."""
         raise NotImplementedError
+
+    def predicted(self, output: np.ndarray, preparation: Preparation) -> np.ndarray:
+        """Return predictions in the units of the data as they came, of a network's output."""
+        if preparation.y_mean is not None:
+            output = output * preparation.y_std + preparation.y_mean
+        return output[..., 0] if output.shape[-1] == 1 else output
+
+    def probabilities(self, output: np.ndarray) -> np.ndarray:
+        """Return the probability of each class, of a network's output.
+
+        Raises
+        ------
+        UserError
+            If the task has no classes.
+        """
+        raise UserError(f"{type(self).__name__} has no classes, so there are no probabilities: use "
+                        "predict")
 
     def counts(self, output: Array, y: Array) -> dict[str, Array]:
         """Return metrics besides the loss as sums over the examples of a block: 0-d arrays."""

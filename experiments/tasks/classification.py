@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import numpy as np
+
 from ...backends import xp_of
 from ...functional.loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
+from ..datasets.base import Preparation
 from .base import Array, Metric, Task
 
 
@@ -17,6 +20,14 @@ class Classification(Task):
 
     def loss_backward(self, dloss: Array | float, cache: Any) -> Array:
         return softmax_cross_entropy_backward(dloss, cache)
+
+    def predicted(self, output: np.ndarray, preparation: Preparation) -> np.ndarray:
+        numbers = output.argmax(axis=-1)
+        return numbers if preparation.classes is None else np.array(preparation.classes)[numbers]
+
+    def probabilities(self, output: np.ndarray) -> np.ndarray:
+        powers = np.exp(output - output.max(axis=-1, keepdims=True))
+        return powers / powers.sum(axis=-1, keepdims=True)
 
     def counts(self, output: Array, y: Array) -> dict[str, Array]:
         return {"accuracy": (xp_of(output).argmax(output, axis=-1) == y).sum()}

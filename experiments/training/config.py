@@ -1,7 +1,7 @@
 """What a training run is told: the model, how it is trained, and the seed."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import UserError, unknown
@@ -69,6 +69,24 @@ class RunConfig:
     model: Any
     training: TrainConfig = field(default=TrainConfig())
     seed: int = 0
+
+
+def computing(config: RunConfig) -> Any:
+    """Return the model of a run with the run's format of products.
+
+    Raises
+    ------
+    UserError
+        If the model has its own format only.
+    """
+    compute = config.training.formats.compute
+    if compute is None:
+        return config.model
+    if not hasattr(config.model, "compute"):
+        raise UserError(f"{type(config.model).__name__} has no field `compute`, so its products "
+                        "cannot be taken in another format: train it with precision float32 or "
+                        "float64")
+    return replace(config.model, compute=compute)
 
 
 def step_work(config: RunConfig) -> float:

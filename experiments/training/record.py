@@ -11,9 +11,10 @@ from ... import checkpoint
 from ...errors import UserError
 from ...models import module_of
 from ...settings import record as as_record
-from ...tree import named_leaves
+from ...tree import named_leaves, tree_map
 from ..tasks import Batch
 from .examples import Examples
+from .model import METRICS, Trained, described
 from .run import Run
 from .step import Forward, evaluate
 
@@ -26,11 +27,12 @@ class Diverged(UserError):
 
 
 def report(run: Run, epoch: int) -> None:
-    """Measure on the validation set and add a line to the metrics."""
+    """Measure on the validation set, if there is one, and add a line to the metrics."""
     line: dict[str, Any] = {"epoch": epoch, "step": run.step}
     if epoch:
         line |= {"train_loss": run.loss_sum / run.steps_an_epoch, "lr": run.rate(run.step - 1)}
-    line |= {f"val_{name}": value for name, value in measure(run, run.validation).items()}
+    if run.validation is not None:
+        line |= {f"val_{name}": value for name, value in measure(run, run.validation).items()}
     line["seconds"] = round(run.record.seconds["train"], 3)
     run.loss_sum, run.record.last = 0.0, line
     run.record.metrics.write(json.dumps(line).encode() + b"\n")
@@ -47,12 +49,15 @@ def measure(run: Run, examples: Examples) -> dict[str, float]:
 
 
 def finish(run: Run) -> dict[str, Any]:
-    """Measure on the test set and return the result."""
+    """Measure on the test set, write the model down and return the result."""
     result = {"parameters": module_of(run.config.model).parameter_count(run.config.model),
               "last": run.record.last}
     if run.test is not None:
         result |= {f"test_{name}": value for name, value in measure(run, run.test).items()}
     run.record.sync()
+    learner, to_host = run.learner, run.backend.to_host
+    Trained(learner.model, tree_map(to_host, learner.params), tree_map(to_host, learner.fixed),
+            run.config, learner.task, described(run.data)).save_model(run.record.folder)
     return result | {"notice": run.data.notice, "data": run.data.digest,
                      "seconds": {name: round(value, 3)
                                  for name, value in run.record.seconds.items()}}
@@ -130,7 +135,7 @@ def resume(run: Run) -> None:
     length = description["metrics_bytes"]
     if os.fstat(record.metrics.fileno()).st_size < length:
         raise checkpoint.CheckpointError(
-            f"{record.folder / 'metrics.jsonl'} is shorter than when the checkpoint beside it "
+            f"{record.folder / METRICS} is shorter than when the checkpoint beside it "
             "was written: restore it, or move that folder away to start again")
     for name, array in run.learner.arrays().items():
         array[...] = run.backend.asarray(arrays[name])

@@ -17,6 +17,7 @@ from ..tasks import task
 from .config import RunConfig, step_work
 from .device import DeviceSteps
 from .examples import Examples
+from .model import METRICS
 from .step import Learner
 
 
@@ -37,7 +38,7 @@ class Record:
         self.folder, self.last = folder, dict[str, Any]()
         self.seconds = seconds | {"train": 0.0, "evaluate": 0.0, "checkpoint": 0.0}
         self.saved_at, self.save_cost = time.monotonic(), 0.0
-        self.metrics = open(folder / "metrics.jsonl", "ab")  # noqa: SIM115 (closed by __exit__)
+        self.metrics = open(folder / METRICS, "ab")  # noqa: SIM115 (closed by __exit__)
 
     def __enter__(self) -> "Record":
         return self
@@ -58,7 +59,7 @@ class Run:
     ----------
     config : RunConfig
     learner : Learner
-    training, validation, test : Examples; `test` may be None
+    training, validation, test : Examples; the latter two may be None
     record : Record
         What is written down: metrics, checkpoints, times.
     loss_sum : float
@@ -77,9 +78,9 @@ class Run:
 
         self.training = examples(data.x_train, data.y_train, Pass(train=True, seed=config.seed),
                                  None if augment is None else augmentation(augment))
-        self.validation = examples(data.x_val, data.y_val)
-        self.test = (None if data.x_test is None or data.y_test is None
-                     else examples(data.x_test, data.y_test))
+        self.validation, self.test = (
+            None if x is None or y is None else examples(x, y)
+            for x, y in ((data.x_val, data.y_val), (data.x_test, data.y_test)))
         self.steps_an_epoch = math.ceil(len(self.training) / config.training.examples_a_step)
         self.total = self.steps_an_epoch * config.training.epochs
         self.work = step_work(config)  # of a step, for the progress

@@ -2,18 +2,16 @@
 take this one.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ...backends import Backend, backend_of
-from ...errors import UserError
 from ...gates import Pass
 from ...models import module_of
 from ...optim import OptimizerState, init_state, update
 from ...tree import flatten, matrix_elements, zeros_like
 from ..tasks import Batch, Task
-from .config import RunConfig
+from .config import RunConfig, computing
 from .examples import Examples
 
 Array = Any
@@ -34,13 +32,7 @@ class Learner:
 
     def __init__(self, config: RunConfig, task: Task, backend: Backend) -> None:
         formats = config.training.formats
-        self.config, self.task, self.model = config, task, config.model
-        if formats.compute is not None:
-            if not hasattr(config.model, "compute"):
-                raise UserError(f"{type(config.model).__name__} has no field `compute`, so its "
-                                "products cannot be taken in another format: train it with "
-                                "precision float32 or float64")
-            self.model = dataclasses.replace(config.model, compute=formats.compute)
+        self.config, self.task, self.model = config, task, computing(config)
         self._functions = module_of(self.model)
         params, self.fixed = self._functions.init(self.model, config.seed, backend, formats.master)
         self.flat, self.params = flatten(params)

@@ -1,0 +1,115 @@
+"""Training on arrays of one's own, in one call."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .. import settings
+from ..backends import Backend, get_backend
+from ..errors import UserError
+from ..gates import Comet, Gate
+from ..models.mlp import MLPConfig
+from ..settings import record
+from .datasets import Dataset
+from .datasets.own import from_arrays
+from .progress import Progress
+from .training import RunConfig, TrainConfig, step_work, train
+from .training.model import RESULT, Trained, load_run, write_result
+
+Array = Any
+
+COMET = Comet(p_k=0.5)
+DEFAULTS = {"optimizer": "adam", "lr": 1e-3, "epochs": 50}  # what differs from TrainConfig
+
+
+def fit(x: Array, y: Array, *, gate: Gate | None = COMET, widths: tuple[int, ...] = (200, 200),
+        activation: str = "softplus", bias: bool = True, dropout: float = 0.0,
+        task: str | None = None, validation: bool = True, seed: int = 0,
+        backend: str | Backend = "numpy", folder: str | Path | None = None,
+        progress: bool = True, **training: Any) -> Trained:
+    """Train an MLP on arrays and return it.
+
+    >>> import numpy as np, comet_np
+    >>> x = np.random.default_rng(0).normal(size=(500, 4))
+    >>> model = comet_np.fit(x, x[:, 0] * x[:, 1], epochs=2, progress=False)
+    >>> model.predict(x[:3]).shape
+    (3,)
+
+    Parameters
+    ----------
+    x : array (n, N_0) of numbers
+        Standardised here, column by column; predictions take inputs as these are.
+    y : array (n,) or (n, outputs)
+        Real numbers: a regression. Strings, whole numbers, booleans: classes.
+    gate : Gate or None
+        Where the masks come from, see `comet_np.gates`; None is the standard MLP.
+    widths : tuple of int
+        N_l of the hidden layers.
+    activation, bias, dropout
+        See `comet_np.models.mlp.MLPConfig`.
+    task : {"classification", "regression"}, optional
+        If the type of `y` says it wrongly.
+    validation : bool
+        Whether to hold out 20 % of the examples, on which each epoch is measured.
+    seed : int
+        Of the initial weights, the order of the examples, and which are held out.
+    backend : str or Backend
+        "numpy" or "cupy".
+    folder : path, optional
+        Where checkpoints and the finished run are kept: called again, a stopped training goes on
+        there, and a finished one is read.
+    progress : bool
+        Whether to show a line with the time left, on a terminal.
+    **training
+        Settings of `TrainConfig` and `OptimizerConfig` by the names of their flags: lr, epochs,
+        batch, optimizer, weight_decay, ... The defaults are Adam, lr 1e-3, 50 epochs, batch 32.
+
+    Returns
+    -------
+    Trained
+        With `predict`, `predict_proba`, `save`, and the metrics of each epoch.
+
+    Raises
+    ------
+    UserError
+        If an array or a setting does not fit, or the folder holds another run.
+    Diverged
+        If the loss is no longer finite.
+    """
+    data = from_arrays(x, y, task, validation, seed)
+    config = RunConfig(
+        MLPConfig((data.x_train.shape[1], *widths, data.outputs), activation, gate, bias, dropout),
+        settings.build(TrainConfig, DEFAULTS | training), seed)
+    return trained_on(data, config, backend, folder, progress)
+
+
+def trained_on(data: Dataset, config: RunConfig, backend: str | Backend = "numpy",
+               folder: str | Path | None = None, progress: bool = False) -> Trained:
+    """Train as `config` says and return the model; `backend`, `folder`, `progress` as in `fit`."""
+    place = get_backend(backend) if isinstance(backend, str) else backend
+    if folder is not None:
+        return _trained(data, config, place, Path(folder).expanduser(), progress)
+    with tempfile.TemporaryDirectory(prefix="comet-np-") as scratch:
+        return _trained(data, config, place, Path(scratch), progress)
+
+
+def _trained(data: Dataset, config: RunConfig, backend: Backend, folder: Path,
+             progress: bool) -> Trained:
+    known = (type(config.model.gate),)
+    if (folder / RESULT).exists():
+        found = load_run(folder, backend, known)
+        if (record(found.run), found.data.digest) != (record(config), data.digest):
+            raise UserError(f"{folder} holds a finished run of other settings or data: choose "
+                            "another folder")
+        return found
+    steps = config.training.epochs * len(data.x_train) / config.training.examples_a_step
+    line = Progress(step_work(config) * steps) if progress else None
+    try:
+        result = train(config, data, folder, backend, line)
+    finally:
+        if line is not None:
+            line.clear()
+    write_result(folder, result)
+    for file in folder.glob("checkpoint*"):
+        file.unlink()
+    return load_run(folder, backend, known)

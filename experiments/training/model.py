@@ -1,0 +1,264 @@
+"""A trained model: what a finished run leaves, and how it is used again."""
+
+import dataclasses
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ... import __version__, gates
+from ...backends import Backend, backend_of, get_backend
+from ...checkpoint import write_atomically
+from ...errors import UserError
+from ...interop import named_weights, weights_of
+from ...models import module_of
+from ...models.mlp import MLPConfig
+from ...optim import OptimizerConfig
+from ...records import digests, read_json, read_known, write_json
+from ...settings import record, restored
+from ...tree import leaves, tree_map
+from ..datasets.base import AS_THEY_CAME, Dataset, Preparation
+from ..tasks import TASKS, Task
+from .config import RunConfig, TrainConfig, computing
+from .examples import BLOCK, blocks
+
+Array = Any
+
+CONFIG, WEIGHTS, METRICS, RESULT = "config.json", "weights.npz", "metrics.jsonl", "result.json"
+KNOWN = (RunConfig, TrainConfig, OptimizerConfig, MLPConfig,
+         *(getattr(gates, name) for name in gates.__all__ if isinstance(getattr(gates, name), type)
+           and dataclasses.is_dataclass(getattr(gates, name))))
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a trained model knows of the data that it was trained on.
+
+    name, digest : of the `Dataset`. scale, shift, preparation : what was done to its examples.
+    """
+
+    name: str
+    digest: str
+    scale: float = 1.0
+    shift: float = 0.0
+    preparation: Preparation = AS_THEY_CAME
+
+
+def described(data: Dataset) -> Data:
+    """Return what a model that is trained on these data keeps of them."""
+    return Data(data.name, data.digest, data.scale, data.shift, data.preparation)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained network with all that is needed to use it: ``config, params, fixed = trained``.
+
+    Attributes
+    ----------
+    config : MLPConfig, or the configuration of another model
+    params, fixed : trees of arrays
+        Learned, and fixed (the routing weights V_l of COMET); see ``init`` of the model.
+    run : RunConfig
+        How it was trained, and from which seed.
+    task : Task
+    data : Data
+    result : dict
+        Of the finished run: the number of parameters, the last metrics, times.
+    metrics : tuple of dict
+        A line an epoch.
+    """
+
+    config: Any
+    params: Any
+    fixed: Any
+    run: RunConfig
+    task: Task
+    data: Data
+    result: dict[str, Any] = field(default_factory=dict)
+    metrics: tuple[dict[str, Any], ...] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.config, self.params, self.fixed))
+
+    def __repr__(self) -> str:
+        return (f"Trained({self.config}, on {self.data.name!r}, "
+                f"{', '.join(f'{k} {v:.4g}' for k, v in self.result.get('last', {}).items())})")
+
+    def output(self, x: Array) -> np.ndarray:
+        """Return the network's output for examples as they came: float array (n, N_L).
+
+        Parameters
+        ----------
+        x : NumPy array (n, N_0)
+            In the units of the data that the network was trained on.
+
+        Raises
+        ------
+        UserError
+            If the shape does not fit, or a number is not finite.
+        """
+        x = np.asarray(x)
+        if x.dtype.kind not in "biuf" or x.ndim < 2:
+            raise UserError("predictions need an array of numbers (n, features), got one of type "
+                            f"{x.dtype} and shape {x.shape}")
+        if not np.isfinite(x).all():
+            raise UserError("x holds numbers that are not finite (NaN or infinity): fill them in, "
+                            "or leave those examples out")
+        data, first = self.data, next(leaves(self.params))
+        width = None if data.preparation.x_mean is None else len(data.preparation.x_mean)
+        if width not in (None, x.shape[-1]):
+            raise UserError(f"the network was trained on {width} features, got {x.shape[-1]}: x "
+                            f"must have shape (n, {width})")
+        backend, forward = backend_of(first), module_of(self.config).forward
+        found = []
+        for part in blocks(max(len(x), 1), BLOCK):
+            prepared = backend.asarray(data.preparation.inputs(x[part]))
+            inputs = self.task.inputs(prepared, data.scale, data.shift, first.dtype)
+            found.append(backend.to_host(
+                forward(inputs, self.params, self.fixed, self.config)[0]))
+        return np.concatenate(found)
+
+    def predict(self, x: Array) -> np.ndarray:
+        """Return what the network says of examples as they came, in the units of the targets.
+
+        Classes (n,), or numbers (n,), or (n, outputs) if there are several.
+        """
+        return self.task.predicted(self.output(x), self.data.preparation)
+
+    def predict_proba(self, x: Array) -> np.ndarray:
+        """Return the probability of each class: (n, C); of classification only."""
+        return self.task.probabilities(self.output(x))
+
+    def save_model(self, folder: Path) -> None:
+        """Write ``config.json`` and ``weights.npz``."""
+        content = io.BytesIO()
+        weights = named_weights(self.params, self.fixed, self.config)
+        np.savez(content, **{name: backend_of(array).to_host(array)
+                             for name, array in weights.items()})
+        write_atomically(folder / WEIGHTS, content.getbuffer())
+        task = next((name for name, task in TASKS.items() if task is self.task),
+                    type(self.task).__name__)
+        write_json(folder / CONFIG, {
+            "comet-np": __version__, "run": record(self.run), "task": task,
+            "data": _as_json(self.data)})
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model into a folder, from which `load_run` reads it; return the folder.
+
+        Raises
+        ------
+        UserError
+            If the folder holds something else than a model, or cannot be written.
+        """
+        folder = Path(folder).expanduser()
+        if folder.exists() and not (folder.is_dir() and (
+                (folder / CONFIG).exists() or not any(folder.iterdir()))):
+            raise UserError(f"{folder} is there and is no model's folder: choose another name")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the folder {folder} ({error.strerror})") from error
+        (folder / RESULT).unlink(missing_ok=True)  # so that files half written are no model
+        self.save_model(folder)
+        write_atomically(folder / METRICS, "".join(
+            json.dumps(line) + "\n" for line in self.metrics).encode())
+        write_result(folder, self.result)
+        return folder
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """Write the result of a finished run, with the hashes of the files that belong to it."""
+    write_json(folder / RESULT, result | {"files": digests(folder, (CONFIG, WEIGHTS, METRICS))})
+
+
+def read_result(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the result of a finished run, and the hashes of the files that belong to it."""
+    result = read_json(folder / RESULT)
+    return result, result.pop("files", {})
+
+
+def load_run(folder: str | Path, backend: str | Backend = "numpy",
+             known: Sequence[type] = ()) -> Trained:
+    """Return the trained model in the folder of a finished cell, or where one was saved.
+
+    Parameters
+    ----------
+    folder : path
+        A cell's folder, ``runs/NAME-PRESET/cells/CELL``, or what `Trained.save` wrote.
+    backend : str or Backend
+        Where the weights go: "numpy" or "cupy".
+    known : sequence of types
+        The configurations, gates and tasks of one's own that the run used: classes that a file
+        names are never imported.
+
+    Raises
+    ------
+    UserError
+        If there is no finished run, or one of its files is damaged.
+    """
+    folder = Path(folder).expanduser()
+    if not (folder / RESULT).is_file():
+        raise _no_run(folder)
+    result, files = read_result(folder)
+    if WEIGHTS not in files:
+        raise UserError(f"{folder} is of an experiment that trains no network: there is no model "
+                        "in it")
+    config_file = folder / CONFIG
+    read_known(config_file, files)
+    values = read_json(config_file)
+    classes = {each.__name__: each for each in (*KNOWN, *known)}
+    try:
+        run: RunConfig = restored(values["run"], classes)
+        task = TASKS[values["task"]] if values["task"] in TASKS else classes[values["task"]]()
+        data = Data(**values["data"] | {"preparation": _preparation(values["data"])})
+    except KeyError as error:
+        raise UserError(f"{config_file} names {error}, which is not of this package: give its "
+                        "class with known=[...]") from error
+    except UserError as error:
+        raise UserError(f"{config_file}: {error}; classes of your own are given with known=[...]"
+                        ) from error
+    config, weights = computing(run), folder / WEIGHTS
+    content = io.BytesIO(read_known(weights, files))
+    try:
+        with np.load(content, allow_pickle=False) as arrays:
+            named = {name: arrays[name] for name in arrays.files}
+        params, fixed = weights_of(named, config)
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{weights} does not fit the configuration beside it: {error}") from error
+    metrics = read_known(folder / METRICS, files).decode()
+    place = get_backend(backend) if isinstance(backend, str) else backend
+    return Trained(config, tree_map(place.asarray, params), tree_map(place.asarray, fixed), run,
+                   task, data, result, tuple(map(json.loads, metrics.splitlines())))
+
+
+def _no_run(folder: Path) -> UserError:
+    """Return the error for a folder without a finished run: what it holds instead."""
+    if not folder.is_dir():
+        return UserError(f"there is no folder {folder}")
+    cells = sorted(file.parent.relative_to(folder) for file in folder.glob(f"cells/*/{RESULT}"))
+    if cells:
+        return UserError(f"{folder} holds {len(cells)} finished runs: name the folder of one, as "
+                         f"{folder / cells[0]}")
+    return UserError(f"{folder} holds no finished run, which has a {RESULT}")
+
+
+def _as_json(data: Data) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        return value.tolist() if isinstance(value, np.ndarray) else value
+
+    return {"name": data.name, "digest": data.digest, "scale": data.scale, "shift": data.shift,
+            "preparation": {name: plain(value)
+                            for name, value in data.preparation._asdict().items()}}
+
+
+def _preparation(values: dict[str, Any]) -> Preparation:
+    stored = values["preparation"]
+    classes = stored["classes"]
+    return Preparation(*(None if stored[name] is None else np.array(stored[name])
+                         for name in ("x_mean", "x_std", "y_mean", "y_std")),
+                       None if classes is None else tuple(classes))
