@@ -135,15 +135,13 @@ def check_mlp_gradients(x: Array, params: mlp.Params, fixed: mlp.Fixed, config: 
         g = zeros_like(point["params"])
         return {"x": mlp.backward(da_L, cache, point["params"], g, config), "params": g}
 
-    def live(cache: mlp.MLPCache) -> list[Array]:
-        return [m for m in cache.masks if m is not None]
-
     def scores(point: Tree, cache: mlp.MLPCache) -> list[tuple[Array, int]]:
         return routing_scores(point["x"], cache, fixed, config)
 
     capped = isinstance(config.gate, Comet | Layerwise | TopK)
-    return check_gradients(forward, backward, {"x": x, "params": params}, masks=live,
-                           scores=scores if capped else None, **options)
+    return check_gradients(forward, backward, {"x": x, "params": params},
+                           masks=lambda cache: cache.masks, scores=scores if capped else None,
+                           **options)
 
 
 def routing_scores(x: Array, cache: mlp.MLPCache, fixed: mlp.Fixed,
