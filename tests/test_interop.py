@@ -4,7 +4,8 @@ import functools
 import itertools
 import math
 import re
-from dataclasses import replace
+from collections import namedtuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -19,10 +20,21 @@ from comet_np.functional.loss import (
     softmax_cross_entropy_backward,
     softmax_cross_entropy_forward,
 )
-from comet_np.gates import Bernoulli, Comet, ExampleTied, Kept, Layerwise, TopK
+from comet_np.gates import (
+    Bernoulli,
+    Comet,
+    ExampleTied,
+    Gate,
+    Kept,
+    Layerwise,
+    Pass,
+    TopK,
+    keep,
+)
 from comet_np.models import mlp
 from comet_np.models.mlp import MLPConfig
 from comet_np.optim import OPTIMIZERS, OptimizerConfig, init_state, update
+from comet_np.rng import uniform
 from comet_np.schedules import SCHEDULES, schedule
 from comet_np.tree import flatten, leaves
 from tests.tolerances import assert_close
@@ -353,13 +365,133 @@ def test_gradients_under_their_names_are_the_arrays_themselves():
         assert array is leaf
 
 
-def test_fixed_weights_that_are_not_used_are_passed_over():
-    """The published model has a spec_L and never uses it; the standard model uses none."""
+def test_routing_weights_of_the_output_layer_are_passed_over():
+    """The published model has a spec_L and never uses it."""
+    for gate in PUBLISHED, Layerwise():
+        for widths in (12, 20, 15, 17, 5), (12, 5):
+            config = MLPConfig(widths, gate=gate)
+            named = interop.mlp_to_torch(*mlp.init(config))
+            named[f"spec_{len(widths) - 1}.weight"] = torch.zeros(7, dtype=torch.int64)
+            assert len(interop.mlp_from_torch(named, config)[1]) == len(widths) - 2
+
+
+class Unnamed(Gate):
+    """A gate whose fixed weights are no tuple of one array a layer."""
+
+    def init(self, widths, seed, backend, dtype):
+        return {"V": backend.asarray(np.ones(widths[1], dtype))}
+
+    def masks(self, x, fixed, config, at):
+        return (x @ np.ones((12, 20)) > fixed["V"],)
+
+
+@pytest.mark.parametrize(("gate", "said"), [
+    (None, "None"), (TopK(), "TopK"), (Kept(), "Kept"), (Bernoulli(), "Bernoulli"),
+    (Unnamed(), "Unnamed")], ids=str)
+def test_routing_weights_that_the_gate_does_not_use_are_refused(gate, said):
     _, named = published(NETWORK)
-    named["spec_4.weight"] = np.zeros((5, 17))
-    assert len(interop.mlp_from_torch(named, NETWORK)[1]) == 3
-    for gate in None, TopK(), Kept():
-        assert interop.mlp_from_torch(named, replace(NETWORK, gate=gate))[1] == ()
+    with pytest.raises(UserError, match=re.escape(
+            "routing weights are given (spec_1.weight, spec_2.weight, spec_3.weight) and the gate "
+            f"of the config, {said}, has none of these names: pass a config with "
+            "gate=gates.Comet(p_k=...), or leave them out")):
+        interop.mlp_from_torch(named, replace(NETWORK, gate=gate))
+    with pytest.raises(UserError, match=r"are given \(spec_4\.weight\)"):
+        interop.mlp_from_torch({"spec_4.weight": named["spec_1.weight"]},
+                               replace(NETWORK, gate=gate))
+
+
+@dataclass(frozen=True)
+class Nearest(Gate):
+    """A gate of one's own: a neuron is active near a point of its own in the input's space."""
+
+    def shapes(self, widths):
+        return tuple((np.int64(N), widths[0], 2) for N in widths[1:-1])
+
+    def init(self, widths, seed, backend, dtype):
+        return tuple(uniform(backend, dtype, 1, shape, seed, "point", layer)
+                     for layer, shape in enumerate(self.shapes(widths)))
+
+    def masks(self, x, fixed, config, at):
+        return tuple(((x[:, None] - V[..., 0]) ** 2).sum(axis=-1) < 3 for V in fixed)
+
+
+def test_names_of_a_gate_of_ones_own(draw):
+    config = MLPConfig((3, 20, 15, 5), gate=Nearest())
+    params, fixed = mlp.init(config)
+    named = interop.mlp_to_torch(params, fixed)
+    assert {name: array.shape for name, array in named.items() if name.startswith("spec")} == {
+        "spec_1.weight": (20, 3, 2), "spec_2.weight": (15, 3, 2)}
+    back = interop.mlp_from_torch(named | {"spec_3.weight": 0}, config)
+    x = draw.standard_normal((8, 3), dtype="float32")
+    np.testing.assert_array_equal(mlp.forward(x, *back, config)[0],
+                                  mlp.forward(x, params, fixed, config)[0])
+    exact = interop.mlp_from_torch(named | {"spec_1.weight": np.arange(120).reshape(20, 3, 2)},
+                                   config)[1]
+    assert exact[0].dtype == np.int64  # the gate's business
+    with pytest.raises(UserError, match=re.escape('"spec_2.weight" must have shape (15, 3, 2)')):
+        interop.mlp_from_torch(named | {"spec_2.weight": fixed[0]}, config)
+
+
+def test_fixed_weights_without_names_are_not_written():
+    config = MLPConfig((12, 20, 5), gate=Unnamed())
+    params, fixed = mlp.init(config)
+    assert interop.mlp_from_torch(interop.mlp_to_torch(params), config)[1] == ()
+    bits = keep(Comet(), [(np.ones((7, 12), "float32"), Pass())],
+                mlp.init(replace(config, gate=Comet()))[1], config)
+    Point = namedtuple("Point", "V")
+    for other, kind in ((bits, r"an array of uint8 \(7, 3\)"), (fixed, "dict"),
+                        (Point(bits), "Point"), ((fixed,), "a tuple of dict"),
+                        ([bits], "list")):
+        with pytest.raises(UserError, match=f"a tuple of one array .* got .*{kind}.*: leave them"):
+            interop.mlp_to_torch(params, other)
+
+
+def test_parameters_that_are_none_are_not_written():
+    for other, kind in ((mlp.init(NETWORK), "a tuple of tuple, tuple"),
+                        (list(mlp.init(NETWORK)[0]), "list"), ((np.ones(3),), "tuple of ndarray")):
+        with pytest.raises(UserError, match=f"tuple of Linear, one a layer, .* got .*{kind}"):
+            interop.mlp_to_torch(other)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_is_not_finite_comes_through(dtype):
+    network, _ = published(NETWORK)
+    with torch.no_grad():
+        network.fc2.weight[3, 4], network.fc2.weight[0, 1] = math.nan, -math.inf
+    network.to(getattr(torch, dtype))
+    params, _ = interop.mlp_from_torch(network.state_dict(), NETWORK)
+    assert params[1].weight.dtype == dtype
+    np.testing.assert_array_equal(params[1].weight, network.fc2.weight.detach().numpy())
+
+
+def test_tensors_of_a_class_of_ones_own_and_in_any_order_of_memory():
+    class Own(torch.nn.Parameter):
+        pass
+
+    Own.__module__ = "elsewhere"
+    _, named = published(NETWORK)
+    for transposed in (Own(torch.tensor(named["fc1.weight"].T.copy())).T,
+                       Own(torch.tensor(named["fc1.weight"])),
+                       np.asfortranarray(named["fc1.weight"])):
+        (first, *_), _ = interop.mlp_from_torch(named | {"fc1.weight": transposed}, NETWORK)
+        assert first.weight.flags.c_contiguous
+        np.testing.assert_array_equal(first.weight, named["fc1.weight"])
+
+
+def without_bias(named):
+    return {name: array for name, array in named.items() if not name.endswith("bias")}
+
+
+def test_biases_and_the_config():
+    _, named = published(NETWORK)
+    with pytest.raises(UserError, match=r'"fc1\.bias" of shape \(20,\) is missing .*; a network '
+                                        r"without biases needs MLPConfig\(\.\.\., bias=False\)$"):
+        interop.mlp_from_torch(without_bias(named), NETWORK)
+    with pytest.raises(UserError, match=r'"fc1\.bias" is given and the config has no biases: pass '
+                                        r"MLPConfig\(\.\.\., bias=True\), or leave"):
+        interop.mlp_from_torch(named, replace(NETWORK, bias=False))
+    params, _ = interop.mlp_from_torch(without_bias(named), replace(NETWORK, bias=False))
+    assert [p.bias for p in params] == [None] * 4
 
 
 def without(name):
@@ -371,15 +503,48 @@ def without(name):
      'the parameter "fc2.bias" of shape (15,) is missing (given: fc1.weight, '),
     (without("spec_1.weight"), UserError,
      'the parameter "spec_1.weight" of shape (20, 12) is missing (given: '),
+    (without("spec_1.weight"), UserError,
+     "; a network without routing needs MLPConfig(..., gate=None)"),
+    (lambda named: named | {"spec_1.bias": np.zeros(20)}, UserError,
+     '"spec_1.bias" is given, and routing has no bias, c = V z of eq. (4): make its layers by '
+     "torch.nn.Linear(..., bias=False)"),
+    (lambda named: {f"module.{name}": array for name, array in named.items()}, UserError,
+     '"module.fc1.weight" has a prefix before "fc1.weight": pass '
+     '{name.removeprefix("module."): array for name, array in named.items()}'),
+    (lambda named: {f"a.b.{name}": array for name, array in named.items()
+                    if name.startswith("spec")} | named, UserError, 'removeprefix("a.b.")'),
+    (lambda named: list(named.values()), UserError,
+     "arrays must be given by name, as a module's state_dict() does, got list"),
+    (lambda named: torch.nn.Linear(2, 3), UserError, "state_dict() does, got Linear"),
+    (lambda named: named | {3: named["fc1.weight"]}, UserError, 'is called "3"'),
     (lambda named: {}, UserError, "is missing (given: none)"),
     (lambda named: named | {"fc1.wieght": named["fc1.weight"]}, UserError,
      'no parameter of this MLP is called "fc1.wieght"; did you mean "fc1.weight"? (expected fc1.w'),
     (lambda named: named | {"fc5.weight": named["fc1.weight"]}, UserError, 'called "fc5.weight"'),
     (lambda named: named | {"fc1.weight": named["fc1.weight"].T}, UserError,
-     '"fc1.weight" must have shape (20, 12) for the widths (12, 20, 15, 17, 5), got (12, 20)'),
+     '"fc1.weight" must have shape (20, 12) for the widths (12, 20, 15, 17, 5), got (12, 20), '
+     "its transpose: pass it as .T"),
+    (lambda named: named | {"fc1.weight": named["fc2.weight"]}, UserError, "got (15, 20)"),
+    (lambda named: named | {"fc2.weight": named["fc2.weight"].astype(int)}, UserError,
+     '"fc2.weight" must be float32 or float64, got int64: convert it'),
+    (lambda named: {name: torch.tensor(array).half() for name, array in named.items()}, UserError,
+     '"fc1.weight" must be float32 or float64, got float16'),
+    (lambda named: named | {"fc2.bias": torch.ones(15, dtype=torch.bool)}, UserError, "got bool"),
+    (lambda named: named | {"fc2.bias": np.ones(15, complex)}, UserError, "got complex128"),
+    (lambda named: named | {"fc2.bias": np.ones(15, ">f8")}, UserError, "got >f8"),
+    (lambda named: named | {"spec_2.weight": np.ones((15, 20), "float32")}, UserError,
+     '"spec_2.weight" is float32 and "fc1.weight" float64: bring all to one dtype'),
+    (lambda named: named | {"fc1.bias": torch.ones(20, dtype=torch.bfloat16)}, UserError,
+     '"fc1.bias", a tensor of torch.bfloat16 and torch.strided, cannot be read by NumPy (Got '
+     "unsupported ScalarType BFloat16): convert it, by .float() or .to_dense()"),
+    (lambda named: named | {"fc1.bias": torch.ones(20).to_sparse()}, UserError,
+     '"fc1.bias", a tensor of torch.float32 and torch.sparse_coo, cannot be read by NumPy ('),
+    (lambda named: named | {"fc1.bias": torch.ones(20, device="meta")}, UserError,
+     '"fc1.bias", a tensor of torch.float32 and torch.strided, cannot be read by NumPy ('),
     (lambda named: named | {"spec_2.weight": torch.zeros(20, 15)}, UserError,
      '"spec_2.weight" must have shape (15, 20) for the widths (12, 20, 15, 17, 5), got (20, 15)'),
-    (lambda named: named | {"fc1.bias": [0.0] * 20}, BackendError, "got builtins.list"),
+    (lambda named: named | {"fc1.bias": [0.0] * 20}, BackendError,
+     '"fc1.bias": expected a numpy.ndarray or cupy.ndarray, got builtins.list'),
 ])
 def test_bad_parameters(change, error, message):
     _, named = published(NETWORK)
