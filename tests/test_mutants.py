@@ -243,6 +243,70 @@ MUTANTS = {
     "progress that is not told": Mutant(
         "experiments/workers.py", '        self._send("")\n', "",
         ("test_sweep", "tells_all")),
+    # --- gradient checks, names of PyTorch ------------------------------------------------------
+    "a jump taken for a derivative": Mutant(
+        "comet_np/gradcheck.py", '                if flip:\n',
+        '                if False:\n', ("test_gradcheck", "reported_with_its_margin")),
+    "nothing compared taken for right": Mutant(
+        "comet_np/gradcheck.py", 'return "UNDECIDED"',
+        'return "ok"', ("test_gradcheck", "nothing_compared or only_flips")),
+    "the best verdict for that of all": Mutant(
+        "comet_np/gradcheck.py", "return min((array.verdict",
+        "return max((array.verdict", ("test_gradcheck", "verdict_of_its_own")),
+    "cotangents of ones": Mutant(
+        "comet_np/gradcheck.py", "draw.standard_normal(like.shape)",
+        "np.ones(like.shape)", ("test_gradcheck", "cotangents_of_ones")),
+    "not a number taken for right": Mutant(
+        "comet_np/gradcheck.py", "else math.inf  # inf for NaN too",
+        "else 0.0", ("test_gradcheck", "wrong_backward_passes")),
+    "the margin of another row": Mutant(
+        "comet_np/gradcheck.py", "to_host(c)[flip.row]",
+        "to_host(c)[(0,) * len(flip.row)]", ("test_gradcheck", "reported_with_its_margin")),
+    "a step that moves nothing": Mutant(
+        "comet_np/gradcheck.py", "if not move.any():",
+        "if False:", ("test_gradcheck", "points_that_are or options")),
+    "outputs that the next call fills": Mutant(
+        "comet_np/gradcheck.py", "return y.copy(), cache",
+        "return y, cache", ("test_gradcheck", "buffers")),
+    "masks that the next call fills": Mutant(
+        "comet_np/gradcheck.py", "tree_map(lambda m: m.copy(), tuple(masks(cache)))",
+        "tuple(masks(cache))", ("test_gradcheck", "buffers")),
+    "gradients that the next call fills": Mutant(
+        "comet_np/gradcheck.py", "yield gradients.copy()",
+        "yield gradients", ("test_gradcheck", "buffers")),
+    "a forward that writes into the caller's arrays": Mutant(
+        "comet_np/gradcheck.py", "at = tree_map(lambda x: x.copy(), at)",
+        "at = at", ("test_gradcheck", "writes_into")),
+    "a forward that writes into its input": Mutant(
+        "comet_np/gradcheck.py", '_check_untouched("forward", inputs, given)',
+        "pass", ("test_gradcheck", "writes_into")),
+    "a backward that writes into its input": Mutant(
+        "comet_np/gradcheck.py", '_check_untouched("backward", inputs, given)',
+        "pass", ("test_gradcheck", "writes_into")),
+    "a backward that writes into the cache": Mutant(
+        "comet_np/gradcheck.py", '_check_untouched("backward", kept, before)',
+        "pass", ("test_gradcheck", "writes_into")),
+    "a backward that writes into the cotangent": Mutant(
+        "comet_np/gradcheck.py", "own = dy.copy()",
+        "own = dy", ("test_gradcheck", "writes_into")),
+    "a forward that draws at random": Mutant(
+        "comet_np/gradcheck.py", "CENTRAL_STEP**2 * _norm(y)",
+        "math.inf", ("test_gradcheck", "draws_at_random")),
+    "gradients of another structure": Mutant(
+        "comet_np/gradcheck.py", "if _kind(of) != _kind(gradients):",
+        "if False:", ("test_gradcheck", "gradients_that_are_refused")),
+    "the right arrays first": Mutant(
+        "comet_np/gradcheck.py", "(VERDICTS.index(array.verdict), -array.error))",
+        "-VERDICTS.index(array.verdict))", ("test_gradcheck", "wrong_ones_first")),
+    "routing weights dropped silently": Mutant(
+        "comet_np/interop/torch_mlp.py", "(routing is None or name !=",
+        '(name[:5] != "spec_" or name !=', ("test_interop", "gate_does_not_use")),
+    "kept bits under the names of a router": Mutant(
+        "comet_np/interop/torch_mlp.py", "if type(fixed) is not tuple or",
+        "if False and", ("test_interop", "without_names")),
+    "names for gates of the package only": Mutant(
+        "comet_np/interop/torch_mlp.py", "type(config.gate).init is Gate.init",
+        "not isinstance(config.gate, Routed)", ("test_interop", "gate_of_ones_own")),
 }
 
 
@@ -304,6 +368,8 @@ def hunt(request, copies):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_caught(name, hunt):
+    if MUTANTS[name].tests[0] == "test_interop":
+        pytest.importorskip("torch", reason="PyTorch, the crosscheck extra, is not installed")
     answer = hunt[name].result()
     assert answer.returncode == 1, answer.stdout  # tests failed; all else is another error
     assert " failed" in answer.stdout.splitlines()[-1]
