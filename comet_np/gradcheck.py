@@ -217,8 +217,8 @@ def check_gradients(forward: Forward, backward: Backward, at: Tree, *, full: boo
     probes : int
         How many cotangents, and how many directions in each array.
     masks : callable, optional
-        ``masks(cache) -> bool arrays``, None for a layer without; if not given, all bool arrays of
-        the cache (a tree).
+        ``masks(cache) -> bool arrays``, None for a layer without; if not given, all bool arrays in
+        the cache, a tree or lists.
     scores : callable, optional
         ``scores(at, cache) -> [(c, k), ...]`` of every mask, for the margin of a flip.
     seed : int
@@ -229,7 +229,8 @@ def check_gradients(forward: Forward, backward: Backward, at: Tree, *, full: boo
         Differences are relative to the largest of: the derivative; its typical size over
         directions and cotangents; and that at which the rounding of y alone is just tolerated.
         The tolerance lies half way, in digits, between the error of a right gradient and 1.
-        Perturbations that flip a mask are left out and reported.
+        Perturbations that flip a mask are left out and reported; an array of which that leaves none
+        is undecided, and the check then not ok.
 
     Raises
     ------
@@ -263,11 +264,17 @@ def check_gradients(forward: Forward, backward: Backward, at: Tree, *, full: boo
     _check_untouched("backward", inputs, given)
     masks = masks or _bool_arrays
     before = tree_map(lambda m: m.copy(), tuple(masks(cache)))
+    scored = None if scores is None else scores(at, cache)
+    if scored is not None and len(scored) != len(before):
+        raise UserError(f"scores must give c and k of each of the {len(before)} masks, got "
+                        f"{len(scored)}")
     checks = []
 
     for position, (name, x) in enumerate(inputs):
         squares = [_norm(gradient[position]) ** 2 for gradient in gradients]
         typical = math.sqrt(sum(squares) / (len(squares) * x.size))
+        if not complex_step:
+            _check_step(step if full else step / math.sqrt(x.size), step, name, x)
         worst = ArrayCheck(name, math.nan, tolerance, name, math.nan, math.nan, 0, ())
         compared, flips = 0, []
         for element, d in _probes(name, x, full, probes, seed):
@@ -278,33 +285,29 @@ def check_gradients(forward: Forward, backward: Backward, at: Tree, *, full: boo
                 ends = x + d, x - d
                 # The distance after rounding, so that the rounding of x is no error.
                 move = ends[0] - ends[1]
-                if not move.any():
-                    raise UserError(f"the step {step:.1e} is lost in the rounding of {name}: take "
-                                    "a larger one")
-                (above, cache_above), (below, cache_below) = (
-                    run(_replaced(at, position, end), y) for end in ends)
-                flip = (_flip(name, before, masks(cache_above))
-                        or _flip(name, before, masks(cache_below)))
+                above, moved = run(_replaced(at, position, ends[0]), y)
+                flip = _flip(name, before, masks(moved))
+                below, moved = run(_replaced(at, position, ends[1]), y)
+                flip = flip or _flip(name, before, masks(moved))
                 if flip:
-                    flips.append(flip)
+                    flips.append(flip if scored is None else
+                                 flip._replace(margin=_margin(flip, scored)))
                     continue
                 change, size = above - below, abs(above) + abs(below)
             compared += 1
             for (output, dy), gradient in zip(cotangents, gradients, strict=True):
                 dx, length = gradient[position], _norm(move)
-                numeric, analytic = float((dy * change).sum()), float((dx * move).sum())
+                with np.errstate(over="ignore", invalid="ignore"):  # of a wrong dx, infinity * 0
+                    numeric, analytic = float((dy * change).sum()), float((dx * move).sum())
                 scale = max(abs(numeric), typical * length,
                             EPS * float((abs(dy) * size).sum()) / tolerance)
                 error = abs(numeric - analytic)
-                if error:
-                    error = error / scale if error < math.inf else math.inf  # inf for NaN too
+                if error:  # inf for NaN too, and where typical overflows
+                    error = error / scale if error < math.inf > scale else math.inf
                 if not error <= worst.error:
                     place = f"d y{output} / d {name}{element}" if full else name
                     worst = worst._replace(error=error, place=place, numeric=numeric / length,
                                            analytic=analytic / length)
-        if flips and scores:
-            scored = scores(at, cache)
-            flips = [_with_margin(flip, scored, len(before)) for flip in flips]
         checks.append(worst._replace(compared=compared, flips=tuple(flips)))
     return GradientCheck(tolerance, tuple(checks))
 
@@ -331,6 +334,14 @@ def _check_point(inputs: Sequence[tuple[str, Array]]) -> None:
                             f"{x.shape}: leave it out")
         if not _finite(x):
             raise UserError(f"{name} is not finite: choose a point where it is")
+
+
+def _check_step(moves: float, step: float, name: str, x: Array) -> None:
+    """Raise a UserError unless each element of x can move so far."""
+    largest = float(abs(x).max())
+    if moves < EPS * largest:
+        raise UserError(f"the step {step:.1e} is lost in the rounding of {name}, whose largest "
+                        f"element is {largest:.1e}: take a larger one")
 
 
 def _checked(result: Any, x: Array, *like: Array) -> tuple[Array, Any]:
@@ -391,13 +402,15 @@ def _probes(name: str, like: Array, full: bool, probes: int,
 
 
 def _norm(a: Array) -> float:
-    return math.sqrt(float((a * a).sum()))
+    with np.errstate(over="ignore"):
+        return math.sqrt(float((a * a).sum()))
 
 
 def _all_gradients(backward: Backward, cotangents: Sequence[Array], cache: Any,
                    at: Tree) -> list[list[Array]]:
     """Return the gradients of each cotangent, in the order of the leaves of `at`."""
-    kept = [(name, a) for name, a in named_leaves(cache, "cache") if type(a) in BACKENDS]
+    kept = [(name, a) for name, a in named_leaves(_tree(cache), "cache")
+            if type(a) in BACKENDS]
     before = [a.copy() for _, a in kept]
     gradients = []
     for dy in cotangents:
@@ -445,7 +458,17 @@ def _imaginary(run: Callable[..., tuple[Array, Any]], at: Tree, position: int, d
 
 
 def _bool_arrays(cache: Any) -> list[Array]:
-    return [leaf for leaf in leaves(cache) if getattr(leaf, "dtype", None) == "bool"]
+    return [leaf for leaf in leaves(_tree(cache)) if getattr(leaf, "dtype", None) == "bool"]
+
+
+def _tree(cache: Any) -> Tree:
+    """Return a cache with its lists as tuples, so that it is a tree."""
+    if isinstance(cache, dict):
+        return {name: _tree(branch) for name, branch in cache.items()}
+    if isinstance(cache, list | tuple):
+        branches = tuple(map(_tree, cache))
+        return type(cache)(*branches) if hasattr(cache, "_fields") else branches
+    return cache
 
 
 def _flip(name: str, before: Sequence[Array | None],
@@ -466,10 +489,8 @@ def _flip(name: str, before: Sequence[Array | None],
     return None
 
 
-def _with_margin(flip: Flip, scores: Sequence[tuple[Array, int]], masks: int) -> Flip:
-    """Return the flip with its margin, by the scores of each of so many masks."""
-    if len(scores) != masks:
-        raise UserError(f"scores must give c and k of each of the {masks} masks, got {len(scores)}")
+def _margin(flip: Flip, scores: Sequence[tuple[Array, int]]) -> float:
+    """Return by how much the k-th largest score of the flip's row exceeds the (k+1)-th."""
     c, k = scores[flip.mask]
     descending = np.sort(backend_of(c).to_host(c)[flip.row])[::-1]
-    return flip._replace(margin=float(descending[k - 1] - descending[k]))  # k = N never flips
+    return float(descending[k - 1] - descending[k])  # k = N never flips

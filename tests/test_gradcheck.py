@@ -73,6 +73,10 @@ WRONG = {
         W=np.full((4, 3), np.nan)), "W"),
     "infinite": (lambda dy, cache, at: backward(dy, cache, at)._replace(
         W=np.full((4, 3), np.inf)), "W"),
+    "infinite in one element": (lambda dy, cache, at: backward(dy, cache, at)._replace(
+        W=np.where(np.arange(12).reshape(4, 3) == 7, np.inf, 0)), "W"),
+    "so large that its square overflows": (lambda dy, cache, at: backward(dy, cache, at)._replace(
+        W=np.full((4, 3), 1e200)), "W"),
     "a sign": (lambda dy, cache, at: Point(*(-g for g in backward(dy, cache, at))), None),
 }
 
@@ -82,8 +86,7 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_backward_passes_fail_where_they_are_wrong(wrong, complex_step, full, at):
     mutant, place = WRONG[wrong]
-    with np.errstate(invalid="ignore"):  # of infinity times 0
-        result = check_gradients(forward, mutant, at, full=full, complex_step=complex_step)
+    result = check_gradients(forward, mutant, at, full=full, complex_step=complex_step)
     assert not result.ok
     assert str(result).startswith("WRONG: relative error ")
     if place and not full:
@@ -178,9 +181,9 @@ def test_buffers_that_are_filled_anew_by_each_call():
     def gradient(dy, cache, at):
         return {"x": np.multiply(dy, cache.m, out=dx)}
 
-    result = check_gradients(fill, gradient, {"x": np.array([1, -1, 1e-7, 2])}, full=True)
+    result = check_gradients(fill, gradient, {"x": np.array([1, -1e-7, 1e-7, 2])}, full=True)
     assert result.ok, result
-    assert [flip.neurons for flip in result.flips] == [(2,)]
+    assert [flip.neurons for flip in result.flips] == [(1,), (2,)]
 
 
 def test_a_point_of_one_number():
@@ -206,7 +209,10 @@ BAD_POINTS = {
                     r"^W has no elements .* its shape is \(0, 3\): leave it out"),
     "no arrays": (lambda at: Point(None, ()), "no array in `at`"),
     "too large to move": (lambda at: at._replace(x=1e12 * (1 + at.x**2)),
-                          r"^the step 6\.1e-06 is lost in the rounding of x: take a larger one"),
+                          r"^the step 6\.1e-06 is lost in the rounding of x, .* take a larger one"),
+    "one element too large to move": (
+        lambda at: at._replace(W=np.where(at.W < at.W.max(), at.W, -1e12)),
+        r"^the step 6\.1e-06 is lost in the rounding of W, whose largest element is 1\.0e\+12"),
 }
 
 
@@ -412,6 +418,23 @@ def test_a_flip_is_reported_with_its_margin():
     assert flip.margin == pytest.approx(GAP, rel=1e-6)
     assert "moving x flips mask 0 in row (1,), neurons 2, 3, margin 1.0e-07" in str(result)
     assert "2 mask flips" in result.summary
+
+
+def test_masks_in_lists_of_the_cache_are_seen():
+    def listed(at):
+        y, cache = capped(at)
+        return y, [{"masks": [cache]}]
+
+    def gradient(dy, cache, at, write=0):
+        cache[0]["masks"][0].m[0, :2] ^= bool(write)
+        return {"x": dy * cache[0]["masks"][0].m}
+
+    result = check_gradients(listed, gradient, {"x": NEARLY_TIED}, full=True)
+    assert result.ok
+    assert len(result.flips) == 2
+    with pytest.raises(UserError, match=r"^backward writes into cache\[0\]\.masks\[0\]\.m, "):
+        check_gradients(listed, lambda *given: gradient(*given, write=1), {"x": NEARLY_TIED},
+                        probes=1)
 
 
 def test_masks_that_are_not_in_the_cache_can_be_given():

@@ -257,13 +257,13 @@ MUTANTS = {
         "comet_np/gradcheck.py", "draw.standard_normal(like.shape)",
         "np.ones(like.shape)", ("test_gradcheck", "cotangents_of_ones")),
     "not a number taken for right": Mutant(
-        "comet_np/gradcheck.py", "else math.inf  # inf for NaN too",
-        "else 0.0", ("test_gradcheck", "wrong_backward_passes")),
+        "comet_np/gradcheck.py", "< math.inf > scale else math.inf",
+        "< math.inf > scale else 0.0", ("test_gradcheck", "wrong_backward_passes")),
     "the margin of another row": Mutant(
         "comet_np/gradcheck.py", "to_host(c)[flip.row]",
         "to_host(c)[(0,) * len(flip.row)]", ("test_gradcheck", "reported_with_its_margin")),
     "a step that moves nothing": Mutant(
-        "comet_np/gradcheck.py", "if not move.any():",
+        "comet_np/gradcheck.py", "if moves < EPS * largest:",
         "if False:", ("test_gradcheck", "points_that_are or options")),
     "outputs that the next call fills": Mutant(
         "comet_np/gradcheck.py", "return y.copy(), cache",
