@@ -325,6 +325,8 @@ def _check_point(inputs: Sequence[tuple[str, Array]]) -> None:
     if not inputs:
         raise UserError("there is no array in `at` by which to differentiate")
     for name, x in inputs:
+        if isinstance(x, list):
+            raise UserError(f"{name} is a list: make it an array, or a tuple of arrays")
         _check_array(name, x, inputs[0][1])
         if x.dtype != "float64":
             raise UserError(f"gradients are checked in float64, got {x.dtype} for {name}: convert "
