@@ -8,7 +8,7 @@ from ..errors import UserError
 from ..models import module_of
 from ..models.mlp import MLPConfig
 from ..tree import named_leaves, tree_map
-from .torch_mlp import mlp_from_torch, mlp_to_torch
+from .torch_mlp import has_names, mlp_from_torch, mlp_to_torch
 
 __all__ = ["mlp_from_torch", "mlp_to_torch", "named_weights", "weights_of"]
 
@@ -16,17 +16,12 @@ Array = Any
 Tree = Any
 
 
-def _has_published_names(config: Any) -> bool:
-    return isinstance(config, MLPConfig) and (
-        config.gate is None or config.gate.shapes(config.widths) is not None)
-
-
 def named_weights(params: Tree, fixed: Tree, config: Any) -> dict[str, Array]:
     """Return all weights of a model, by the published names of its parameters if it has any.
 
     A model of one's own names them by their places, as ``"params.block.weight"``.
     """
-    if _has_published_names(config):
+    if isinstance(config, MLPConfig) and has_names(config):
         return mlp_to_torch(params, fixed)
     return dict(named_leaves({"params": params, "fixed": fixed}))
 
@@ -39,7 +34,7 @@ def weights_of(named: Mapping[str, Array], config: Any) -> tuple[Tree, Tree]:
     UserError
         If a name is missing or unknown, or a shape does not fit.
     """
-    if _has_published_names(config):
+    if isinstance(config, MLPConfig) and has_names(config):
         return mlp_from_torch(named, config)
     params, fixed = module_of(config).init(config)
     like = {"params": params, "fixed": fixed}

@@ -74,6 +74,12 @@ def mlp_from_torch(named: Mapping[str, Array], config: MLPConfig) -> tuple[Param
     return params, tuple(arrays[name] for name in wanted if name.startswith("spec_"))
 
 
+def has_names(config: MLPConfig) -> bool:
+    """Return whether all weights of this MLP have published names, the gate's fixed ones too."""
+    gate = config.gate
+    return gate is None or type(gate).init is Gate.init or _routing_shapes(config) is not None
+
+
 def _routing_shapes(config: MLPConfig) -> tuple[Shape, ...] | None:
     """Return the shapes of the gate's fixed weights; None if it has none that go by these names."""
     if config.gate is None or type(config.gate).init is Gate.init:
