@@ -71,11 +71,10 @@ class GridConfig:
             steps = self.training.epochs * math.ceil(
                 min(self.train or sizes.examples, sizes.examples) / self.training.examples_a_step)
             schedule(self.training.schedule, 0, steps, self.training.warmup)  # if it does not fit
-        if not self.seed_numbers or min(self.seed_numbers) < 0:
-            raise UserError("an experiment needs at least 1 seed, each 0 or more, got seeds = "
-                            f"{self.seeds}")
-        if len(set(self.seed_numbers)) < len(self.seed_numbers):
-            raise UserError(f"each seed can be given once, got {self.seeds}")
+        seeds = (self.seeds - 1,) if isinstance(self.seeds, int) else self.seeds
+        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+            raise UserError("an experiment needs at least 1 seed, each 0 or more and given once, "
+                            f"got seeds = {self.seeds}")
         count = (len(self.seed_numbers) * len(self.datasets) * len(self.widths) * len(self.models)
                  * len(self.p_k))
         if count > MOST_CELLS or self.layers > MOST_LAYERS:

@@ -291,6 +291,37 @@ def test_the_table_says_when_comet_is_worse(tmp_path):
     assert found["arm"][-7:] == ["150.0", "%", "more", "error", "1", "of", "3"]
 
 
+def test_the_table_says_when_there_is_no_difference(tmp_path):
+    """As without a hidden layer, where all models are one."""
+    finish(CONFIG, tmp_path, {("arm", model): [[1.0, 0.5, 0.4, 0.3]] for model in CONFIG.models})
+    assert rows(CONFIG, tmp_path)["arm"][-5:] == ["no", "difference", "0", "of", "1"]
+
+
+def test_seeds_may_be_listed(tmp_path):
+    config = replace(CONFIG, seeds=(2, 0))
+    assert [cell.spec.run.seed for cell in cells(config)][::4] == [2, 0]
+    finish(CONFIG, tmp_path, CURVES)
+    assert rows(config, tmp_path)["glyphs"] == ["0.600", "(0.500-0.700)", "0.575", "(0.500-0.650)",
+                                                "-2.5", "points", "0", "of", "2"]
+
+
+def test_the_task_of_ones_own_names_its_metric(tmp_path):
+    finish(CONFIG, tmp_path, CURVES)
+    assert grid_report.table(CONFIG, tmp_path).splitlines()[-1] == (
+        "validation MSE (fraction of variance), or validation accuracy: best, mean over seeds "
+        "(lowest-highest)")
+
+
+@pytest.mark.parametrize(("lead", "deep"), [(1, False), (-2, False), (30, True)])
+def test_a_lead_alone_in_its_panel_is_as_deep_as_it_is_large(tmp_path, saved, lead, deep):
+    config = replace(CONFIG, datasets=("glyphs",), seeds=1)
+    finish(config, tmp_path, {("glyphs", "standard"): [[0.5] * 4],
+                              ("glyphs", "comet"): [[0.5 + lead / 100] * 4]})
+    grid_report.draw(config, tmp_path, "grid")
+    image, = saved[0].axes[-1].images
+    assert (abs(image.norm(lead) - 0.5) > 0.4) == deep
+
+
 def test_a_lead_is_over_the_seeds_that_both_have(tmp_path):
     """Here the last one; all that is finished has its best value."""
     finish(CONFIG, tmp_path, {("glyphs", "standard"): ([0.1, 0.5, 0.4, 0.3], None, [0.2] * 4),
