@@ -1,9 +1,9 @@
 """The benchmark, and its CPU form: every framework in processes of its own, in turn."""
 
-import json
+import functools
+import math
 import os
 import platform
-import statistics
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,132 +15,150 @@ from ..errors import UserError, unknown
 from ..experiments.experiment import columns, make_folder
 from . import gpu
 from .cpu_workers import KWTA_K, KWTA_N, KWTA_ROWS, P_K
-from .ratios import (
-    Ratio,
-    Times,
-    draw,
-    in_a_process,
-    milliseconds,
-    print_settings,
-    show_progress,
-)
+from .processes import Results, in_a_process, own_compile_cache, show_progress
+from .ratios import NO_GOAL, Point, Row, draw, print_settings, shown
 
 WIDTHS = {"smoke": (100,), "full": (100, 500, 1000, 3000)}
 BATCHES = {"smoke": (32,), "full": (32, 128)}
 SECONDS = {"smoke": 0.05, "full": 0.5}  # a timing, before its median is taken
+PEERS = {"pytorch": "PyTorch", "jax": "jax.jit"}  # as the tables say
+PACKAGES = {"pytorch": "torch", "jax": "jax"}
 # Our time over PyTorch's, or over the other quantity named: what we set out to reach.
 GOALS: dict[str, Any] = {
-    "comet": {32: 0.60, 128: 0.75}, "cached": {32: 0.45, 128: 0.60}, "standard": 1.0,
-    "cached/standard": 1.05, "step/products": 1.20, "kwta": 1 / 20, "memory": 1.0}
+    "comet": {32: 0.60, 128: 0.75}, "cached": {32: 0.45, 128: 0.60},
+    "standard": {32: 1.0, 128: 1.0}, "cached/standard": 1.05, "comet/products": 1.20,
+    "kwta": 1 / 20, "memory": 1.0}
 
 
-def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
-        compiled: bool) -> None:
-    """Measure, print the table, and write ``bench.json`` and ``bench.png`` into `out`."""
+def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None, compiled: bool,
+        limit: float) -> bool:
+    """Measure, print the tables, and write ``bench.json`` and ``bench.png`` into `out`.
+
+    ``bench.json`` is written after each worker. Return whether all workers, none of which may take
+    more than `limit` seconds, returned their times.
+    """
     if preset not in SECONDS:
         raise unknown("preset", preset, SECONDS)
-    if repeats < 1:
-        raise UserError(f"--repeats must be at least 1, got {repeats}")
+    for flag, value in (("--repeats", repeats), ("--threads", threads)):
+        if value is not None and value < 1:
+            raise UserError(f"{flag} must be at least 1, got {value}")
+    if not 0 < limit < math.inf:
+        raise UserError(f"--limit takes seconds, more than 0, got {limit:g}")
     make_folder(out)
-    try:
-        torch_version = metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        raise UserError('the benchmark compares with PyTorch: pip install "comet-np[crosscheck]"'
-                        ) from None
     if get_backend(backend).waits:
-        gpu.run(preset, out, repeats, compiled)
-        return
+        return gpu.run(preset, out, repeats, compiled, limit)
     threads = threads or usable_threads()
+    versions, missing = {}, {}
+    for peer, package in PACKAGES.items():
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            missing[peer] = 'not installed: pip install "comet-np[crosscheck]"'
     settings = {
         "machine": processor(), "cores": os.cpu_count(), "threads": threads,
         "python": platform.python_version(), "numpy": metadata.version("numpy"),
-        "scipy": metadata.version("scipy"), "torch": torch_version,
+        "scipy": metadata.version("scipy"), **versions,
         "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE", "not set"),
         "pytorch settings": f"eager, float32, torch.set_num_threads({threads}), torch.optim.SGD; "
                             "compiled: torch.compile with its defaults",
-        "repeats": repeats, "preset": preset}
+        "jax settings": "one jax.jit of value_and_grad and SGD, float32, parameters donated, "
+                        f"compiled before; NPROC and PJRT_NPROC are {threads}, which XLA's threads "
+                        "follow (not OMP_NUM_THREADS, nor XLA_FLAGS); its top-k has one thread",
+        "repeats": repeats, "seconds a worker": f"at most {limit:g}", "preset": preset}
     print_settings(settings)
-    times = _measure(preset, repeats, threads, compiled)
-    (out / "bench.json").write_text(
-        json.dumps({"settings": settings, "times": times}, indent=1) + "\n")
-    print(report(times))
-    points = [(N, B, p_k, row) for N, B in _cells(times) for p_k, row in ratios(times, N, B)]
-    title = (f"training step 3072-N-N-N-10, softplus, SGD; {settings['machine']}, "
-             f"{threads} threads, PyTorch {torch_version}")
-    print(f"figure: {draw(points, title, out / 'bench.png')}")
+    environment = {"JAX_PLATFORMS": "cpu"} | {name: str(threads) for name in (
+        "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "PJRT_NPROC")}
+    with own_compile_cache() as cache:
+        worker = functools.partial(in_a_process, "cpu_workers", environment | cache, limit)
+        results = Results(out / "bench.json", settings,
+                          lambda work, N, B: worker(work, N, B, SECONDS[preset]))
+        results.left_out.update(missing)
+        measure(results, preset, repeats, compiled)
+    print(report(results, preset))
+    points: list[Point] = [(N, B, p_k, row) for N, B in cells(preset)
+                           for p_k, row in ratios(results, N, B)]
+    title = (f"training step 3072-N-N-N-10, softplus, SGD; {settings['machine']}, {threads} "
+             f"threads, {', '.join(f'{name} {version}' for name, version in versions.items())}")
+    print(draw(points, {"PyTorch": "eager PyTorch", "jax.jit": "jax.jit"}, title,
+               out / "bench.png"))
+    return results.all_ran
 
 
-def _measure(preset: str, repeats: int, threads: int, compiled: bool) -> Times:
-    seconds = SECONDS[preset]
-    largest = max(WIDTHS[preset])
-    environment = {name: str(threads) for name in
-                   ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    times: Times = {}
+def cells(preset: str) -> list[tuple[int, int]]:
+    """Return the widths and batch sizes of a preset."""
+    return [(N, B) for N in WIDTHS[preset] for B in BATCHES[preset]]
+
+
+def measure(results: Results, preset: str, repeats: int, compiled: bool) -> None:
+    """Run all workers, those of each repeat in turn."""
+    frameworks = ["ours", *(peer for peer in PEERS if peer not in results.left_out)]
+    largest = max(cells(preset))
     for repeat in range(repeats):
-        plan = [(work, N, B) for N in WIDTHS[preset] for B in BATCHES[preset]
-                for work in ("ours", "pytorch", "products")]
-        plan += [(work, largest, max(BATCHES[preset])) for work in ("memory_ours",
-                                                                    "memory_pytorch")]
-        plan += [(work, KWTA_N, KWTA_ROWS) for work in ("kwta_ours", "kwta_pytorch")]
-        if compiled and repeat == 0:
-            plan += [("pytorch_compiled", N, B) for N in WIDTHS[preset] for B in BATCHES[preset]]
+        plan = [(work, N, B) for N, B in cells(preset) for work in (*frameworks, "products")]
+        plan += [(f"memory_{name}", *largest) for name in frameworks]
+        plan += [(f"kwta_{name}", KWTA_N, KWTA_ROWS) for name in frameworks]
+        if compiled and repeat == 0 and "pytorch" in frameworks:
+            plan += [("pytorch_compiled", N, B) for N, B in cells(preset)]
         for work, N, B in plan:
             show_progress(f"repeat {repeat + 1} of {repeats}: {work} N = {N} batch {B}")
-            for name, value in in_a_process("cpu_workers", environment, work, N, B,
-                                            seconds).items():
-                times.setdefault(f"{work} {N} {B} {name}", []).append(value)
+            results.add(work, N, B)
     show_progress("")
-    return times
 
 
-def ratios(times: Times, N: int, B: int) -> list[tuple[float, dict[str, Ratio]]]:
-    """Return, for each p_k, the ratios of one network and batch size by the names of GOALS."""
-
-    def of(work: str, name: str) -> list[float]:
-        return times[f"{work} {N} {B} {name}"]
-
+def ratios(results: Results, N: int, B: int) -> list[tuple[float, Row]]:
+    """Return, for each p_k, the ratios of one network and batch size, as "comet/PyTorch"."""
     rows = []
     for p_k in P_K:
-        comet, cached = of("ours", f"comet {p_k}"), of("ours", f"cached {p_k}")
-        standard = of("ours", "standard")
-        row = {"comet": Ratio(comet, of("pytorch", f"comet {p_k}"), GOALS["comet"][B]),
-               "cached": Ratio(cached, of("pytorch", f"comet {p_k}"), GOALS["cached"][B]),
-               "standard": Ratio(standard, of("pytorch", "standard"), GOALS["standard"]),
-               "cached/standard": Ratio(cached, standard, GOALS["cached/standard"])}
-        goal = GOALS["step/products"] if N >= 1000 else float("inf")
-        row["step/products"] = Ratio(comet, of("products", "comet"), goal)
-        row["cached/products"] = Ratio(cached, of("products", "standard"), goal)
-        rows.append((p_k, row))
+        models = {name: f"ours {N} {B} {key}" for name, key in (
+            ("comet", f"comet {p_k}"), ("cached", f"cached {p_k}"), ("standard", "standard"))}
+        pairs = {}
+        for peer, label in PEERS.items():
+            for model, ours in models.items():
+                theirs = "standard" if model == "standard" else f"comet {p_k}"
+                pairs[f"{model}/{label}"] = (ours, f"{peer} {N} {B} {theirs}",
+                                             GOALS[model][B] if peer == "pytorch" else NO_GOAL)
+        products = f"products {N} {B}"
+        rows.append((p_k, results.ratios(pairs | {
+            "cached/standard": (models["cached"], models["standard"],
+                                GOALS["cached/standard"]),
+            "comet/products": (models["comet"], f"{products} comet",
+                               GOALS["comet/products"] if N >= 1000 else NO_GOAL),
+            "cached/products": (models["cached"], f"{products} standard", NO_GOAL)})))
     return rows
 
 
-def _cells(times: Times) -> list[tuple[int, int]]:
-    return sorted({(int(N), int(B)) for key in times for work, N, B, *_ in [key.split()]
-                   if work == "ours"})
-
-
-def report(times: Times) -> str:
-    """Return the tables: steps, memory, and the k-winner-take-all mask alone."""
-    rows: list[tuple[str, ...]] = [
-        ("N, batch, p_k", "ours ms", "cached ms", "PyTorch ms", "compiled ms", "ours/PyTorch",
-         "cached/PyTorch", "standard/PyTorch", "cached/standard", "ours/products",
-         "cached/products")]
-    for N, B in _cells(times):
-        for p_k, row in ratios(times, N, B):
-            keys = (f"ours {N} {B} comet {p_k}", f"ours {N} {B} cached {p_k}",
-                    f"pytorch {N} {B} comet {p_k}", f"pytorch_compiled {N} {B} comet {p_k}")
-            rows.append((f"{N}, {B}, {p_k}", *(milliseconds(times, key) for key in keys),
-                         *map(str, row.values())))
-    lines = [columns(rows), "ratio of medians (lowest-highest of the repeats); * misses the goal: "
-             "ours 0.60 (batch 32), 0.75 (128); cached 0.45, 0.60; standard 1.0; cached/standard "
-             "1.05; products 1.20 from N = 1000"]
-    for title, prefix, goal, unit in (
-            (f"k-winner-take-all {KWTA_ROWS} x {KWTA_N}, k = {KWTA_K}", "kwta", GOALS["kwta"],
-             "ms"), ("peak memory of a training process", "memory", GOALS["memory"], "MiB")):
-        ours, theirs = (next(v for key, v in times.items() if key.startswith(f"{prefix}_{who} "))
-                        for who in ("ours", "pytorch"))
-        ratio = Ratio(ours, theirs, goal)
-        lines.append(f"{title}: ours {statistics.median(ours):.1f} {unit}, PyTorch "
-                     f"{statistics.median(theirs):.1f} {unit}, ratio {ratio.value:.3f}"
-                     f"{' *' if ratio.value > goal else ''}")
-    return "\n".join(lines)
+def report(results: Results, preset: str) -> str:
+    """Return the tables: times and ratios of steps, memory, and the mask alone."""
+    works = {"comet": "ours {} comet {}", "cached": "ours {} cached {}",
+             "standard": "ours {} standard", "PyTorch": "pytorch {} comet {}",
+             "compiled": "pytorch_compiled {} comet {}", "jax.jit": "jax {} comet {}",
+             "PyTorch standard": "pytorch {} standard", "jax.jit standard": "jax {} standard"}
+    ratio_names = [[f"{model}/{peer}" for peer in PEERS.values()
+                    for model in ("comet", "cached", "standard")],
+                   ["cached/standard", "comet/products", "cached/products"]]
+    heads = [list(works), *ratio_names]
+    tables = [[["N, batch, p_k", *head]] for head in heads]
+    for N, B in cells(preset):
+        for p_k, row in ratios(results, N, B):
+            times = [results.shown(key.format(f"{N} {B}", p_k)) for key in works.values()]
+            for table, values in zip(tables, (times, *(shown(row, *names)
+                                                       for names in ratio_names)), strict=True):
+                table.append([f"{N}, {B}, {p_k}", *values])
+    lines = ["training step of 3072-N-N-N-10, softplus: ms, then ratios",
+             *map(columns, tables),
+             "ratio of medians (lowest-highest of the repeats); * misses the goal: PyTorch "
+             "0.60 (batch 32), 0.75 (128); cached 0.45, 0.60; standard 1.0; cached/standard "
+             "1.05; products 1.20 from N = 1000", ""]
+    for title, work, key, unit in (
+            (f"k-winner-take-all {KWTA_ROWS} x {KWTA_N}, k = {KWTA_K}", "kwta",
+             f"{KWTA_N} {KWTA_ROWS} kwta", "ms"),
+            ("peak memory of a training process", "memory",
+             "{} {} peak MiB".format(*max(cells(preset))), "MiB")):
+        ours = f"{work}_ours {key}"
+        parts = [f"ours {results.shown(ours)}"]
+        for peer, label in PEERS.items():
+            theirs, goal = f"{work}_{peer} {key}", GOALS[work] if peer == "pytorch" else NO_GOAL
+            ratio = results.ratios({label: (ours, theirs, goal)})
+            parts.append(f"{label} {results.shown(theirs)}, ratio {shown(ratio, label)[0]}")
+        lines.append(f"{title}, {unit}: {'; '.join(parts)}")
+    return "\n".join([*lines, *results.why_left_out()])

@@ -4,6 +4,7 @@ Each work prints one line of JSON: milliseconds a call (the median of many calls
 """
 
 import json
+import os
 import resource
 import statistics
 import sys
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from ..errors import UserError
 
 P_K = (0.1, 0.5, 0.9)
 INPUTS, CLASSES, HIDDEN = 3072, 10, 3
@@ -22,6 +25,11 @@ KWTA_ROWS, KWTA_N, KWTA_K = 4096, 3000, 1500
 def widths(N: int) -> tuple[int, ...]:
     """Return the layer sizes of the benchmarked network, 3072-N-N-N-10."""
     return (INPUTS, *[N] * HIDDEN, CLASSES)
+
+
+def active(N: int, p_k: float) -> int:
+    """Return k as the published code has it."""
+    return max(1, int(p_k * N))
 
 
 def median_ms(call: Callable[[], Any], seconds: float) -> float:
@@ -117,7 +125,7 @@ def torch_network(N: int) -> tuple[Any, Callable[[Any, float | None], Any]]:
         for layer in range(HIDDEN):
             if p_k is not None:
                 c = spec[layer](z)
-                kth = torch.topk(c, max(1, int(p_k * N)), dim=1).values[:, -1:]
+                kth = torch.topk(c, active(N, p_k), dim=1).values[:, -1:]
                 m = (c >= kth).to(c.dtype)
                 z = m * c
             x = F.softplus(fc[layer](x))
@@ -129,8 +137,6 @@ def torch_network(N: int) -> tuple[Any, Callable[[Any, float | None], Any]]:
 
 
 def _torch_step(N: int, B: int, p_k: float | None, compiled: bool, seconds: float) -> float:
-    import os
-
     import torch
     from torch.nn import functional as F
 
@@ -148,6 +154,104 @@ def _torch_step(N: int, B: int, p_k: float | None, compiled: bool, seconds: floa
         return loss.item()
 
     return median_ms(step, seconds)
+
+
+def jax(N: int, B: int, seconds: float) -> dict[str, float]:
+    """Time the same training step under jax.jit, compiled before."""
+    times = {"standard": _jax_step(N, B, None, seconds)}
+    return times | {f"comet {p_k}": _jax_step(N, B, p_k, seconds) for p_k in P_K}
+
+
+def jax_weights(N: int) -> tuple[Any, Any]:
+    """Return JAX's trained layers (W, b), y = x W + b, and the routing's V, drawn as PyTorch's."""
+    from jax import numpy as jnp
+
+    random = np.random.default_rng(0)
+
+    def draw(n_in: int, *shape: int) -> Any:
+        return jnp.asarray(random.uniform(-1, 1, shape) / n_in**0.5, dtype="float32")
+
+    shapes = list(zip(widths(N), widths(N)[1:], strict=False))
+    return ([(draw(n_in, n_in, n), draw(n_in, n)) for n_in, n in shapes],
+            [draw(n_in, n_in, n) for n_in, n in shapes[:-1]])
+
+
+def jax_network(params: Any, V: Any, x: Any, k: int | None) -> tuple[Any, list[tuple[Any, Any]]]:
+    """Return the published network's outputs, and the scores and masks of its layers.
+
+    It runs without routing, as the standard model, where k is None.
+    """
+    from jax.nn import softplus
+
+    z, routed = x, []
+    for layer, (W, b) in enumerate(params[:-1]):
+        x = softplus(x @ W + b)
+        if k is not None:
+            c = z @ V[layer]
+            m = c >= jax_kth_largest(c, k)
+            z, x = m * c, m * x
+            routed.append((c, m))
+    W, b = params[-1]
+    return x @ W + b, routed
+
+
+def jax_kth_largest(c: Any, k: int) -> Any:
+    """Return the k-th largest score of each row, (B, 1), by the fastest plain form.
+
+    The smallest of the k largest; or, where these are more than half of the row, by the partition,
+    for which JAX takes the N - k + 1 smallest. Both are XLA's top-k; ``top_k(c, k)[0][:, -1:]``
+    is not, since XLA makes a whole sort of it, two to six times as slow at N = 1000.
+    """
+    from jax import lax
+    from jax import numpy as jnp
+
+    N = c.shape[1]
+    if 2 * k <= N:
+        return lax.top_k(c, k)[0].min(axis=1, keepdims=True)
+    return jnp.partition(c, N - k, axis=1)[:, N - k, None]
+
+
+def jax_step(k: int | None) -> Any:
+    """Return the compiled step (params, V, x, y) -> (params, loss), its parameters donated."""
+    import jax
+    from jax import numpy as jnp
+
+    def loss(params: Any, V: Any, x: Any, y: Any) -> Any:
+        log_p = jax.nn.log_softmax(jax_network(params, V, x, k)[0])
+        return -jnp.take_along_axis(log_p, y[:, None], axis=1).mean()
+
+    def step(params: Any, V: Any, x: Any, y: Any) -> Any:
+        value, gradients = jax.value_and_grad(loss)(params, V, x, y)
+        return jax.tree.map(lambda p, g: p - LR * g, params, gradients), value
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def _jax_step(N: int, B: int, p_k: float | None, seconds: float) -> float:
+    import jax
+
+    k = None if p_k is None else active(N, p_k)
+    params, V = jax_weights(N)
+    x, y = map(jax.numpy.asarray, batch(B))
+    if k is not None:
+        check_masks(jax.jit(jax_network, static_argnames="k")(params, V, x, k)[1], k)
+    compiled = jax_step(k)
+
+    def step() -> float:
+        nonlocal params
+        params, loss = jax.block_until_ready(compiled(params, V, x, y))
+        return float(loss)
+
+    return median_ms(step, seconds)
+
+
+def check_masks(routed: list[tuple[Any, Any]], k: int) -> None:
+    """Raise UserError unless each (scores, mask) follows the published rule."""
+    for scores, mask in routed:
+        c = np.asarray(scores)
+        if not np.array_equal(mask, c >= np.sort(c, axis=1)[:, -k, None]):
+            raise UserError(f"jax.jit's masks are not those of the published rule, c >= the {k}-th "
+                            "largest c: its times would mean nothing")
 
 
 def products(N: int, B: int, seconds: float) -> dict[str, float]:
@@ -203,6 +307,12 @@ def memory_pytorch(N: int, B: int, seconds: float) -> dict[str, float]:
     return {"peak MiB": _peak_mib()}
 
 
+def memory_jax(N: int, B: int, seconds: float) -> dict[str, float]:
+    """Return the peak memory of a process that compiles and trains JAX's COMET model, in MiB."""
+    _jax_step(N, B, 0.5, seconds)
+    return {"peak MiB": _peak_mib()}
+
+
 def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -218,8 +328,6 @@ def kwta_ours(N: int, B: int, seconds: float) -> dict[str, float]:
 
 def kwta_pytorch(N: int, B: int, seconds: float) -> dict[str, float]:
     """Time the published form: torch.topk, then >= the k-th value."""
-    import os
-
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -229,9 +337,22 @@ def kwta_pytorch(N: int, B: int, seconds: float) -> dict[str, float]:
         lambda: scores >= torch.topk(scores, k, dim=1).values[:, -1:], seconds)}
 
 
-WORKS = {work.__name__: work for work in (ours, pytorch, pytorch_compiled, products, memory_ours,
-                                          memory_pytorch, kwta_ours, kwta_pytorch)}
+def kwta_jax(N: int, B: int, seconds: float) -> dict[str, float]:
+    """Time the same mask under jax.jit."""
+    import jax
+
+    mask = jax.jit(lambda c: c >= jax_kth_largest(c, N // 2))
+    scores = jax.numpy.asarray(np.random.default_rng(0).standard_normal((B, N), dtype="float32"))
+    return {"kwta": median_ms(lambda: jax.block_until_ready(mask(scores)), seconds)}
+
+
+WORKS = {work.__name__: work for work in (
+    ours, pytorch, pytorch_compiled, jax, products, memory_ours, memory_pytorch, memory_jax,
+    kwta_ours, kwta_pytorch, kwta_jax)}
 
 if __name__ == "__main__":
+    from .processes import end_with_the_parent
+
+    end_with_the_parent()
     name, N, B, seconds = sys.argv[1:]
     print(json.dumps(WORKS[name](int(N), int(B), float(seconds))))

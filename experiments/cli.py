@@ -73,6 +73,8 @@ def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     bench.add_argument("--repeats", type=int, default=5, help="processes a cell and framework "
                        "(default: 5)")
     bench.add_argument("--threads", type=int, default=None, help="threads (default: all cores)")
+    bench.add_argument("--limit", type=float, default=120.0, help="seconds after which a worker "
+                       "process is killed and reported, others go on (default: 120)")
     bench.add_argument("--no-compile", action="store_true", help="leave out torch.compile (slow)")
     chosen = arguments[0] if arguments and arguments[0] in commands.choices else None
     if arguments and chosen is None and not arguments[0].startswith("-"):
@@ -230,11 +232,16 @@ def _bench(options: argparse.Namespace) -> int:
     from .progress import duration
 
     get_backend(options.backend)  # an unknown name or a missing GPU is said before any work
-    started = time.monotonic()
-    bench.run(options.backend, options.preset, Path(options.out), options.repeats,
-              options.threads, not options.no_compile)
+    started, out = time.monotonic(), Path(options.out)
+    try:
+        all_ran = bench.run(options.backend, options.preset, out, options.repeats,
+                            options.threads, not options.no_compile, options.limit)
+    except KeyboardInterrupt:
+        print(f"\ncomet-np: stopped; {out / 'bench.json'} has what was measured, the same command "
+              "starts anew", file=sys.stderr)
+        return 130
     print(f"measured in {duration(time.monotonic() - started)}")
-    return 0
+    return 0 if all_ran else 1
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """The GPU benchmark without a GPU: our part on the stand-in, PyTorch's on the CPU, the tables."""
 
+import contextlib
+import gc
 import importlib.util
 import json
 import sys
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from comet_np.backends import BackendError, get_backend
 from comet_np.benchmarks import bench, cpu_workers, gpu, gpu_workers
 from comet_np.benchmarks.gpu_workers import Sizes, Step
+from comet_np.benchmarks.processes import Results, WorkerFailed
 from comet_np.errors import UserError
 from comet_np.experiments.tasks import TASKS
 from comet_np.experiments.training import Learner, RunConfig, TrainConfig
@@ -74,7 +78,7 @@ def test_kernels(machine):
 def test_what_does_not_fit_into_memory_is_left_out(machine):
     machine.memory = 3000
     assert gpu_workers.kwta_ours(40, TINY) == dict.fromkeys(
-        ("bool", "bool copy", "bits", "bits copy"), "the GPU's memory is too small")
+        ("bool", "bool copy", "bits", "bits copy"), "no memory: the GPU's is too small")
 
 
 def test_other_errors_are_raised(machine):
@@ -138,7 +142,117 @@ def test_networks_are_compiled_while_time_lasts(tiny_inputs, monkeypatch):
     assert compiled == [{"mode": "reduce-overhead", "dynamic": False}]
     monkeypatch.setattr(gpu_workers, "COMPILE_SECONDS", -1.0)
     assert gpu_workers.pytorch_compiled(6, TINY, "cpu") == {
-        "2 sgd 0.5 compiled": "others took -1 s to compile"}
+        "2 sgd 0.5 compiled": "no time: others took -1 s"}
+
+
+@pytest.fixture
+def made_up_graphs(monkeypatch):
+    """Let PyTorch's streams and graphs be made up: a graph replays what ran while it was captured.
+
+    Return what happened, in order; a step says on which stream it ran, and what it captured into.
+    """
+    import torch
+
+    happened = []
+
+    class Stream:
+        def __init__(self, name="side"):
+            self.name = name
+
+        def wait_stream(self, other):
+            happened.append(f"{self.name} waits for {other.name}")
+
+    main = Stream("main")
+    current = [main]
+
+    @contextlib.contextmanager
+    def on(stream):
+        current.append(stream)
+        yield
+        current.pop()
+
+    class Graph:
+        def replay(self):
+            happened.append("replay")
+
+    @contextlib.contextmanager
+    def capture(graph):
+        assert isinstance(graph, Graph)
+        with on(Stream("capture")):
+            yield
+
+    monkeypatch.setattr(torch, "cuda", SimpleNamespace(
+        Stream=Stream, stream=on, current_stream=lambda: current[-1], CUDAGraph=Graph,
+        graph=capture))
+    return happened, lambda: happened.append(f"step on {current[-1].name}")
+
+
+@needs_torch
+def test_a_step_is_captured_as_pytorchs_manual_says(made_up_graphs):
+    happened, step = made_up_graphs
+    replay = gpu_workers.capture(step)
+    assert happened == ["side waits for main", *["step on side"] * 3, "main waits for side",
+                        "step on capture"]
+    del happened[:]
+    replay()
+    replay()
+    assert happened == ["replay"] * 2
+
+
+@needs_torch
+def test_what_a_graph_reads_lives_as_long_as_its_replay(made_up_graphs):
+    class Static:
+        """The tensors of a mini-batch."""
+
+    static = Static()
+    alive = weakref.ref(static)
+
+    def step(static=static):
+        return static
+
+    replay = gpu_workers.capture(step)
+    del static, step
+    gc.collect()
+    assert alive() is not None
+    del replay
+    gc.collect()
+    assert alive() is None
+
+
+@needs_torch
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_captured_step_is_the_whole_step(tiny_inputs, monkeypatch, optimizer):
+    """It begins without gradients, and with an optimizer that may be captured."""
+    import torch
+
+    fc, network = cpu_workers.torch_network(6)
+    monkeypatch.setattr(gpu_workers, "torch_network", lambda N: (fc, network))
+    monkeypatch.setattr(gpu_workers, "steps",
+                        lambda N, batches: [Step(2, optimizer, p_k) for p_k in (None, 0.5)])
+    made, moved = [], []
+
+    def recorded(build):
+        return lambda *arguments, **keywords: made.append(keywords) or build(*arguments, **keywords)
+
+    for name in ("SGD", "AdamW"):
+        monkeypatch.setattr(torch.optim, name, recorded(getattr(torch.optim, name)))
+
+    def capture(call):
+        before = [p.detach().clone() for p in fc.parameters()]
+        for p in fc.parameters():
+            p.grad = torch.full_like(p, torch.nan)  # of a step before
+        call()
+        moved.append(all((torch.isfinite(p) & (p != old)).any()
+                         for p, old in zip(fc.parameters(), before, strict=True)))
+        return call
+
+    monkeypatch.setattr(gpu_workers, "capture", capture)
+    assert set(gpu_workers.pytorch_captured(6, TINY, "cpu")) == {
+        f"2 {optimizer} {p_k} captured" for p_k in ("standard", "0.5")}
+    assert moved == [True, True]
+    assert all(keywords["fused"] for keywords in made)
+    assert [keywords.get("capturable") for keywords in made] == [
+        None if optimizer == "sgd" else True] * 2  # SGD without momentum has no state
 
 
 # --- the run as a whole -------------------------------------------------------------------------
@@ -146,18 +260,27 @@ def test_networks_are_compiled_while_time_lasts(tiny_inputs, monkeypatch):
 SMOKE = gpu_workers.PRESETS["smoke"]
 
 
-def answers(module, environment, work, N, preset):
-    """Stand for a worker's process: ours takes 1 ms, a copy 0.5, PyTorch 4, its TF32 nothing."""
+def answers(module, environment, limit, work, N, preset):
+    """Stand for a worker: ours takes 1 ms, a copy 0.5, PyTorch 4, captured 2, its TF32 nothing."""
     names = {"ours": [f"{step} {how}" for step in gpu_workers.steps(N, SMOKE.batches)
                       for how in ("graph", "ordinary", "tf32", "cached")],
              "pytorch": [f"{step} {how}" for step in gpu_workers.steps(N, SMOKE.batches)
                          for how in ("eager", "tf32")],
+             "pytorch_captured": [f"{step} captured" for step in
+                                  gpu_workers.steps(N, SMOKE.batches)],
              "pytorch_compiled": ["32 sgd 0.5 compiled"], "kwta_pytorch": ["topk"],
              "kwta_ours": ["bool", "bool copy", "bits", "bits copy"],
              "kernels": ["sgd", "sgd copy"]}[work]
-    assert module == "gpu_workers" and preset == "smoke"
-    return {name: "the GPU's memory is too small" if "pytorch" in work and "tf32" in name else
-            0.5 if name.endswith("copy") else 4.0 if "pytorch" in work else 1.0 for name in names}
+    assert module == "gpu_workers" and preset == "smoke" and limit == 120
+
+    def answer(name):
+        if "pytorch" in work and "tf32" in name:
+            return "no memory: the GPU's is too small"
+        if name.endswith("copy"):
+            return 0.5
+        return 2.0 if work == "pytorch_captured" else 4.0 if "pytorch" in work else 1.0
+
+    return {name: answer(name) for name in names}
 
 
 @pytest.fixture
@@ -167,7 +290,6 @@ def whole(machine, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(
         __version__="2.9", cuda=SimpleNamespace(is_available=lambda: True),
         version=SimpleNamespace(cuda="13.0")))
-    monkeypatch.setattr(bench.metadata, "version", lambda package: "2.9")
 
 
 def words_of(report, first):
@@ -176,37 +298,67 @@ def words_of(report, first):
             for word in line.removeprefix(first).split()]
 
 
-def test_a_whole_run(whole, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    bench.run("cupy", "smoke", tmp_path, 2, None, True)
+def test_a_whole_run(whole, saved, tmp_path, capsys):
+    assert bench.run("cupy", "smoke", tmp_path, 2, None, True, 120)
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "bench.json").read_text())
     assert {"device", "driver", "cuda", "cupy", "torch", "pytorch settings"} <= set(
         result["settings"])
     assert result["times"]["ours 100 32 sgd 0.5 graph"] == [1.0, 1.0]
-    assert result["left out"]["pytorch 100 32 sgd 0.5 tf32"] == "the GPU's memory is too small"
-    assert (tmp_path / "bench.png").stat().st_size > 1000
-    quarter, missed_quarter, one, two = (f"{text} ({text[:4]}-{text[:4]})".split() for text in
-                                         ("0.25", "0.25*", "1.00", "2.00*"))
+    assert result["times"]["pytorch_captured 100 32 sgd 0.5 captured"] == [2.0, 2.0]
+    assert result["left out"]["pytorch 100 32 sgd 0.5 tf32"] == (
+        "no memory: the GPU's is too small")
+    quarter, missed_quarter, half, one, two = (
+        f"{text} ({text[:4]}-{text[:4]})".split()
+        for text in ("0.25", "0.25*", "0.50", "1.00", "2.00*"))
     assert words_of(printed, "512") == ["1", "1", "4", *2 * two, *2 * missed_quarter,
                                          "50%", "50%"]
     assert words_of(printed, "100, 32, sgd, 0.5") == [
-        *["1"] * 5, "4", "-", "4", "4", *quarter, "-", *3 * quarter, *one]
+        *["1"] * 5, "4", "no", "memory", "4", "2", "4", "2", *3 * quarter, *3 * half,
+        *quarter, "-", *one]
     assert words_of(printed, "sgd") == ["1", "0.5", "2.00", "(2.00-2.00)"]  # has no goal
-    assert "left out: pytorch 100 32 sgd 0.5 tf32 (the GPU's memory is too small)" in printed
+    assert ("left out: pytorch 100 32 sgd 0.5 tf32 (no memory: the GPU's is too small)"
+            in printed)
+    assert [axes.get_ylabel() for axes in saved[0].axes] == [
+        "our time / eager PyTorch's", "our time / PyTorch in one CUDA graph's"]
 
 
-def test_repeats_end_in_time(whole, monkeypatch):
+def test_a_worker_that_hangs_is_reported_and_the_others_go_on(whole, saved, tmp_path, monkeypatch,
+                                                              capsys):
+    def hangs(*arguments):
+        if arguments[3] == "pytorch_captured":
+            raise WorkerFailed("timed out: killed after 120 s")
+        return answers(*arguments)
+
+    monkeypatch.setattr(gpu, "in_a_process", hangs)
+    assert not bench.run("cupy", "smoke", tmp_path, 2, None, True, 120)
+    words = words_of(capsys.readouterr().out, "100, 32, sgd, 0.5")
+    assert words[9:15] == ["timed", "out", "4", "timed", "out", "0.25"]
+    assert json.loads((tmp_path / "bench.json").read_text())["times"]["kernels 3000 sgd"] == [
+        1.0, 1.0]
+
+
+def results_of(tmp_path, times):
+    """Return results of the made-up workers, and times."""
+    results = Results(tmp_path / "bench.json", {}, lambda work, N: answers(
+        "gpu_workers", {}, 120, work, N, "smoke"))
+    results.times.update(times)
+    return results
+
+
+def test_repeats_end_in_time(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "REPEATS_END", 0.0)
     monkeypatch.setattr(gpu, "COMPILE_END", 0.0)
-    times, left_out = gpu.measure("smoke", SMOKE, 5, True)
-    assert {len(values) for values in times.values()} == {1}
+    results = results_of(tmp_path, {})
+    gpu.measure(results, SMOKE, 5, True)
+    assert {len(values) for values in results.times.values()} == {1}
+    left_out = json.loads((tmp_path / "bench.json").read_text())["left out"]
     assert left_out["repeats from 2 on"] == left_out["pytorch_compiled 100"] == "no time"
 
 
-def test_missing_times_are_dashes():
-    text = gpu.report({"ours 100 32 sgd 0.5 graph": [1.0]}, {}, SMOKE)
-    assert words_of(text, "100, 32, sgd, 0.5") == ["1", *["-"] * 14]
+def test_missing_times_are_dashes(tmp_path):
+    text = gpu.report(results_of(tmp_path, {"ours 100 32 sgd 0.5 graph": [1.0]}), SMOKE)
+    assert words_of(text, "100, 32, sgd, 0.5") == ["1", *["-"] * 19]
     assert words_of(text, "512") == ["-"] * 9
 
 
@@ -214,8 +366,13 @@ def test_missing_times_are_dashes():
     (1, UserError, r"2\.9\+cpu cannot use the GPU.*pip install .*whl/cu130"),
     (0, BackendError, "CUDA sees no GPU")])
 def test_what_is_missing_is_said_in_one_sentence(monkeypatch, tmp_path, devices, error, message):
-    monkeypatch.setattr(bench.metadata, "version", lambda package: "2.9")
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(
         __version__="2.9+cpu", cuda=SimpleNamespace(is_available=lambda: False)))
     with strict_cupy(devices=devices), pytest.raises(error, match=message):
-        bench.run("cupy", "smoke", tmp_path, 1, None, True)
+        bench.run("cupy", "smoke", tmp_path, 1, None, True, 120)
+
+
+def test_a_missing_pytorch_is_said_in_one_sentence(machine, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"compares with PyTorch: pip install .*\[crosscheck\]"):
+        bench.run("cupy", "smoke", tmp_path, 1, None, True, 120)

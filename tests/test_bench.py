@@ -1,0 +1,290 @@
+"""The CPU benchmark: its workers' limits, what a failing one costs, JAX's step, the tables."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from comet_np.benchmarks import bench, cpu_workers, processes
+from comet_np.benchmarks.processes import Results, WorkerFailed, in_a_process
+from comet_np.errors import UserError
+from comet_np.experiments import cli
+from tests.tolerances import assert_close
+
+needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None,
+                               reason="JAX, of the crosscheck extra, is not installed")
+
+
+def ends(pid):
+    """Return whether a process ends soon: is gone, or waits for a parent to ask after it."""
+    stat = Path(f"/proc/{pid}/stat")
+    for _ in range(300):
+        try:
+            if stat.read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.fixture
+def worker_that(tmp_path, monkeypatch):
+    """Let shell lines stand for the workers' Python."""
+    def stand(lines):
+        script = tmp_path / "python"
+        script.write_text(f"#!/bin/sh\ncd {tmp_path}\n{lines}\n")
+        script.chmod(0o700)
+        monkeypatch.setattr(processes.sys, "executable", str(script))
+        return tmp_path
+    return stand
+
+
+# --- a worker's process -------------------------------------------------------------------------
+
+
+def test_the_last_line_of_a_worker_is_its_answer(worker_that):
+    worker_that("""echo 'a library says hello'; echo '{"step": 1.5}'""")
+    assert in_a_process("cpu_workers", {}, 60) == {"step": 1.5}
+
+
+@pytest.mark.parametrize(("lines", "why"), [
+    ("echo 'some.module.FooError: no luck' >&2; exit 1", "failed: no luck"),
+    ("exit 3", "failed: it said nothing"),
+    ("kill -s KILL $$", "killed: by SIGKILL")])
+def test_why_a_worker_failed(worker_that, lines, why):
+    worker_that(lines)
+    with pytest.raises(WorkerFailed) as caught:
+        in_a_process("cpu_workers", {}, 60)
+    assert str(caught.value) == why
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_worker_that_takes_too_long_is_killed_with_its_children(worker_that):
+    folder = worker_that("sleep 1000 & echo $! > child; echo $$ > worker; wait")
+    with pytest.raises(WorkerFailed, match=r"^timed out: killed after 1 s, --limit allows more$"):
+        in_a_process("cpu_workers", {}, 1)
+    assert ends(int((folder / "worker").read_text()))
+    assert ends(int((folder / "child").read_text()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_worker_ends_with_its_parent_however_that_ends():
+    parent = subprocess.Popen([sys.executable, "-c", """if True:
+        from comet_np.benchmarks.processes import in_a_process
+        in_a_process("cpu_workers", {}, 1000, "kwta_ours", 100, 32, 1000)"""])
+    try:
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+        while not (workers := children.read_text().split()):
+            assert parent.poll() is None
+            time.sleep(0.05)
+    finally:
+        parent.kill()
+        parent.wait()
+    assert ends(int(workers[0]))
+
+
+# --- the results --------------------------------------------------------------------------------
+
+
+def test_results_are_written_after_each_worker_and_outlive_a_failed_one(tmp_path):
+    file, asked = tmp_path / "bench.json", []
+
+    def run(work, *sizes):
+        asked.append(work)
+        if len(asked) > 1:
+            assert next(iter(json.loads(file.read_text())["times"])) == "ours 8 2 step"
+        if work == "hangs":
+            raise WorkerFailed("timed out: killed after 1 s")
+        return {"step": 3.0 if work == "ours" else 2.0, "large": "no memory: too little"}
+
+    results = Results(file, {"machine": "m"}, run)
+    for _ in range(2):
+        for work in ("ours", "hangs", "theirs"):
+            results.add(work, 8, 2)
+    assert asked == ["ours", "hangs", "theirs", "ours", "theirs"]  # it is not tried again
+    assert json.loads(file.read_text()) == {
+        "settings": {"machine": "m"},
+        "times": {"ours 8 2 step": [3.0, 3.0], "theirs 8 2 step": [2.0, 2.0]},
+        "left out": {"ours 8 2 large": "no memory: too little",
+                     "hangs 8 2": "timed out: killed after 1 s",
+                     "theirs 8 2 large": "no memory: too little"}}
+    assert not results.all_ran
+    assert [results.shown(f"{key} 8 2 step") for key in ("ours", "hangs", "hang")] == [
+        "3", "timed out", "-"]
+    assert results.shown("ours 8 2 large") == "no memory"
+    ratios = results.ratios({"theirs": ("ours 8 2 step", "theirs 8 2 step", 1.0),
+                             "hangs": ("ours 8 2 step", "hangs 8 2 step", 1.0)})
+    assert [(name, str(ratio)) for name, ratio in ratios.items()] == [
+        ("theirs", "1.50* (1.50-1.50)")]
+
+
+# --- JAX ----------------------------------------------------------------------------------------
+
+
+@needs_jax
+@pytest.mark.parametrize("k", [None, 1, 3, 5, 6])
+def test_jax_takes_the_step_of_the_published_network(monkeypatch, k):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import jax
+
+    N, rate = 6, 10.0
+    monkeypatch.setattr(cpu_workers, "INPUTS", 12)
+    monkeypatch.setattr(cpu_workers, "LR", rate)  # so that an update is not lost in rounding
+    params, V = jax.device_get(cpu_workers.jax_weights(N))
+    x, y = cpu_workers.batch(4)
+    moved, loss = cpu_workers.jax_step(k)(jax.device_put(params), V, x, y)
+
+    fc, network = cpu_workers.torch_network(N)
+    with torch.no_grad():
+        spec = network.__closure__[network.__code__.co_freevars.index("spec")].cell_contents
+        for layer, W in zip(spec, V, strict=True):
+            layer.weight[:] = torch.tensor(W.T)
+        for layer, (W, b) in zip(fc, params, strict=True):
+            layer.weight[:], layer.bias[:] = torch.tensor(W.T), torch.tensor(b)
+    expected = torch.nn.functional.cross_entropy(
+        network(torch.from_numpy(x), None if k is None else (k + 0.5) / N), torch.from_numpy(y))
+    expected.backward()
+    assert_close(loss, expected.item(), "sum")
+    for layer, before, after in zip(fc, params, moved, strict=True):
+        assert_close((before[0] - np.asarray(after[0])) / rate, layer.weight.grad.numpy().T, "sum")
+        assert_close((before[1] - np.asarray(after[1])) / rate, layer.bias.grad.numpy(), "sum")
+
+
+@needs_jax
+@pytest.mark.parametrize("k", range(1, 12))
+def test_jax_finds_the_kth_largest_score(draw, k):
+    c = draw.integers(-3, 3, (5, 11)).astype("float32")  # many ties
+    c[0, :3] = np.inf, -np.inf, -0.0
+    np.testing.assert_array_equal(cpu_workers.jax_kth_largest(c, k),
+                                  np.sort(c, axis=1)[:, 11 - k, None])
+
+
+def test_masks_that_break_the_published_rule_are_refused():
+    c = np.float32([[3, 1, 2, 2], [1, 2, 3, 4]])
+    mask = np.array([[True, False, True, True], [False, False, True, True]])
+    cpu_workers.check_masks([(c, mask)], 2)
+    mask[0, 3] = False  # a tie of the k-th is kept too
+    with pytest.raises(UserError, match="not those of the published rule, c >= the 2-th largest c"):
+        cpu_workers.check_masks([(c, mask)], 2)
+
+
+@needs_jax
+def test_the_masks_of_the_timed_model_are_checked(monkeypatch):
+    monkeypatch.setattr(cpu_workers, "INPUTS", 12)
+    monkeypatch.setattr(cpu_workers, "P_K", (0.1, 0.9))
+    checked = []
+    monkeypatch.setattr(cpu_workers, "check_masks", lambda routed, k: checked.append(
+        (k, [mask.shape for _, mask in routed])))
+    times = cpu_workers.jax(10, 2, 0.0)
+    assert list(times) == ["standard", "comet 0.1", "comet 0.9"]
+    assert all(time > 0 for time in times.values())
+    assert checked == [(k, [(2, 10)] * 3) for k in (1, 9)]
+
+
+# --- the run as a whole -------------------------------------------------------------------------
+
+
+def made_up(module, environment, limit, work, N, B, seconds):
+    """Stand for a worker: ours takes 1 ms, the products 0.5, PyTorch 2, JAX 4; it hangs alone."""
+    assert module == "cpu_workers" and limit == 7
+    assert environment["OMP_NUM_THREADS"] == environment["PJRT_NPROC"] == "3"
+    if work == "kwta_jax":
+        raise WorkerFailed("timed out: killed after 7 s")
+    time = {"ours": 1.0, "products": 0.5, "pytorch": 2.0, "jax": 4.0}[
+        next(name for name in ("ours", "products", "pytorch", "jax") if name in work)]
+    return dict.fromkeys({"memory": ["peak MiB"], "kwta": ["kwta"]}.get(
+        work.partition("_")[0], ["comet", "standard", *(f"{name} {p_k}" for p_k in (0.1, 0.5, 0.9)
+                                                        for name in ("comet", "cached"))]), time)
+
+
+@pytest.fixture
+def versions(monkeypatch):
+    """Return the versions of the installed packages, made up; JAX's may be taken out."""
+    installed = {"torch": "2.9", "jax": "0.9", "numpy": "2", "scipy": "1"}
+
+    def version(package):
+        if package not in installed:
+            raise bench.metadata.PackageNotFoundError
+        return installed[package]
+
+    monkeypatch.setattr(bench, "in_a_process", made_up)
+    monkeypatch.setattr(bench.metadata, "version", version)
+    return installed
+
+
+def words_of(printed, first):
+    """Return the words of all lines that begin so, after it."""
+    return [line.removeprefix(first).split() for line in printed.splitlines()
+            if line.startswith(first)]
+
+
+def test_a_whole_run(versions, saved, tmp_path, capsys):
+    out = tmp_path / "bench"
+    assert cli.main(["bench", "--preset", "smoke", "--repeats", "2", "--threads", "3", "--limit",
+                     "7", "--out", str(out)]) == 1  # a worker hung
+    printed = capsys.readouterr().out
+    one, two, half, quarter = (f"{text} ({text[:4]}-{text[:4]})".split()
+                               for text in ("1.00", "2.00", "0.50", "0.25"))
+    assert words_of(printed, "100, 32, 0.5") == [
+        ["1", "1", "1", "2", "2", "4", "2", "4"],
+        [*half, "0.50*", "(0.50-0.50)", *half, *quarter * 3], [*one, *two, *two]]
+    assert ("k = 1500, ms: ours 1; PyTorch 2, ratio 0.50* (0.50-0.50); jax.jit timed out, ratio -"
+            in printed)
+    assert "left out: kwta_jax 3000 4096 (timed out: killed after 7 s)" in printed
+    result = json.loads((out / "bench.json").read_text())
+    assert result["settings"]["jax"] == "0.9" and result["settings"]["threads"] == 3
+    assert result["times"]["jax 100 32 comet 0.9"] == [4.0, 4.0]
+    assert result["left out"] == {"kwta_jax 3000 4096": "timed out: killed after 7 s"}
+    [figure] = saved
+    assert [axes.get_ylabel() for axes in figure.axes] == ["our time / eager PyTorch's",
+                                                           "our time / jax.jit's"]
+    assert [line.get_ydata()[0] for line in figure.axes[1].lines
+            if line.get_label() == "COMET"] == [0.25]
+
+
+@pytest.mark.parametrize("missing", [["jax"], ["torch", "jax"]])
+def test_what_is_not_installed_is_left_out_with_a_reason(versions, saved, tmp_path, capsys,
+                                                         missing):
+    for package in missing:
+        del versions[package]
+    assert bench.run("numpy", "smoke", tmp_path, 1, 3, False, 7)
+    printed = capsys.readouterr().out
+    assert 'left out: jax (not installed: pip install "comet-np[crosscheck]")' in printed
+    times, ratios, _ = words_of(printed, "100, 32, 0.1")
+    assert times[-2:] == ["not", "installed"] and ratios[-3:] == ["-"] * 3
+    assert not any("jax" in name for name in
+                   json.loads((tmp_path / "bench.json").read_text())["times"])
+    if len(missing) == 2:
+        assert saved == [] and "no figure: there is nothing to compare with" in printed
+    else:
+        assert len(saved[0].axes) == 1
+
+
+def test_a_run_that_is_stopped_keeps_what_was_measured(versions, tmp_path, monkeypatch, capsys):
+    def stopped(*arguments):
+        if arguments[3] == "pytorch":
+            raise KeyboardInterrupt
+        return made_up(*arguments)
+
+    monkeypatch.setattr(bench, "in_a_process", stopped)
+    assert cli.main(["bench", "--preset", "smoke", "--threads", "3", "--limit", "7", "--out",
+                     str(tmp_path)]) == 130
+    assert f"{tmp_path / 'bench.json'} has what was measured" in capsys.readouterr().err
+    assert json.loads((tmp_path / "bench.json").read_text())["times"]["ours 100 32 comet 0.5"]
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (["--limit", "0"], "--limit takes seconds, more than 0, got 0"),
+    (["--limit", "nan"], "--limit takes seconds, more than 0, got nan"),
+    (["--threads", "0"], "--threads must be at least 1, got 0"),
+    (["--repeats", "0"], "--repeats must be at least 1, got 0")])
+def test_bad_flags_are_one_sentence(flags, said, tmp_path, capsys):
+    assert cli.main(["bench", "--out", str(tmp_path / "bench"), *flags]) == 2
+    assert capsys.readouterr().err == f"comet-np: {said}\n"
+    assert not (tmp_path / "bench").exists()
