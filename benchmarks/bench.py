@@ -77,8 +77,9 @@ def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
     print(report(results, preset))
     points: list[Point] = [(N, B, p_k, row) for N, B in cells(preset)
                            for p_k, row in ratios(results, N, B)]
-    title = (f"training step 3072-N-N-N-10, softplus, SGD; {settings['machine']}, {threads} "
-             f"threads, {', '.join(f'{name} {version}' for name, version in versions.items())}")
+    title = ("training step 3072-N-N-N-10, softplus, SGD (dotted: goal)\n"
+             f"{settings['machine']}, {threads} threads"
+             + "".join(f", {name} {version}" for name, version in versions.items()))
     print(draw(points, {"PyTorch": "eager PyTorch", "jax.jit": "jax.jit"}, title,
                out / "bench.png"))
     return results.all_ran

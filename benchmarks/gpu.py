@@ -49,7 +49,7 @@ def run(preset: str, out: Path, repeats: int, compiled: bool, limit: float) -> b
     print(report(results, sizes))
     points = [(N, step.B, step.p_k, row) for N, step, row in ratios(results, sizes)
               if step.optimizer == "sgd" and step.p_k is not None]
-    title = ("training step 3072-N-N-N-10, softplus, SGD, one CUDA graph\n"
+    title = ("training step 3072-N-N-N-10, softplus, SGD, one CUDA graph (dotted: goal)\n"
              f"{device['device']}, PyTorch {settings['torch']}")
     print(draw(points, {"PyTorch": "eager PyTorch", "captured": "PyTorch in one CUDA graph"},
                title, out / "bench.png"))

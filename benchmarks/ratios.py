@@ -62,7 +62,7 @@ def draw(points: list[Point], peers: dict[str, str], title: str, file: Path) -> 
         top.set_title(f"batch {B}")
         bottom.set_xlabel("N (at each: $p_k$ = 0.1, 0.5, 0.9)")
     panels[0][0].legend()
-    figure.suptitle(f"{title} (dotted: goal)", fontsize=8)
+    figure.suptitle(title, fontsize=8)
     return f"figure: {figures.save(figure, file)}"
 
 
@@ -78,4 +78,7 @@ def _draw_panel(axes: Any, peer: str, points: list[Point]) -> None:
                   markersize=4, label=label)
     axes.axhline(1, color="grey", linewidth=0.6)
     axes.set_xscale("log")
+    widths = sorted({N for N, *_ in points})
+    axes.set_xticks(widths, labels=map(str, widths))
+    axes.minorticks_off()
     axes.set_ylim(bottom=0)

@@ -53,6 +53,17 @@ def test_the_last_line_of_a_worker_is_its_answer(worker_that):
     assert in_a_process("cpu_workers", {}, 60) == {"step": 1.5}
 
 
+def test_a_worker_answers_and_ends():
+    assert in_a_process("cpu_workers", {}, 120, "kwta_ours", 100, 32, 0.0)["kwta"] > 0
+
+
+@pytest.mark.parametrize(("module", "arguments"), [
+    ("cpu_workers", ("knit", 100, 32, 0.0)), ("gpu_workers", ("knit", 100, "smoke"))])
+def test_an_error_of_a_worker_is_its_last_line(module, arguments):
+    with pytest.raises(WorkerFailed, match=r"^failed: 'knit'$"):
+        in_a_process(module, {}, 120, *arguments)
+
+
 @pytest.mark.parametrize(("lines", "why"), [
     ("echo 'some.module.FooError: no luck' >&2; exit 1", "failed: no luck"),
     ("exit 3", "failed: it said nothing"),
@@ -194,6 +205,7 @@ def made_up(module, environment, limit, work, N, B, seconds):
     """Stand for a worker: ours takes 1 ms, the products 0.5, PyTorch 2, JAX 4; it hangs alone."""
     assert module == "cpu_workers" and limit == 7
     assert environment["OMP_NUM_THREADS"] == environment["PJRT_NPROC"] == "3"
+    assert Path(environment["TORCHINDUCTOR_CACHE_DIR"]).is_dir()
     if work == "kwta_jax":
         raise WorkerFailed("timed out: killed after 7 s")
     time = {"ours": 1.0, "products": 0.5, "pytorch": 2.0, "jax": 4.0}[
