@@ -64,9 +64,10 @@ def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     data.add_argument("--fetch", metavar="NAME", help="download a data set into the folder")
     check = command("check", _check, "check gradients and kernels on this machine, a line each")
     check.add_argument("--backend", default="numpy", help="numpy (the default) or cupy")
-    bench = command("bench", _bench, "measure speed against PyTorch and the machine's limits")
+    bench = command("bench", _bench, "measure speed against PyTorch, JAX and the machine's "
+                    "limits")
     bench.add_argument("--backend", default="numpy", help="numpy (the default) or cupy")
-    bench.add_argument("--preset", default="full", help="full (the default): 6 minutes; smoke: "
+    bench.add_argument("--preset", default="full", help="full (the default): 12 minutes; smoke: "
                        "seconds")
     bench.add_argument("--out", default="runs/bench", help="folder for the result and the plot "
                        "(default: runs/bench)")

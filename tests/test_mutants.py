@@ -307,6 +307,16 @@ MUTANTS = {
     "names for gates of the package only": Mutant(
         "comet_np/interop/torch_mlp.py", "type(config.gate).init is Gate.init",
         "not isinstance(config.gate, Routed)", ("test_interop", "gate_of_ones_own")),
+    # --- the benchmark --------------------------------------------------------------------------
+    "a killed worker's children live on": Mutant(
+        "benchmarks/processes.py", "os.killpg(worker.pid, signal.SIGKILL)", "worker.kill()",
+        ("test_bench", "takes_too_long")),
+    "a benchmark that is lost by one worker": Mutant(
+        "benchmarks/processes.py", "except WorkerFailed as error:", "except OSError as error:",
+        ("test_bench", "outlive_a_failed_one")),
+    "results written at the end": Mutant(
+        "benchmarks/processes.py", "            self.all_ran = False\n        self.save()",
+        "            self.all_ran = False", ("test_bench", "outlive_a_failed_one")),
 }
 
 
