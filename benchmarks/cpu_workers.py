@@ -200,7 +200,7 @@ def jax_kth_largest(c: Any, k: int) -> Any:
 
     The smallest of the k largest; or, where these are more than half of the row, by the partition,
     for which JAX takes the N - k + 1 smallest. Both are XLA's top-k; ``top_k(c, k)[0][:, -1:]``
-    is not, since XLA makes a whole sort of it, two to six times as slow at N = 1000.
+    is not, since XLA makes a whole sort of it.
     """
     from jax import lax
     from jax import numpy as jnp
