@@ -38,6 +38,7 @@ class Entry(NamedTuple):
     downloads : the official files; none if built in
     status : function (folder) -> what is there of the files in a word or two, and where
     targets : the columns of which one may be the target, if there is a choice
+    needs : function that raises a UserError if something is missing that it is generated with
     """
 
     sizes: Sizes
@@ -45,6 +46,7 @@ class Entry(NamedTuple):
     downloads: tuple[OfficialFile, ...] = ()
     status: Callable[[Path], tuple[str, Path | None]] = lambda folder: ("missing", None)
     targets: range | None = None
+    needs: Callable[[], object] = tuple
 
 
 def _cifar(kind: cifar.Cifar) -> Entry:
@@ -54,7 +56,7 @@ def _cifar(kind: cifar.Cifar) -> Entry:
 
 DATASETS: dict[str, Entry] = {
     "glyphs": Entry(Sizes("classification", 3 * glyphs.SIDE**2, 10, glyphs.SIZES["train"]),
-                    glyphs.load),
+                    glyphs.load, needs=glyphs.drawings),
     "arm": Entry(Sizes("regression", 3 * arm.JOINTS, 1, arm.MOVEMENTS["train"] * arm.MOMENTS),
                  arm.load, targets=range(arm.JOINTS)),
     "cifar10": _cifar(cifar.CIFAR10),
@@ -97,13 +99,14 @@ def recall(name: str, target: str | None, task: str | None, sizes: Sizes) -> Non
 
 
 def look(names: Iterable[str], folder: str | Path | None) -> None:
-    """Raise a UserError unless the files of all these data sets are there."""
-    for name in names:
-        if not is_file_name(name) and (downloads := _entry(name).downloads):
-            status, place = _entry(name).status(_folder(name, folder))
+    """Raise a UserError unless all that these data sets need is there."""
+    for entry, name in ((_entry(name), name) for name in names if not is_file_name(name)):
+        entry.needs()
+        if entry.downloads:
+            status, place = entry.status(_folder(name, folder))
             if status in ("missing", "incomplete"):
                 raise UserError(f"{name} is {status} in {place or _folder(name, folder)}: "
-                                f"{remedy(name, downloads)}")
+                                f"{remedy(name, entry.downloads)}")
 
 
 def _folder(name: str, folder: str | Path | None) -> Path:
