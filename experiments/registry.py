@@ -1,8 +1,9 @@
 """The experiments by name. Each is a module of its own, imported when it is asked for."""
 
 from importlib import import_module
+from pathlib import Path
 
-from ..errors import unknown
+from ..errors import UserError, unknown
 from .experiment import Experiment
 
 # Name: the module that has it in capitals, and its title.
@@ -25,6 +26,9 @@ def experiment(name: str) -> Experiment:
     UserError
         If there is none.
     """
+    if Path(name).suffix in (".csv", ".npz"):
+        raise UserError(f"{name} is a file of data: compare models on it with comet-np run "
+                        f"quickstart --datasets {name} (of a CSV file also --target COLUMN)")
     if name not in EXPERIMENTS:
         raise unknown("experiment", name, EXPERIMENTS)
     found: Experiment = import_module(f".{EXPERIMENTS[name][0]}", __package__).EXPERIMENT

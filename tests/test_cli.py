@@ -225,6 +225,7 @@ def test_two_sweeps_share_a_folder(capsys):
     (["run", "quickstart", "--schedule", "warmup_cosine", "--warmup", "99999"],
      "the warm-up must be 0 to 2000 steps long, the length of the run, got 99999"),
     (["run", "quickstart", "--task", "regression"], "--task is for files of your own"),
+    (["run", "my.csv"], "comet-np run quickstart --datasets my.csv (of a CSV file also --target"),
     (["run", "quickstart", "--datasets", "my.csv"], "there is no file my.csv"),
     (["run", "quickstart", "--datasets", "a/my.csv,b/my.npz"], "two of the data sets have one"),
     (["run", "fig4", "--data", "/nonexistent"], "there is no folder /nonexistent: name the folder"),
