@@ -568,7 +568,7 @@ def test_damaged_sarcos_files_are_refused(tmp_path):
     refused(call, '"sarcos_inv_test"')
     write_sarcos(tmp_path, test=sarcos_rows(50))
     file.write_bytes(file.read_bytes()[:5000])
-    refused(call, file, "expected a MATLAB file")
+    refused(call, file, "expected a MATLAB 5 file", "5000 bytes")
 
 
 # --- download ---------------------------------------------------------------------------------
@@ -674,8 +674,8 @@ def test_unreachable_addresses_and_folders(server, tmp_path):
         nobody = offered(closed)
     refused(lambda: download.fetch_file(nobody, tmp_path), "could not download", nobody.url)
     (tmp_path / "file").touch()
-    refused(lambda: download.fetch_file(offered(server), tmp_path / "file"), "cannot write",
-            "--data")
+    refused(lambda: download.fetch_file(offered(server), tmp_path / "file"), "cannot use",
+            "no folder", "--data")
 
 
 def test_fetch_takes_all_files_of_a_data_set(server, tmp_path, monkeypatch):

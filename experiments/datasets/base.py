@@ -1,8 +1,11 @@
 """What a data set is, and what the loaders share: reading files, splits, standardisation."""
 
+import errno
 import functools
 import gzip
 import hashlib
+import os
+import stat
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -136,34 +139,130 @@ def remedy(name: str, files: Sequence[OfficialFile]) -> str:
             f"(from {' and '.join(file.url for file in files)})")
 
 
+def reason(error: BaseException) -> str:
+    """Return what an error says, on one line: its text may come from a damaged file."""
+    text = " ".join((getattr(error, "strerror", None) or str(error) or repr(error)).split())
+    return "".join(c if c.isprintable() else "?" for c in text[:200])
+
+
+def folder_of(text: str | Path) -> Path:
+    """Return the folder that a user named, where ``~`` and ``~NAME`` stand for a home.
+
+    Raises
+    ------
+    UserError
+        If there is no such home.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text} names a home folder that is not known here: write the whole "
+                        "path") from error
+
+
+def exists(path: Path) -> bool:
+    """Return whether there is anything of that name, be it a folder or a link to nothing.
+
+    Raises
+    ------
+    UserError
+        If that cannot be found out.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return True
+
+
+def unreadable(path: Path, error: OSError) -> UserError:
+    """Return the error for a file that is there but cannot be read: why, and what to do."""
+    if os.path.islink(path) and error.errno in (errno.ENOENT, errno.ELOOP):
+        return UserError(f"{path} is a link to {os.readlink(path)}, which is not there: mend the "
+                         "link or remove it")
+    todo = ("give yourself the right to read it" if isinstance(error, PermissionError)
+            else "name another folder with --data")
+    return UserError(f"cannot read {path} ({reason(error)}): {todo}")
+
+
+def file_size(path: Path) -> int:
+    """Return the size of a file in bytes.
+
+    Raises
+    ------
+    UserError
+        If it is a folder, or a device or a pipe, which would go on forever, or a link to nothing.
+    """
+    try:
+        info = path.stat()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not stat.S_ISREG(info.st_mode):
+        what = "a folder" if stat.S_ISDIR(info.st_mode) else "a device or a pipe"
+        raise UserError(f"{path} is {what}, expected a file: move it away")
+    return info.st_size
+
+
+def not_found(name: str, folder: Path, expected: str, files: Sequence[OfficialFile]) -> UserError:
+    """Return the error for a folder in which there is nothing of the data set `name`."""
+    if folder.is_file():
+        return UserError(f"{folder} is a file: name the folder of the data with --data")
+    return UserError(f"no {name} in {folder}, which should hold {expected}: {remedy(name, files)}")
+
+
 def find_file(folder: Path, name: str) -> Path | None:
-    """Return the path of the file `name` in `folder`, as it is or gzipped, or None."""
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+    """Return the path of what is called `name` in `folder`, as it is or gzipped, or None."""
+    return next((path for path in (folder / name, folder / f"{name}.gz") if exists(path)), None)
 
 
-def read_file(folder: Path, name: str) -> bytes:
+def read_file(folder: Path, name: str, limit: int) -> bytes:
     """Return the content of the file `name` in `folder`, which may be gzipped.
 
     Raises
     ------
     UserError
-        If it cannot be read, or is a damaged gzip file.
+        If it cannot be read, is a damaged gzip file, or has more than `limit` bytes.
     """
     path = find_file(folder, name) or folder / name
+    if file_size(path) > limit:
+        raise _too_large(path, limit)
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"cannot read {path} ({error}): put the official file there") from error
+        if path.suffix != ".gz":
+            return path.read_bytes()
+        with gzip.open(path) as file:
+            content = file.read(limit + 1)  # to the end, where the checksum is
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"cannot read {path}, it is damaged ({reason(error)}): put the official "
+                        "file there") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if len(content) > limit:
+        raise _too_large(path, limit)
+    return content
 
 
-def split(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _too_large(path: Path, limit: int) -> UserError:
+    return UserError(f"{path} holds more than {limit} bytes, which is more than the official file "
+                     "does: put that one there")
+
+
+def split(n: int, seed: int, source: object = "a data set") -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of the training set (80 %) and of the validation set (20 %), shuffled.
 
     Returns
     -------
     train, val : int64 arrays, a partition of 0..n-1 that depends on `n` and `seed` alone
+
+    Raises
+    ------
+    UserError
+        If one of them would be empty; `source` is what it says of where the rows come from.
     """
+    if n < 5:
+        raise UserError(f"{source}: expected at least 5 examples, as every fifth is for "
+                        f"validation, got {n}")
     order = stream(seed, "split").permutation(n)
     return order[n // 5:], order[:n // 5]
 
@@ -200,12 +299,31 @@ def standardised(name: str, train: Pair, val: Pair, test: Pair | None = None,
     train, val, test : pairs of float arrays x (n, N_0) and y (n, outputs)
         All are scaled by the statistics of `train`.
     notice : str
+
+    Raises
+    ------
+    UserError
+        If a column of the training set has one value only, or numbers are not finite or too large.
     """
     x, y = train
-    to = Preparation(x.mean(axis=0), x.std(axis=0), y.mean(axis=0), y.std(axis=0))
+    with np.errstate(all="ignore"):
+        to = Preparation(x.mean(axis=0), x.std(axis=0), y.mean(axis=0), y.std(axis=0))
 
     def scaled(part: Pair) -> Pair:
-        return to.inputs(part[0]), to.targets(part[1])
+        with np.errstate(all="ignore"):
+            results = to.inputs(part[0]), to.targets(part[1])
+        for kind, found, mean, std, of_train in zip(
+                ("input", "target"), results, (to.x_mean, to.y_mean), (to.x_std, to.y_std), train,
+                strict=True):
+            # not by std == 0, which rounding may hide
+            constant = np.isfinite(mean) & (of_train.min(axis=0) == of_train.max(axis=0))
+            wrong = constant | ~(np.isfinite(found).all(axis=0) & np.isfinite(std))
+            for column in np.flatnonzero(wrong):
+                raise UserError(f"{name}: {kind} {column} " + (
+                    "is the same in all examples of the training set: leave it out"
+                    if constant[column] else
+                    "has numbers that are not finite or far beyond the others: mend them"))
+        return results
 
     x_test, y_test = (None, None) if test is None else scaled(test)
     return Dataset(name, "regression", *scaled(train), *scaled(val), x_test, y_test,

@@ -1,5 +1,7 @@
 """CIFAR10 and CIFAR100 from their official files: binary or python version, packed or unpacked."""
 
+import gzip
+import io
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -15,17 +17,26 @@ from .base import (
     IMAGE_SHIFT,
     Dataset,
     OfficialFile,
+    exists,
+    file_size,
     find_file,
     is_official,
+    not_found,
     read_file,
+    reason,
     remedy,
     split,
+    unreadable,
 )
 from .pickles import read_pickle
 
 Array = np.ndarray
 
 PIXELS = 3072  # bytes of an image: 32x32 red, then green, then blue
+EXTRA = 128  # bytes that a file may hold besides, for each image: its labels and its name
+OTHER = 1 << 20  # bytes that an archive may hold besides the files
+CHUNK = 1 << 18
+IMAGES = {"train": 50_000, "train.bin": 50_000}  # in the other official files: 10,000
 ADDRESS = "https://www.cs.toronto.edu/~kriz/"
 
 
@@ -118,7 +129,7 @@ def locate(kind: Cifar, folder: Path) -> tuple[Version, Path] | None:
             if all(find_file(place, name) for name in version.files):
                 return version, place
     return next(((version, folder / version.archive) for version in kind.versions
-                 if (folder / version.archive).is_file()), None)
+                 if exists(folder / version.archive)), None)
 
 
 def status(kind: Cifar, folder: Path) -> tuple[str, Path | None]:
@@ -142,16 +153,17 @@ def load(kind: Cifar, folder: Path, seed: int) -> Dataset:
     if found is None:
         raise _not_found(kind, folder)
     version, place = found
-    members = {} if place.is_dir() else _members(kind, version, place)
+    packed = place == folder / version.archive
+    members = _members(kind, version, place) if packed else {}
 
     def read(name: str) -> Part:
-        content = members[name] if members else read_file(place, name)
+        content = members[name] if members else read_file(place, name, limit(name))
         return _parse(kind, version, place / name, content)
 
     with ThreadPoolExecutor() as pool:  # reading and hashing do not hold Python's lock
         *training, test = pool.map(read, version.files)
     y = np.concatenate([part.y for part in training])
-    train, val = split(len(y), seed)
+    train, val = split(len(y), seed, place)
     # The images for training, then those for validation, each written to its place at once.
     x = np.empty((len(y), PIXELS), np.uint8)
     places = np.argsort(np.concatenate([train, val]))
@@ -183,23 +195,59 @@ def _parse(kind: Cifar, version: Version, path: Path, content: bytes) -> Part:
             raise ValueError(f"expected labels from 0 to {kind.classes - 1}, got {y.min()} to "
                              f"{y.max()}")
     except ValueError as error:
-        raise UserError(f"{path}: {error}; remove it and "
+        raise UserError(f"{path}: {reason(error)}; remove it and "
                         f"{remedy(kind.name, kind.downloads)}") from error
     return Part(x, y.astype(np.int64), is_official(content, version.files[path.name]))
+
+
+def limit(name: str) -> int:
+    """Return the most bytes that an official file of that name may have."""
+    return IMAGES.get(name, 10_000) * (PIXELS + EXTRA)
+
+
+class Limited:
+    """A stream that gives `limit` bytes at most, and its end once: no archive can go on forever."""
+
+    def __init__(self, stream: io.BufferedIOBase, limit: int) -> None:
+        self._stream, self._left, self._ended = stream, limit, False
+
+    def read(self, size: int) -> bytes:
+        piece = self._stream.read(size)
+        self._left -= len(piece)
+        if self._left < 0:
+            raise ValueError("it unpacks to more than the official one")
+        if self._ended:
+            raise EOFError("it ends too early")
+        self._ended = not piece
+        return piece
 
 
 def _members(kind: Cifar, version: Version, archive: Path) -> dict[str, bytes]:
     """Return the files' contents from an archive; nothing is unpacked to the disk."""
     contents = {}
+    file_size(archive)  # it is a file
     try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                name = PurePosixPath(member.name).name
-                if member.isfile() and name in version.files:
-                    contents[name] = tar.extractfile(member).read()  # type: ignore[union-attr]
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise UserError(f"{archive} is a damaged archive ({error}): remove it and "
+        with open(archive, "rb") as file:
+            zipped = file.peek(2)[:2] == b"\x1f\x8b"
+            stream = Limited(gzip.GzipFile(fileobj=file) if zipped else file,
+                             sum(map(limit, version.files)) + OTHER)
+            # Forwards only ("|"), as going back would let a damaged archive run in circles.
+            with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]
+                for member in tar:
+                    name = PurePosixPath(member.name).name
+                    if member.isfile() and not member.issparse() and name in version.files:
+                        if member.size > limit(name):
+                            raise ValueError(f"it holds {member.size} bytes of {name}, more than "
+                                             "the official one")
+                        contents[name] = tar.extractfile(member).read()
+            while stream.read(CHUNK):
+                pass  # to the end, where the checksum is
+    except (gzip.BadGzipFile, EOFError, zlib.error, tarfile.TarError, ValueError,
+            RecursionError) as error:  # the last two come from damaged headers
+        raise UserError(f"{archive} is a damaged archive ({reason(error)}): remove it and "
                         f"{remedy(kind.name, kind.downloads)}") from error
+    except OSError as error:
+        raise unreadable(archive, error) from error
     if missing := version.files.keys() - contents.keys():
         raise UserError(f"{archive} lacks {', '.join(sorted(missing))}: remove it and "
                         f"{remedy(kind.name, kind.downloads)}")
@@ -215,5 +263,4 @@ def _not_found(kind: Cifar, folder: Path) -> UserError:
             return UserError(f"{place} lacks {', '.join(missing)}: "
                              f"{remedy(kind.name, kind.downloads)}")
     names = [f"{version.folder}/ or {version.archive}" for version in kind.versions]
-    return UserError(f"no {kind.name} in {folder}, which should hold {', or '.join(names)}: "
-                     f"{remedy(kind.name, kind.downloads)}")
+    return not_found(kind.name, folder, ", or ".join(names), kind.downloads)

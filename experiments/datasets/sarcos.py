@@ -6,6 +6,8 @@ the held-out training rows (`x_val`) say more than those on `x_test`.
 """
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,9 @@ from .base import (
     columns_of,
     find_file,
     is_official,
+    not_found,
     read_file,
+    reason,
     remedy,
     split,
     standardised,
@@ -30,6 +34,8 @@ TEST = OfficialFile("sarcos_inv_test.mat", ADDRESS + "sarcos_inv_test.mat",
                     "161a59b5c3b4f4b404584323f181607b2acbe620eb134dc720760dc3f38f5cec")
 DOWNLOADS = (TRAIN, TEST)
 INPUTS, COLUMNS = 21, 28
+ROWS = {TRAIN.name: 44_484, TEST.name: 4449}
+HEADERS = 4096  # bytes, far more than the numbers of a file have around them
 
 
 def locate(folder: Path) -> Path | None:
@@ -69,8 +75,7 @@ def load(folder: Path, seed: int, target: int | str | None = None) -> Dataset:
     targets = columns_of("sarcos", target, range(INPUTS, COLUMNS))
     place = locate(folder)
     if place is None:
-        raise UserError(f"no sarcos in {folder}, which should hold {TRAIN.name} and {TEST.name}: "
-                        f"{remedy('sarcos', DOWNLOADS)}")
+        raise not_found("sarcos", folder, f"{TRAIN.name} and {TEST.name}", DOWNLOADS)
     found = [file for file in DOWNLOADS if find_file(place, file.name)]
     rows, official = zip(*(_read(place, file) for file in found), strict=True)
     notices = [f"{file.name} in {place} is not the official file (unknown hash), but of the right "
@@ -78,7 +83,11 @@ def load(folder: Path, seed: int, target: int | str | None = None) -> Dataset:
     if len(found) == 1:
         notices.append(f"{TRAIN.name} is missing: rows of {TEST.name} are used for training and "
                        "validation, good for trials only")
-    train, val = split(len(rows[0]), seed)
+    constant = rows[0].min(axis=0) == rows[0].max(axis=0)
+    for column in np.flatnonzero(constant):
+        raise UserError(f"{place / found[0].name}: column {column} is the same in all rows, which "
+                        f"teaches nothing; remove the file and {remedy('sarcos', DOWNLOADS)}")
+    train, val = split(len(rows[0]), seed, place / found[0].name)
 
     def pair(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return part[:, :INPUTS], part[:, targets]
@@ -91,13 +100,45 @@ def _read(place: Path, file: OfficialFile) -> tuple[np.ndarray, bool]:
     """Return a file's rows, float64 (n, COLUMNS), and whether it is the official one."""
     from scipy.io import loadmat  # here, as it takes a while to load
 
-    content = read_file(place, file.name)
+    name, limit = Path(file.name).stem, ROWS[file.name] * COLUMNS * 8 + HEADERS
+    content = read_file(place, file.name, limit)
+    official = is_official(content, file.hash)
     try:
-        rows = loadmat(io.BytesIO(content))[Path(file.name).stem]
-        if rows.ndim != 2 or rows.shape[1] != COLUMNS or not np.isfinite(rows).all():
-            raise ValueError(f"an array of shape {rows.shape}, or with numbers that are not finite")
-    except Exception as error:  # a damaged file makes loadmat raise nearly anything
-        raise UserError(f'{place / file.name}: expected a MATLAB file with an array '
-                        f'"{Path(file.name).stem}" of {COLUMNS} columns, got something else '
-                        f"({error}); remove it and {remedy('sarcos', DOWNLOADS)}") from error
-    return rows, is_official(content, file.hash)
+        if not official:
+            check_layout(content, name, limit)
+        rows = loadmat(io.BytesIO(content))[name]
+        for row, column in np.argwhere(~np.isfinite(rows)):
+            raise ValueError(f"{rows[row, column]} in row {row}, column {column}")
+    except (ValueError, zlib.error) as error:
+        raise UserError(f'{place / file.name}: expected a MATLAB 5 file with nothing but an array '
+                        f'"{name}" of {COLUMNS} columns of finite doubles, got something else '
+                        f"({reason(error)}); remove it and {remedy('sarcos', DOWNLOADS)}"
+                        ) from error
+    return rows, official
+
+
+def check_layout(content: bytes, name: str, limit: int) -> None:
+    """Raise ValueError unless these are the bytes of one array (n, COLUMNS) of doubles.
+
+    SciPy's reader believes what a file says of itself, and a wrong byte can crash it.
+    """
+    if not content.startswith(b"MATLAB 5.0") or content[124:128] != b"\0\1IM":
+        raise ValueError("no header of MATLAB 5")
+    array = content[128:]
+    if array[:4] == b"\x0f\0\0\0":  # compressed
+        unpacker = zlib.decompressobj()
+        if array[4:8] != struct.pack("<I", len(array) - 8):
+            raise ValueError("a wrong size")
+        array = unpacker.decompress(array[8:], limit)
+        if not unpacker.eof or unpacker.unused_data:
+            raise ValueError("it unpacks to more than the official one, or is cut")
+    # Its parts, each with its type and size in bytes, from the MAT-file format of level 5: the
+    # array (14) of the class of doubles (6), real, its shape, its name, and its numbers (9).
+    padded = name.encode().ljust(-(-len(name) // 8) * 8, b"\0")
+    n, rest = divmod(len(array) - 56 - len(padded), 8 * COLUMNS)
+    if n < 1 or rest:
+        raise ValueError(f"{len(content)} bytes, not those of whole rows")
+    if not array.startswith(struct.pack(f"<12I{len(padded)}s2I", 14, len(array) - 8, 6, 8, 6, 0,
+                                        5, 8, n, COLUMNS, 1, len(name), padded,
+                                        9, 8 * n * COLUMNS)):
+        raise ValueError("another array, or more than one")
