@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import gzip
+import io
 import lzma
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 import tarfile
 import tempfile
 import tracemalloc
+import urllib.error
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from scipy.io import savemat
 
 from comet_np.errors import UserError
 from comet_np.experiments import datasets
-from comet_np.experiments.datasets import base, cifar, pickles, sarcos
+from comet_np.experiments.datasets import base, cifar, download, pickles, sarcos
 from tests.test_datasets import refused, sarcos_rows, write_cifar, write_sarcos
 
 ARCHIVE = cifar.CIFAR10.versions[0].archive
@@ -497,3 +499,83 @@ def test_errors_of_several_lines_become_one():
     assert base.reason(OSError(errno.ENOSPC, "No space", "/long/path")) == "No space"
     assert base.reason(KeyError()) == "KeyError()"
     assert len(base.reason(ValueError("x" * 10**6))) == 200
+
+
+# --- download -----------------------------------------------------------------------------------
+
+
+class Response(io.BytesIO):
+    """What a server answers."""
+
+    status, length = 200, None
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Let a server answer with these pieces, or errors."""
+    pieces = [b"content", b""]
+
+    class Answer(Response):
+        def read(self, size=-1):
+            piece = pieces.pop(0)
+            if isinstance(piece, Exception):
+                raise piece
+            return piece
+
+    monkeypatch.setattr(download.urllib.request, "urlopen", lambda *_, **__: Answer())
+    return pieces
+
+
+FILE = base.OfficialFile("file.bin", "http://nowhere/file.bin", "9a0364b9e99bb480dd25e1f0284c8555")
+
+
+def test_a_file_comes(tmp_path, answers):
+    assert download.fetch_file(FILE, tmp_path).read_bytes() == b"content"
+
+
+def test_a_full_disk(tmp_path, answers, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, piece):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(download, "open", lambda *_: Full(), raising=False)
+    refused(lambda: download.fetch_file(FILE, tmp_path), f"cannot use {tmp_path / 'file.bin.part'}",
+            "(No space left on device)", "free some space and try again")
+
+
+@pytest.mark.parametrize("name", ["file.bin", "file.bin.part"])
+def test_a_folder_named_like_the_file(tmp_path, answers, name):
+    (tmp_path / name).mkdir()
+    refused(lambda: download.fetch_file(FILE, tmp_path), f"cannot use {tmp_path / name} (",
+            "move that folder away")
+
+
+def test_a_folder_that_cannot_be_written(public, answers):
+    with as_nobody():
+        for folder in (public, public / "new"):
+            refused(lambda folder=folder: download.fetch_file(FILE, folder), folder,
+                    "(Permission denied)", "right to write there, or choose another folder")
+    (public / "file.bin").touch()
+    (public / "file.bin").chmod(0)
+    with as_nobody():
+        refused(lambda: download.fetch_file(FILE, public), f"{public / 'file.bin'} (Permission",
+                "right to")
+
+
+def test_a_folder_that_is_a_file_or_too_long(tmp_path, answers):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "more"):
+        refused(lambda folder=folder: download.fetch_file(FILE, folder), "cannot use", folder,
+                "no folder, choose one with --data")
+    refused(lambda: download.fetch_file(FILE, tmp_path / ("x" * 300)), "too long",
+            "choose another folder with --data")
+
+
+@pytest.mark.parametrize("error", [
+    OSError(errno.ENETUNREACH, "Network is unreachable"), ConnectionResetError("by peer"),
+    TimeoutError("timed out"), urllib.error.URLError("several\nlines")])
+def test_an_error_of_the_connection_is_not_one_of_the_disk(tmp_path, answers, error):
+    answers.insert(1, error)
+    refused(lambda: download.fetch_file(FILE, tmp_path), f"could not download {FILE.url}",
+            "goes on where it stopped")
+    assert (tmp_path / "file.bin.part").read_bytes() == b"content"

@@ -1,16 +1,18 @@
 """Downloading official files: resumed where they broke off, checked by their hash."""
 
+import contextlib
+import errno
 import http.client
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ...errors import UserError
 from ..progress import duration
-from .base import OfficialFile, new_hash
+from .base import OfficialFile, new_hash, reason
 
 Progress = Callable[[str, int, int | None], None]  # name, bytes here, bytes in all if known
 CHUNK = 1 << 18
@@ -51,13 +53,25 @@ def fetch_file(file: OfficialFile, folder: Path, progress: Progress | None = Non
             raise UserError(f"what came from {file.url} is not the official file: its hash is "
                             f"{digest}, expected {file.hash}; it was removed, try again")
         part.replace(path)
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as e:
-        raise UserError(f"could not download {file.url} ({e}): try again, it goes on where "
-                        "it stopped") from e
+    except (urllib.error.URLError, http.client.HTTPException) as error:
+        raise UserError(f"could not download {file.url} ({reason(error)}): try again, it goes on "
+                        "where it stopped") from error
     except OSError as error:
-        raise UserError(f"cannot write {part} ({error.strerror}): choose another folder with "
-                        "--data, or free some space") from error
+        raise UserError(f"cannot use {error.filename or part} ({reason(error)}): "
+                        f"{_remedy(error)}") from error
     return path
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space and try again, it goes on where it stopped"
+    if isinstance(error, IsADirectoryError):
+        return "move that folder away, a file of this name is to come"
+    if isinstance(error, PermissionError):
+        return "give yourself the right to write there, or choose another folder with --data"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "that is no folder, choose one with --data"
+    return "choose another folder with --data"
 
 
 def _receive(file: OfficialFile, part: Path, progress: Progress) -> None:
@@ -65,7 +79,8 @@ def _receive(file: OfficialFile, part: Path, progress: Progress) -> None:
     here = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(file.url, headers={"Range": f"bytes={here}-"} if here else {})
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+        with _network():
+            response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -75,14 +90,28 @@ def _receive(file: OfficialFile, part: Path, progress: Progress) -> None:
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:  # it comes from the start
             out.truncate(0)
             here = 0
-        length = response.headers["Content-Length"]
-        total = here + int(length) if length else None
-        while piece := response.read(CHUNK):
+        total = None if response.length is None else here + response.length
+        while True:
+            with _network():
+                piece = response.read(CHUNK)
+            if not piece:
+                break
             out.write(piece)
             here += len(piece)
             progress(file.name, here, total)
     if total is not None and here < total:
         raise http.client.IncompleteRead(b"", total - here)
+
+
+@contextlib.contextmanager
+def _network() -> Iterator[None]:
+    """Tell the errors of the connection, which are OSErrors too, from those of the disk."""
+    try:
+        yield
+    except urllib.error.URLError:
+        raise
+    except OSError as error:
+        raise urllib.error.URLError(error) from error
 
 
 def _digest(path: Path, known: str) -> str:
