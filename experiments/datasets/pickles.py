@@ -13,9 +13,8 @@ import numpy as np
 from .base import reason
 
 # What the pickle of an array names: NumPy's modules were renamed in version 2.
-_CALLS = {"numpy.dtype", "numpy.core.multiarray._reconstruct",
+_NAMES = {"numpy.dtype", "numpy.ndarray", "numpy.core.multiarray._reconstruct",
           "numpy._core.multiarray._reconstruct"}
-_NAMES = _CALLS | {"numpy.ndarray"}
 _VALUES = {"BININT", "BININT1", "BININT2", "INT", "BINBYTES", "SHORT_BINBYTES", "BINUNICODE",
            "SHORT_BINUNICODE", "UNICODE"}
 _PYTHON2_STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING"}
@@ -93,7 +92,7 @@ def _run(content: bytes) -> Any:
             stack.append(_known(*[stack.pop() for _ in range(2)][::-1]))
         elif kind == "REDUCE":
             arguments, function = stack.pop(), stack.pop()
-            if not isinstance(function, _Name) or function not in _CALLS:
+            if not isinstance(function, _Name):
                 raise ValueError("a call of what is no function")
             stack.append(_Record(arguments))
         elif kind == "BUILD":
