@@ -228,6 +228,7 @@ HOSTILE = {
     "nothing": b".", "no end": b"}", "no pickle": b"\xff\xfe", "odd items": b"}(U\x01au.",
     "text": b"I" + b"x" * 10**6 + b"\n.", "digits": b"I" + b"9" * 10**5 + b"\n.",
     "in itself": b"]q\x00h\x00a.",
+    "no function": b"}U\x01aU\x02hi)R(K\x01K\x01\x85cnumpy\ndtype\nU\x02u1\x85R\x89U\x01xtbs.",
     "huge shape": b"}U\x01acnumpy.core.multiarray\n_reconstruct\n)R(K\x01I" + b"9" * 30
                   + b"\n\x85cnumpy\ndtype\nU\x02u1\x85R\x89U\x01xtbs.",
 }

@@ -49,7 +49,7 @@ def read_pickle(content: bytes) -> dict[Any, Any]:
         found = _run(content)
         return {key: _array(value) if isinstance(value, _Record) else value
                 for key, value in found.items()}
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         # as many as there are ways of not being what was expected
         raise ValueError("expected a pickle of plain arrays, lists and strings, got something else "
                          f"({reason(error)}), of which nothing was executed") from error
