@@ -264,6 +264,10 @@ def test_pickles_of_protocol_0_and_1_are_read():
         b"a": (1, 2), b"b": b"a"}
 
 
+def test_long_numbers_of_python_2_are_read():
+    assert pickles.read_pickle(b"\x80\x02}U\x01a\x8a\x01\x05s.") == {b"a": 5}
+
+
 def test_the_sentence_about_a_pickle_holds_no_control_characters():
     refused_name = b"\x80\x02cposix\nsys\x1b[2Jtem\n)R."
     with pytest.raises(ValueError, match=r"posix\.sys\?\[2Jtem"):

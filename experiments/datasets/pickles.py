@@ -15,8 +15,8 @@ from .base import reason
 # What the pickle of an array names: NumPy's modules were renamed in version 2.
 _NAMES = {"numpy.dtype", "numpy.ndarray", "numpy.core.multiarray._reconstruct",
           "numpy._core.multiarray._reconstruct"}
-_VALUES = {"BININT", "BININT1", "BININT2", "INT", "BINBYTES", "SHORT_BINBYTES", "BINUNICODE",
-           "SHORT_BINUNICODE", "UNICODE"}
+_VALUES = {"BININT", "BININT1", "BININT2", "INT", "LONG1", "BINBYTES", "SHORT_BINBYTES",
+           "BINUNICODE", "SHORT_BINUNICODE", "UNICODE"}
 _PYTHON2_STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING"}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _LAST = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}  # items that they take
