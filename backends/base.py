@@ -1,6 +1,6 @@
 """What a backend is: the few things that NumPy and CuPy do not share, and its table of kernels."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -111,8 +111,58 @@ def register_backend(array_type: type, backend: Backend) -> None:
     BACKENDS[array_type] = backend
 
 
+def is_array(value: Any) -> bool:
+    """Return whether `value` is an array that operations take, be its backend loaded or not.
+
+    Subclasses of NumPy's are none, as they would give their own meaning to what is computed with
+    them; but a memory map is.
+    """
+    kind = type(value)
+    return (kind in BACKENDS or kind is np.ndarray or isinstance(value, np.memmap)
+            or kind.__module__.split(".")[0] == "cupy")
+
+
 def mask_fits(m: Array, shape: tuple[int, ...]) -> bool:
     """Return whether m is a mask for activations of this shape, bool or bit-packed."""
+    if not shape or not (type(m) in BACKENDS or is_array(m)):
+        return False
     if m.dtype == bool:
         return bool(m.shape == shape)
     return bool(m.dtype == np.uint8 and m.shape == (*shape[:-1], -(-shape[-1] // 8)))
+
+
+def layer_fits(x: Array, W: Array, b: Array | None) -> bool:
+    """Return whether W x + b can be had: of x (..., N_in), W (N, N_in) and b (N,) or None."""
+    shape = W.shape
+    return (len(shape) == 2 and 0 not in shape and x.shape[-1:] == shape[1:]
+            and (b is None or b.shape == shape[:1]))
+
+
+def labels_fit(labels: Array, logits: Array) -> bool:
+    """Return whether there is an integer label for each row of logits (..., C), C at least 1."""
+    shape = logits.shape
+    return bool(labels.dtype.kind in "iu" and labels.shape == shape[:-1] and shape and shape[-1])
+
+
+def bits_fit(bits: Array, widths: Sequence[int]) -> bool:
+    """Return whether `bits` are masks of layers of these widths, bit-packed side by side."""
+    return bool(bits.dtype == np.uint8
+                and bits.shape[-1:] == (sum(-(-N // 8) for N in widths),))
+
+
+def writeable(array: Array) -> bool:
+    """Return whether the array can be changed in place; CuPy's always can."""
+    return getattr(array.flags, "writeable", True)
+
+
+def update_fits(changed: Sequence[Array], g: Array) -> bool:
+    """Return whether parameters and moments can be changed in place with the gradient g (n,)."""
+    return (g.ndim == 1 and g.dtype.kind == "f"
+            and all(a.shape == g.shape and a.dtype == g.dtype and writeable(a) for a in changed))
+
+
+def described(array: Any) -> str:
+    """Return what an argument is, for the message that refuses it."""
+    if is_array(array):
+        return f"{array.dtype} {array.shape}"
+    return f"{type(array).__module__}.{type(array).__qualname__}"

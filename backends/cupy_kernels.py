@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from .base import BackendError, mask_fits
+from .base import BackendError, bits_fit, described, labels_fit, layer_fits, mask_fits
 from .cublas import FORMATS, Cublas
 
 Array = Any  # cupy.ndarray
@@ -142,9 +142,6 @@ class CupyKernels:
         """Return CUDA's name of the one dtype, float32 or float64, of `arrays`; None is left out.
         """
         present = [array for array in arrays if array is not None]
-        if not all(isinstance(array, self.xp.ndarray) for array in present):
-            raise BackendError(f"{operation} on CuPy got arrays of another backend: bring them to "
-                               'one with comet_np.backends.get_backend("cupy").asarray(array)')
         dtypes = {array.dtype for array in present}
         if len(dtypes) > 1 or present[0].dtype.char not in CTYPES:
             raise BackendError(f"{operation} on CuPy takes arrays of one dtype, float32 or float64,"
@@ -193,14 +190,14 @@ class CupyKernels:
 
     @kernel
     def project(self, body: Body, x: Array, W: Array) -> Array:
-        if not _fit(x, W, None):
+        if not _fit(x, W):
             return body(x, W)
         return self._product("project", x, W.T)
 
     @kernel
     def linear_forward(self, body: Body, x: Array, p: Any, compute: str | None = None) -> Any:
         W, b = p
-        if not _fit(x, W, compute):
+        if not _fit(x, W, compute, b):
             return body(x, p, compute)
         y = self._product("linear_forward", x, W.T, compute)
         if b is not None:
@@ -255,6 +252,8 @@ class CupyKernels:
     @kernel
     def unpack_masks(self, body: Body, bits: Array, widths: Sequence[int]) -> tuple[Array, ...]:
         """Return them packed, as layers read bits as fast."""
+        if not bits_fit(bits, widths):
+            return body(bits, widths)  # raises
         ends = itertools.accumulate((-(-N // 8) for N in widths), initial=0)
         return tuple(bits[..., start:end] for start, end in itertools.pairwise(ends))
 
@@ -264,10 +263,10 @@ class CupyKernels:
         """Return a mask, bool or bit-packed or None, its kind, and the bytes from row to row."""
         if m is None:
             return NULL, np.int32(NO_MASK), np.int64(0)
+        if not (isinstance(m, self.xp.ndarray) and mask_fits(m, shape)):
+            raise BackendError(f"a mask for activations of shape {shape} is a cupy.ndarray, bool "
+                               f"of that shape or bit-packed uint8, got {described(m)}")
         packed = m.dtype == np.uint8
-        if not mask_fits(m, shape):
-            raise BackendError(f"a mask for activations of shape {shape} is bool of that shape or "
-                               f"bit-packed uint8, got {m.dtype} {m.shape}")
         pitch = m.strides[-2] if m.ndim > 1 else m.size
         if not _rows_apart_equally(m):
             m, pitch = self.xp.ascontiguousarray(m), m.shape[-1]
@@ -298,7 +297,7 @@ class CupyKernels:
     def hidden_forward(self, body: Body, x: Array, p: Any, mask: Any, f: Any,
                        compute: str | None = None) -> Any:
         W, b = p
-        if not _fit(x, W, compute):
+        if not _fit(x, W, compute, b):
             return body(x, p, mask, f, compute)
         a = self._product("hidden_forward", x, W.T, compute)
         known = f.name in ACTIVATIONS
@@ -361,31 +360,33 @@ class CupyKernels:
     @kernel
     def softmax_cross_entropy(self, body: Body, logits: Array,
                               labels: Array) -> tuple[Array, Array]:
+        if not labels_fit(labels, logits):
+            return body(logits, labels)  # raises
         real = self._check("softmax_cross_entropy", logits)
-        self._check_shape("labels", labels, logits.shape[:-1])
         q = self.xp.empty(logits.shape, dtype=logits.dtype)
         losses = self.xp.empty(labels.shape, dtype=logits.dtype)
-        self.launch("loss", f"softmax_cross_entropy<{real}>", (-(-labels.size // LOSS_ROWS),),
-                    (LOSS_ROWS * WARP,), self.xp.ascontiguousarray(logits), self._labels(labels),
-                    q, losses, np.int64(labels.size), np.int32(logits.shape[-1]),
-                    self.mine.bad_label)
+        if labels.size:
+            self.launch("loss", f"softmax_cross_entropy<{real}>", (-(-labels.size // LOSS_ROWS),),
+                        (LOSS_ROWS * WARP,), self.xp.ascontiguousarray(logits),
+                        self._labels(labels), q, losses, np.int64(labels.size),
+                        np.int32(logits.shape[-1]), self.mine.bad_label)
         return losses, q
 
     @kernel
     def softmax_cross_entropy_gradient(self, body: Body, q: Array, labels: Array,
                                        scale: Any) -> Array:
+        if not labels_fit(labels, q):
+            return body(q, labels, scale)  # raises
         real = self._check("softmax_cross_entropy_gradient", q)
-        self._check_shape("labels", labels, q.shape[:-1])
         dlogits = self.xp.empty(q.shape, dtype=q.dtype)
         rows, C = labels.size, q.shape[-1]
-        self.launch("loss", f"softmax_cross_entropy_gradient<{real}>", *cells(rows, C),
-                    self.xp.ascontiguousarray(q), self._labels(labels), dlogits,
-                    *self._number(scale), np.int64(rows), np.int32(C))
+        if rows:
+            self.launch("loss", f"softmax_cross_entropy_gradient<{real}>", *cells(rows, C),
+                        self.xp.ascontiguousarray(q), self._labels(labels), dlogits,
+                        *self._number(scale), np.int64(rows), np.int32(C))
         return dlogits
 
     def _labels(self, labels: Array) -> Array:
-        if labels.dtype.kind not in "iu":
-            raise BackendError(f"labels on CuPy are integers, got {labels.dtype}")
         return self.xp.ascontiguousarray(labels, dtype=np.int64)
 
     # --- numbers from the host or the device ---
@@ -478,9 +479,9 @@ class CupyKernels:
         return parts.sum()
 
 
-def _fit(x: Array, W: Array, compute: str | None) -> bool:
-    """Return whether x W^T is a product of ours; bodies take others, or say what is wrong."""
-    return (x.ndim > 0 and x.shape[-1] == W.shape[-1]
+def _fit(x: Array, W: Array, compute: str | None = None, b: Array | None = None) -> bool:
+    """Return whether W x + b can be had here; bodies take others, or say what is wrong."""
+    return (layer_fits(x, W, b)
             and (compute is None or (x.dtype.char, compute) in FORMATS))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import blas
 
-from .base import BackendError, mask_fits
+from .base import BackendError, bits_fit, labels_fit, layer_fits, mask_fits, update_fits
 from .cpu import over_blocks
 
 Array = np.ndarray
@@ -41,6 +41,14 @@ def check_float(name: str, *arrays: Array) -> None:
             dtypes = sorted({str(array.dtype) for array in arrays})
             raise BackendError(f"{name} on NumPy takes arrays of one dtype, float32 or float64, "
                                f"got {', '.join(dtypes)}: cast them with .astype()")
+
+
+def _fit(dy: Array, x: Array, W: Array, g: Any) -> bool:
+    """Return whether gradients of W can be added into `g`; bodies say what is wrong."""
+    dW, db = g
+    shape = dy.shape[-1:] + x.shape[-1:]
+    return (W.shape == shape == dW.shape and dW.flags.writeable
+            and (db is None or (db.shape == shape[:1] and db.flags.writeable)))
 
 
 # --- matrix products ----------------------------------------------------------------------------
@@ -86,7 +94,7 @@ def _products(x: Array, W: Array) -> Array:
 
 @kernel
 def project(body: Body, x: Array, W: Array) -> Array:
-    if x.ndim == 0 or x.shape[-1] != W.shape[-1]:
+    if not layer_fits(x, W, None):
         return body(x, W)
     return _products(x, W.T)
 
@@ -94,7 +102,7 @@ def project(body: Body, x: Array, W: Array) -> Array:
 @kernel
 def linear_forward(body: Body, x: Array, p: Any, compute: str | None = None) -> Any:
     W, b = p
-    if compute is not None or x.ndim == 0 or x.shape[-1] != W.shape[-1]:
+    if compute is not None or not layer_fits(x, W, b):
         return body(x, p, compute)
     y = _products(x, W.T)
     if b is not None:
@@ -107,7 +115,7 @@ def linear_forward(body: Body, x: Array, p: Any, compute: str | None = None) -> 
 def linear_backward(body: Body, dy: Array, cache: Any, p: Any, g: Any, compute: str | None = None,
                     input_gradient: bool = True) -> Array | None:
     x, W = cache.x, p.weight
-    if compute is not None or dy.shape != (*x.shape[:-1], len(W)):
+    if (compute is not None or dy.shape != (*x.shape[:-1], len(W)) or not _fit(dy, x, W, g)):
         return body(dy, cache, p, g, compute, input_gradient)
     dx = _products(dy, W) if input_gradient else None
     _add_outer(dy, x, g.weight)
@@ -201,7 +209,7 @@ def _copy_of_rows(rows: Array) -> Array:
 
 @kernel
 def unpack_masks(body: Body, bits: Array, widths: Sequence[int]) -> tuple[Array, ...]:
-    if bits.ndim != 2 or len(bits) > FEW_ROWS:
+    if bits.ndim != 2 or len(bits) > FEW_ROWS or not bits_fit(bits, widths):
         return body(bits, widths)
     # The order of the products of so few rows: bits side by side become rows one after the other.
     flags = np.unpackbits(bits, axis=-1).view(bool).T.copy()
@@ -237,7 +245,7 @@ def _unpacked(m: Array, N: int) -> Array:
 def hidden_forward(body: Body, x: Array, p: Any, mask: Any, f: Any,
                    compute: str | None = None) -> Any:
     W, b = p
-    if compute is not None or x.ndim == 0 or x.shape[-1] != W.shape[-1]:
+    if compute is not None or not layer_fits(x, W, b):
         return body(x, p, mask, f, compute)
     a = _products(x, W.T)
     if b is not None:
@@ -276,7 +284,7 @@ def hidden_forward(body: Body, x: Array, p: Any, mask: Any, f: Any,
 def hidden_backward(body: Body, dh: Array, cache: Any, p: Any, g: Any, f: Any,
                     compute: str | None = None, input_gradient: bool = True) -> Array | None:
     x, a, m = cache
-    if compute is not None or dh.shape != a.shape:
+    if compute is not None or dh.shape != a.shape or not _fit(dh, x, p.weight, g):
         return body(dh, cache, p, g, f, compute, input_gradient)
     check_float("hidden_backward", dh, a)
     rows, neurons = _in_memory_order(a)
@@ -351,6 +359,8 @@ DERIVATIVE_INTO = {"softplus": _sigmoid_into, "tanh": _tanh_derivative_into}
 
 @kernel
 def softmax_cross_entropy(body: Body, logits: Array, labels: Array) -> tuple[Array, Array]:
+    if not labels_fit(labels, logits):
+        return body(logits, labels)  # raises
     check_float("softmax_cross_entropy", logits)
     # Classes first, where the memory allows it: a reduction over few classes is then a few
     # passes over long rows instead of many short loops.
@@ -398,6 +408,8 @@ def example_mask(body: Body, example: Array, N: int, p: float, key: Any) -> Arra
 @kernel
 def sgd(body: Body, p: Array, g: Array, lr: float, weight_decay: float, scale: float) -> None:
     check_float("sgd", p, g)
+    if not update_fits((p,), g):
+        body(p, g, lr, weight_decay, scale)  # raises
 
     def work(block: slice) -> None:
         step = g[block] * (lr * float(scale))
@@ -412,6 +424,8 @@ def sgd(body: Body, p: Array, g: Array, lr: float, weight_decay: float, scale: f
 def momentum(body: Body, p: Array, g: Array, v: Array, lr: float, mu: float, weight_decay: float,
              scale: float) -> None:
     check_float("momentum", p, g, v)
+    if not update_fits((p, v), g):
+        body(p, g, v, lr, mu, weight_decay, scale)  # raises
     scale = float(scale)
 
     def work(block: slice) -> None:
@@ -430,6 +444,9 @@ def adam(body: Body, p: Array, g: Array, first: Array, second: Array, step: int,
          beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool,
          scale: float) -> None:
     check_float("adam", p, g, first, second)
+    if not update_fits((p, first, second), g):
+        body(p, g, first, second, step, lr, beta1, beta2, eps, weight_decay, decoupled,
+             scale)  # raises
     root2 = (1 - beta2**step) ** 0.5
     rate = lr / (1 - beta1**step)
     scale = float(scale)
@@ -462,6 +479,8 @@ def adam(body: Body, p: Array, g: Array, first: Array, second: Array, step: int,
 @kernel
 def squared_norm(body: Body, g: Array) -> np.float64:
     check_float("squared_norm", g)
+    if g.ndim != 1:
+        return body(g)
     parts = []
 
     def work(block: slice) -> None:

@@ -90,6 +90,9 @@ def rounded(a: Array, compute: str | None) -> Array:
     if compute is None:
         return a
     check_format(compute)
+    if a.dtype.kind != "f":
+        raise UserError(f"a product in the format {compute} takes arrays of floats, got {a.dtype}: "
+                        'cast them with .astype("float32")')
     with np.errstate(over="ignore"):  # beyond the largest number of a format lies infinity
         if compute == "tf32":
             xp = xp_of(a)

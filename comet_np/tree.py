@@ -67,6 +67,8 @@ def flatten(tree: Tree) -> tuple[Array, Tree]:
         Of the structure, shapes and values of `tree`.
     """
     arrays = list(leaves(tree))
+    for array in arrays:
+        backend_of(array)  # says what it should be
     if len({array.dtype for array in arrays}) != 1:
         raise UserError("a flat buffer holds arrays of one dtype, got "
                         f"{', '.join(sorted({str(array.dtype) for array in arrays})) or 'none'}")
@@ -100,6 +102,8 @@ def check_shapes(tree: Tree, shapes: Tree, what: str) -> None:
 
 
 def _fits(tree: Tree, shapes: Tree) -> bool:
+    if (shape := getattr(tree, "shape", None)) is not None:
+        return bool(shape == shapes)
     if tree is None or shapes is None:
         return tree is shapes
     if isinstance(tree, dict):
@@ -108,7 +112,7 @@ def _fits(tree: Tree, shapes: Tree) -> bool:
     if isinstance(tree, tuple):
         return (isinstance(shapes, tuple) and len(tree) == len(shapes)
                 and all(map(_fits, tree, shapes)))
-    return bool(getattr(tree, "shape", None) == shapes)
+    return False
 
 
 def _plain(tree: Tree) -> Tree:

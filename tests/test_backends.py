@@ -73,7 +73,7 @@ def test_a_kernel_is_handed_the_body_and_names_no_class_of_a_cache(second_backen
         return x, (p.weight,)
 
     second_backend.kernels["linear_forward"] = kernel
-    x, W = foreign(np.ones((2, 3))), np.ones((4, 3))
+    x, W = foreign(np.ones((2, 3))), foreign(np.ones((4, 3)))
     y, cache = linear_forward(x, Linear(W, None))
     assert y is x and given == [linear_forward.body]
     assert type(cache) is LinearCache and cache.x is W
@@ -97,6 +97,8 @@ MIXED = {
     "backend_of": lambda: backend_of(X, foreign(X)),
     "operation": lambda: project(X, foreign(PARAMS[0].weight)),
     "input": lambda: mlp.forward(foreign(X), PARAMS, V, CONFIG),
+    "weight": lambda: linear_forward(X, tree_map(foreign, PARAMS[0])),
+    "bias": lambda: linear_forward(X, PARAMS[0]._replace(bias=foreign(PARAMS[0].bias))),
     "output layer": lambda: mlp.forward(X, (PARAMS[0], tree_map(foreign, PARAMS[1])), V,
                                         CONFIG),
     "routing": lambda: mlp.forward(X, PARAMS, tree_map(foreign, V), CONFIG),

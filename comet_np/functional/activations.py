@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..backends import backend_of, overridable, xp_of
-from ..errors import unknown
-from .packing import unpacked
+from ..errors import UserError, unknown
+from .packing import check_mask, unpacked
 
 Array = Any
 
@@ -27,6 +27,10 @@ class Activation(NamedTuple):
 def _in_float32_or_better(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
     @functools.wraps(function)
     def wide(a: Array) -> Array:
+        xp_of(a)  # says what it should be
+        if a.dtype.kind not in "fc":
+            raise UserError(f"an activation is a function of floats, got {a.dtype}: cast it with "
+                            '.astype("float32")')
         if a.dtype.itemsize >= 4:
             return function(a)
         return function(a.astype("float32")).astype(a.dtype)
@@ -207,4 +211,5 @@ _register("centred_softplus", lambda a: softplus(a) - a.dtype.type(math.log(2)),
 @overridable
 def masked(c: Array, m: Array, g: Activation) -> Array:
     """Return ``z = m o g(c)``, eq. (6): c (..., N), a mask, bool or bit-packed -> (..., N)."""
+    check_mask(m, c.shape)
     return g.forward(c) * unpacked(m, c.shape[-1])

@@ -4,6 +4,7 @@ What is drawn is a function of a key and a counter alone. The counter (a step, o
 example) may lie on the device, so that a captured step draws anew each time.
 """
 
+from numbers import Integral
 from typing import Any, NamedTuple
 
 from ..backends import overridable, xp_of
@@ -43,9 +44,10 @@ def dropout_forward(x: Array, rate: float, key: Key,
     Raises
     ------
     UserError
-        If `rate` is not in [0, 1).
+        If `rate` is not in [0, 1), or `step` no integer, or one below 0.
     """
     check_rate(rate)
+    check_step(step)
     factor = dropout_factor(x, rate, key, step)
     return x * factor, DropoutCache(factor)
 
@@ -75,6 +77,14 @@ def example_mask(example: Array, N: int, p: float, key: Key) -> Array:
 def _threshold(p: float, xp: Any) -> Any:
     """Return below which number, of those uniform on 0 .. 2^32 - 1, a share p lies."""
     return xp.uint64(round(p * 2**32))  # 2^32 itself does not fit the numbers' dtype
+
+
+def check_step(step: Any) -> None:
+    """Raise a UserError unless `step` counts steps; one on a device is not read."""
+    if not (int(step) >= 0 if isinstance(step, Integral) else
+            getattr(step, "shape", None) == () and step.dtype.kind in "iu"):
+        raise UserError("the step of dropout is an integer of at least 0, or a 0-d array of one, "
+                        f"got {step!r}")
 
 
 def check_rate(rate: float) -> None:

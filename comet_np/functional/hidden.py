@@ -7,12 +7,17 @@ Every hidden layer of every model is this one. Where its mask comes from is the 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..backends import mask_fits, overridable
-from ..errors import UserError
+from ..backends import overridable
 from ..precision import rounded
 from .activations import Activation
-from .linear import Linear, add_parameter_gradients, check_cotangent, check_features
-from .packing import unpacked
+from .linear import (
+    Linear,
+    add_parameter_gradients,
+    check_cotangent,
+    check_features,
+    check_gradients,
+)
+from .packing import check_mask, unpacked
 
 Array = Any
 # None; a mask, bool (..., N) or bit-packed; or a function of the layer's input and pre-activation.
@@ -58,10 +63,11 @@ def hidden_forward(x: Array, p: Linear, mask: Mask, f: Activation,
     Raises
     ------
     UserError
-        If the last axis of x is not N_in, or a mask does not have the shape of the output.
+        If the shapes of x, weight and bias do not fit together, or a mask does not have that of the
+        output.
     """
     W, b = p
-    check_features(x, W, "x")
+    check_features(x, W, "x", b)
     a = rounded(x, compute) @ rounded(W, compute).T  # (..., N)
     if b is not None:
         a = a + b
@@ -71,14 +77,6 @@ def hidden_forward(x: Array, p: Linear, mask: Mask, f: Activation,
         check_mask(m, a.shape)
         h = h * unpacked(m, len(W))
     return h, HiddenCache(x, a, m)
-
-
-def check_mask(m: Array, shape: tuple[int, ...]) -> None:
-    """Raise a UserError unless m is a mask of this shape: masks are never broadcast."""
-    if not mask_fits(m, shape):
-        raise UserError(f"a mask must be a bool array of the shape of the layer's output, {shape}, "
-                        f"or a bit-packed uint8 array of shape {(*shape[:-1], -(-shape[-1] // 8))},"
-                        f" got {m.dtype} {m.shape}")
 
 
 @overridable
@@ -95,10 +93,13 @@ def hidden_backward(dh: Array, cache: HiddenCache, p: Linear, g: Linear, f: Acti
     Raises
     ------
     UserError
-        If dh does not have the shape of the output.
+        If dh does not have the shape of the output, or `g` not the shapes of `p`, or `g` cannot be
+        written to.
     """
     x, a, m = cache
+    check_features(x, p.weight, "x")
     check_cotangent(dh, a.shape)
+    check_gradients(dh, x, p, g)
     da = dh * f.derivative(a)  # undoes h = m o f(a)
     if m is not None:
         da = da * unpacked(m, a.shape[-1])

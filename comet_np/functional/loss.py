@@ -5,7 +5,7 @@ Both are means over the leading axes; sums are taken in float32 or better.
 
 from typing import Any, NamedTuple
 
-from ..backends import backend_of, overridable, xp_of
+from ..backends import backend_of, labels_fit, overridable, xp_of
 from ..errors import UserError
 
 Array = Any
@@ -24,6 +24,7 @@ class CrossEntropyCache(NamedTuple):
 @overridable
 def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     """Return the cross-entropy of each example (...) and softmax(logits) (..., C)."""
+    check_shapes(labels, logits)
     xp = xp_of(logits)
     rows = _wide(logits).reshape(-1, logits.shape[-1])
     shifted = rows - rows.real.max(axis=-1, keepdims=True)  # .real: for the complex step
@@ -68,6 +69,7 @@ def softmax_cross_entropy_backward(dloss: Array | float, cache: CrossEntropyCach
 @overridable
 def softmax_cross_entropy_gradient(q: Array, labels: Array, scale: Array | float) -> Array:
     """Return ``scale (q - onehot(label))``: q (..., C), labels (...) -> (..., C)."""
+    check_shapes(labels, q)
     rows = (q * scale).reshape(-1, q.shape[-1])
     rows[xp_of(q).arange(len(rows)), labels.reshape(-1)] -= scale
     return rows.reshape(q.shape)
@@ -75,14 +77,25 @@ def softmax_cross_entropy_gradient(q: Array, labels: Array, scale: Array | float
 
 def check_labels(labels: Array, logits: Array) -> None:
     """Raise a UserError unless `labels` are class indices that fit `logits`."""
-    backend_of(labels, logits)
-    if labels.shape != logits.shape[:-1]:
-        raise UserError(f"labels must have the shape of the logits less the class axis, "
-                        f"{logits.shape[:-1]}, got {labels.shape}")
-    if labels.dtype.kind not in "iu":
-        raise UserError(f"labels must be integer class indices, got dtype {labels.dtype}")
+    xp_of(logits)  # says what it should be
+    if type(labels) is not type(logits):
+        backend_of(labels, logits)  # says which are mixed
+    check_shapes(labels, logits)
     check_not_empty(labels)
     check_label_range(labels, logits.shape[-1])
+
+
+def check_shapes(labels: Array, logits: Array) -> None:
+    """Raise a UserError unless there is an integer label for each row of `logits`."""
+    if labels_fit(labels, logits):
+        return
+    if logits.shape[-1:] in ((), (0,)):
+        raise UserError(f"logits must have shape (..., C) with at least one class, got "
+                        f"{logits.shape}")
+    if labels.dtype.kind not in "iu":
+        raise UserError(f"labels must be integer class indices, got dtype {labels.dtype}")
+    raise UserError(f"labels must have the shape of the logits less the class axis, "
+                    f"{logits.shape[:-1]}, got {labels.shape}")
 
 
 @overridable
@@ -141,4 +154,6 @@ def mean_squared_error_backward(dloss: Array | float, cache: SquaredErrorCache) 
 
 
 def _wide(a: Array) -> Array:
+    if a.dtype.kind not in "fc":
+        raise UserError(f'a loss is taken of floats, got {a.dtype}: cast with .astype("float32")')
     return a if a.dtype.itemsize >= 4 else a.astype("float32")

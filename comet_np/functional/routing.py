@@ -160,6 +160,7 @@ def routing_forward(x: Array, V: Sequence[Array], p_k: float, ties: Ties,
 
 def whole(x: Array) -> Array:
     """Return x in float32 or better, in which routing scores are taken."""
+    xp_of(x)  # says what it should be
     return x.astype("float32") if x.dtype.itemsize < 4 else x
 
 

@@ -393,8 +393,8 @@ def test_wrong_arrays_are_refused(gpu):
     g = Linear(gpu.asarray(random(6, 2)), p[:5])
     wrong = {
         "one dtype": lambda: OPERATIONS["sgd"](p, wide, 0.1, 0.0, 1.0),
-        "arrays of another backend": lambda: OPERATIONS["momentum"](p, p, random(6), 0.1, 0.9, 0.0,
-                                                                    1.0),
+        "arrays of two backends are mixed": lambda: OPERATIONS["momentum"](
+            p, p, random(6), 0.1, 0.9, 0.0, 1.0),
         "C-contiguous arrays of one shape": lambda: OPERATIONS["sgd"](p, p[:3], 0.1, 0.0, 1.0),
         r"the bias's gradient on CuPy expected shape \(6,\)": lambda: linear_backward(
             matrix, cache, g, g),
@@ -408,8 +408,6 @@ def test_wrong_arrays_are_refused(gpu):
             matrix, 0.1, KEY, gpu.asarray(np.array([3]))),
         r"a number on the device on CuPy expected shape \(\), got": lambda: OPERATIONS["sgd"](
             p, p, p, 0.0, 1.0),
-        "labels on CuPy are integers, got float32": lambda: OPERATIONS["softmax_cross_entropy"](
-            matrix, matrix[:, 0]),
     }
     for message, operation in wrong.items():
         with pytest.raises(BackendError, match=message):
