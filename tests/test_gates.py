@@ -565,8 +565,8 @@ def test_masks_that_cannot_be_kept(draw):
 def test_bits_of_another_network(bits, draw):
     config, x, params, _ = network(Kept(), draw)
     with pytest.raises(UserError, match=re.escape(
-            f"uint8 (n, ..., 6) for a network of widths {WIDTHS}, got {np.shape(bits) or ()}"
-            if len(bits) else "got ()")):
+            f"uint8 (n, ..., 6) for a network of widths {WIDTHS}, got uint8 {np.shape(bits)}"
+            if len(bits) else "got builtins.tuple")):
         mlp.forward(x, params, bits, config, at=training(draw))
 
 

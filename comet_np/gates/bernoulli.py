@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ..backends import xp_of
+from ..backends import backend_of, xp_of
 from ..errors import UserError, unknown
 from ..functional.dropout import example_mask
 from ..functional.hidden import Mask
@@ -23,14 +23,20 @@ def examples(at: Pass, x: Array) -> Array:
     Raises
     ------
     UserError
-        If the pass does not say them, or not one for each example.
+        If the pass does not say them, or not one for each example, or they are no integers, or (on
+        the CPU; a GPU would have to wait) one is negative.
     """
     if at.example is None:
         raise UserError("the masks of this gate are a function of the example's number: say the "
                         "numbers of the examples with at=Pass(train=True, example=numbers)")
+    waits = backend_of(at.example, x).waits
     if at.example.shape != x.shape[:1]:
         raise UserError(f"the pass needs the number of each example, shape {x.shape[:1]}, got "
                         f"{at.example.shape}")
+    if at.example.dtype.kind not in "iu":
+        raise UserError(f"the numbers of examples are integers, got dtype {at.example.dtype}")
+    if not waits and at.example.size and (low := at.example.min()) < 0:
+        raise UserError(f"the numbers of examples count from 0, got {low}")
     return at.example
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ..backends import xp_of
+from ..backends import backend_of, described, xp_of
 from ..errors import UserError
 from ..functional.packing import pack_masks, unpack_masks
 from .base import Array, Gate, Pass, Tree
@@ -13,7 +13,11 @@ from .bernoulli import examples
 
 @dataclass(frozen=True)
 class Kept(Gate):
-    """m_l as kept for each example of a data set; the fixed weights are `keep`'s bits."""
+    """m_l as kept for each example of a data set; the fixed weights are `keep`'s bits.
+
+    The number of an example that is not among the n kept ones is a UserError on the CPU. A GPU
+    would have to wait for the check: there CuPy takes the numbers modulo n.
+    """
 
     depends_on: ClassVar[Literal["example"]] = "example"
 
@@ -22,16 +26,24 @@ class Kept(Gate):
 
     def masks(self, x: Array, fixed: Array, config: Any, at: Pass) -> tuple[Array, ...]:
         check_bits(fixed, config.widths)
-        return unpack_masks(fixed[examples(at, x)], config.widths[1:-1])
+        numbers = examples(at, x)
+        try:
+            bits = fixed[numbers]
+        except IndexError:
+            raise UserError(f"the masks of {len(fixed)} examples were kept, numbers 0 to "
+                            f"{len(fixed) - 1}: got {numbers.max()}") from None
+        return unpack_masks(bits, config.widths[1:-1])
 
 
 def check_bits(bits: Array, widths: tuple[int, ...]) -> None:
     """Raise a UserError unless `bits` are as wide as the masks of these layers."""
     wanted = sum(-(-N // 8) for N in widths[1:-1])
-    shape = getattr(bits, "shape", ())
-    if shape[-1:] != (wanted,):
+    shape: tuple[int, ...] = getattr(bits, "shape", ())
+    if len(shape) < 2 or shape[-1] != wanted or bits.dtype != "uint8":
         raise UserError("the gate Kept needs the bits that comet_np.gates.keep returns, uint8 "
-                        f"(n, ..., {wanted}) for a network of widths {widths}, got {shape}")
+                        f"(n, ..., {wanted}) for a network of widths {widths}, got "
+                        f"{described(bits)}")
+    backend_of(bits)
 
 
 def keep(gate: Gate, inputs: Iterable[tuple[Array, Pass]], fixed: Tree, config: Any) -> Array:
@@ -51,10 +63,18 @@ def keep(gate: Gate, inputs: Iterable[tuple[Array, Pass]], fixed: Tree, config: 
     Raises
     ------
     UserError
-        If the masks depend on more than that.
+        If the masks depend on more than that, or the gate gives none there, or there are no inputs.
     """
     if gate.depends_on is None:
         raise UserError(f"the masks of the gate {type(gate).__name__} change as the network learns "
                         "and cannot be kept")
-    blocks = [pack_masks(gate.masks(x, fixed, config, at)) for x, at in inputs]
+    blocks = []
+    for x, at in inputs:
+        masks = gate.masks(x, fixed, config, at)
+        if any(m is None for m in masks):
+            raise UserError(f"the gate {type(gate).__name__} gives no masks in evaluation: say "
+                            "Pass(train=True, example=numbers) with each x")
+        blocks.append(pack_masks(masks))
+    if not blocks:
+        raise UserError("there are no inputs whose masks could be kept: expected pairs (x, Pass)")
     return xp_of(blocks[0]).concatenate(blocks)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, NamedTuple
 
-from ..backends import Backend, backend_of, get_backend, mask_fits
+from ..backends import Backend, backend_of, described, get_backend, mask_fits
 from ..errors import UserError
 from ..functional.activations import Activation, activation, scaled
 from ..functional.dropout import DropoutCache, check_rate, dropout_backward, dropout_forward
@@ -25,7 +25,7 @@ from ..functional.packing import unpacked
 from ..gates import EVALUATION, Comet, Gate, Kept, Pass
 from ..precision import check_format
 from ..rng import key, uniform
-from ..tree import check_shapes, zeros_like
+from ..tree import check_shapes, leaves, zeros_like
 
 __all__ = ["MLPCache", "MLPConfig", "Params", "Trace", "backward", "forward", "init",
            "parameter_count", "shapes", "trace", "zeros_like"]
@@ -180,6 +180,7 @@ def forward(x: Array, params: Params, fixed: Fixed, config: MLPConfig,
     if masks is not None:
         check_masks(masks, x, config)
     elif config.gate is None:
+        check_fixed(fixed, config)
         masks = (None,) * config.hidden
     else:
         check_fixed(fixed, config)
@@ -219,7 +220,15 @@ def backward(da_L: Array, cache: MLPCache, params: Params, grads: Params, config
     config : MLPConfig
     input_gradient : bool
         False returns None and saves a product: training does not need dx.
+
+    Raises
+    ------
+    UserError
+        If a shape does not fit, or `grads` cannot be written to.
     """
+    if len(grads) != len(params):
+        raise UserError(f"expected gradients for each of the {len(params)} layers, as of "
+                        f"zeros_like(params), got {len(grads)}")
     dx = linear_backward(da_L, cache.output, params[-1], grads[-1], config.compute,
                          input_gradient or config.hidden > 0)
     f = config.f
@@ -268,6 +277,7 @@ def trace(x: Array, params: Params, fixed: Fixed, config: MLPConfig) -> Trace:
     c = z = ()
     masks = None
     if isinstance(config.gate, Comet):
+        check_arrays(x, params, config)
         check_fixed(fixed, config)
         c, masks, z = config.gate.trace(x, fixed)
     a_L, cache = forward(x, params, fixed, config, masks)
@@ -282,16 +292,20 @@ def parameter_count(config: MLPConfig) -> int:
 
 def check_arrays(x: Array, params: Params, config: MLPConfig) -> None:
     """Raise a UserError unless x and the parameters fit the configuration."""
-    if any(type(p.weight) is not type(x) for p in params):
-        backend_of(x, *(p.weight for p in params))  # says which are mixed
     check_shapes(params, shapes(config), f"the widths {config.widths} with bias={config.bias} "
                                          "need weights and biases")
+    if type(x) is not type(params[0].weight):
+        backend_of(x, params[0].weight)  # says which are mixed
     check_features(x, params[0].weight, "x")
 
 
 def check_fixed(fixed: Fixed, config: MLPConfig) -> None:
     """Raise a UserError unless the gate's fixed weights fit the configuration."""
-    if config.gate is not None and (wanted := config.gate.shapes(config.widths)) is not None:
+    if config.gate is None:
+        if any(True for _ in leaves(fixed)):
+            raise UserError("a network without a gate has no fixed weights, expected (): got some "
+                            "(was a gate meant, as gate=comet_np.gates.Comet()?)")
+    elif (wanted := config.gate.shapes(config.widths)) is not None:
         check_shapes(fixed, wanted, f"the gate {type(config.gate).__name__} of a network of widths "
                                     f"{config.widths} needs fixed weights V")
 
@@ -299,10 +313,11 @@ def check_fixed(fixed: Fixed, config: MLPConfig) -> None:
 def check_masks(masks: tuple[Array | None, ...], x: Array, config: MLPConfig) -> None:
     """Raise a UserError unless there is one fitting mask for each hidden layer."""
     wanted = [(*x.shape[:-1], N) for N in config.widths[1:-1]]
+    masks = masks if isinstance(masks, tuple | list) else (masks,)
     if len(masks) == len(wanted) and all(
             m is None or mask_fits(m, shape) for m, shape in zip(masks, wanted, strict=True)):
         return
     packed = [(*shape[:-1], -(-shape[-1] // 8)) for shape in wanted]
-    got = [None if m is None else f"{m.dtype} {m.shape}" for m in masks]
+    got = [None if m is None else described(m) for m in masks]
     raise UserError(f"masks must be bool arrays of shapes {wanted}, or bit-packed uint8 arrays of "
                     f"shapes {packed}, got {got}")
