@@ -8,16 +8,18 @@ linear in the cotangent, so with the cotangent scaled by -lr and ``grads = param
 update itself:  ``backward(-lr * dlogits, cache, params, params, config)``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .backends import overridable, xp_of
+from .backends import backend_of, described, overridable, update_fits, writeable, xp_of
 from .errors import UserError, unknown
 from .settings import option
 
 Array = Any
 
-OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
+MOMENTS = {"sgd": 0, "momentum": 1, "adam": 2, "adamw": 2}  # in the state of each optimizer
+OPTIMIZERS = tuple(MOMENTS)
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,14 @@ def update(p: Array, g: Array, state: OptimizerState, lr: float, config: Optimiz
     matrices : int, optional
         How many parameters at the front are elements of matrices, as `comet_np.tree.flatten` lays
         them; biases and gains lie behind. All if not given.
+
+    Raises
+    ------
+    UserError
+        If the arrays are not flat, of one shape and dtype (one of floats), or one that is changed
+        is read-only, or the state is that of another optimizer.
     """
-    if p.shape != g.shape:
-        raise UserError(f"parameters and gradients must have one shape, got {p.shape}, {g.shape}")
+    check_update(p, g, state, config)
     matrices = p.size if matrices is None else matrices
     if config.l1:
         g[:matrices] += config.l1 * xp_of(p).sign(p[:matrices])
@@ -133,9 +140,33 @@ def update(p: Array, g: Array, state: OptimizerState, lr: float, config: Optimiz
     return OptimizerState(step, state.first, state.second)
 
 
+def check_update(p: Array, g: Array, state: OptimizerState, config: OptimizerConfig) -> None:
+    """Raise a UserError unless the arrays of an update fit together and can be changed in place."""
+    moments = [moment for moment in (state.first, state.second) if moment is not None]
+    backend_of(p, g, *moments)
+    wanted = MOMENTS[config.name]
+    if len(moments) != wanted:
+        raise UserError(f"the optimizer {config.name} has a state of {wanted} moments, got "
+                        f"{len(moments)}: make it with init_state(p, config)")
+    check_flat((p, *moments), g)
+    if (config.l1 or config.clip_value is not None) and not writeable(g):
+        raise UserError("an L1 penalty and clipping by value change the gradients in place, and "
+                        "their array is read-only: give it a copy, g.copy()")
+
+
+def check_flat(changed: Sequence[Array], g: Array) -> None:
+    """Raise a UserError unless parameters and moments can be changed in place with the gradient g.
+    """
+    if not update_fits(changed, g):
+        got = [described(a) + " (read-only)" * (not writeable(a)) for a in (*changed, g)]
+        raise UserError("an update takes flat arrays of one shape and one dtype of floats, and "
+                        f"changes the parameters and moments in place: got {', '.join(got)}")
+
+
 @overridable
 def sgd(p: Array, g: Array, lr: float, weight_decay: float, scale: float) -> None:
     """p -= lr (scale g + weight_decay p), in place on (n,)."""
+    check_flat((p,), g)
     p -= (lr * (scale * g + weight_decay * p)).astype(p.dtype)
 
 
@@ -143,6 +174,7 @@ def sgd(p: Array, g: Array, lr: float, weight_decay: float, scale: float) -> Non
 def momentum(p: Array, g: Array, v: Array, lr: float, mu: float, weight_decay: float,
              scale: float) -> None:
     """v = mu v + scale g + weight_decay p;  p -= lr v, in place on (n,)."""
+    check_flat((p, v), g)
     v *= mu
     v += (scale * g + weight_decay * p).astype(p.dtype)
     p -= lr * v
@@ -157,6 +189,7 @@ def adam(p: Array, g: Array, first: Array, second: Array, step: int, lr: float, 
     ``p -= lr (u / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)``,
     with g scaled, and with weight decay in g or, decoupled, ``p -= lr weight_decay p`` before.
     """
+    check_flat((p, first, second), g)
     g = (scale * g).astype(p.dtype)
     if decoupled:
         p *= 1 - lr * weight_decay
