@@ -127,11 +127,31 @@ MUTANTS = {
         "tuple(lambda own, a, V_l=V_l: self._mask(V_l, x if x.shape == own.shape else own * 0, a) "
         "for V_l in fixed)", ("test_gates", "one_by_one")),
     "kept masks of another example": Mutant(
-        "comet_np/gates/kept.py", "fixed[examples(at, x)]", "fixed[examples(at, x) - 1]",
+        "comet_np/gates/kept.py", "fixed[numbers]", "fixed[numbers - 1]",
         ("test_gates", "kept_masks")),
     "ties of COMET ignored": Mutant(
         "comet_np/gates/comet.py", "self.p_k, self.ties,", 'self.p_k, "strict",',
         by_hand("ties")),
+    # --- odd arrays -----------------------------------------------------------------------------
+    "subclasses taken for plain arrays": Mutant(
+        "backends/base.py", "isinstance(value, np.memmap)", "isinstance(value, np.ndarray)",
+        ("test_odd_arrays", "where_users_call and subclass")),
+    "arrays within a NamedTuple not looked at": Mutant(
+        "backends/__init__.py", "elif isinstance(value, tuple):",
+        "elif isinstance(value, tuple):\n            continue",
+        ("test_odd_arrays", "by_every_operation and linear_forward")),
+    "negative numbers of examples read from the end": Mutant(
+        "comet_np/gates/bernoulli.py", "at.example.min()) < 0", "at.example.min()) < -99",
+        ("test_odd_arrays", "numbers_of_examples")),
+    "fixed weights without a gate ignored": Mutant(
+        "comet_np/models/mlp.py", "if any(True for _ in leaves(fixed)):", "if False:",
+        ("test_odd_arrays", "without_a_gate")),
+    "gradients of other shapes broadcast": Mutant(
+        "comet_np/functional/linear.py", "if total.shape != shape:", "if False:",
+        ("test_odd_arrays", "would_lose and bodies")),
+    "an update of what cannot be written": Mutant(
+        "backends/base.py", "a.dtype == g.dtype and writeable(a)", "a.dtype == g.dtype",
+        ("test_odd_arrays", "update_of_what_cannot")),
     # --- kernels of the CPU ---------------------------------------------------------------------
     "a sum in the order of the threads": Mutant(
         "backends/numpy_kernels.py", "in sorted(parts))", "in parts)",
