@@ -150,6 +150,13 @@ def bits_fit(bits: Array, widths: Sequence[int]) -> bool:
                 and bits.shape[-1:] == (sum(-(-N // 8) for N in widths),))
 
 
+def check_unmasked(values: Any) -> None:
+    """Raise a BackendError if `values` are a masked array: a plain copy would lose the mask."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise BackendError("an array made of a masked one would lose its mask: make it with "
+                           "x.filled(value)")
+
+
 def writeable(array: Array) -> bool:
     """Return whether the array can be changed in place; CuPy's always can."""
     return getattr(array.flags, "writeable", True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Array, Backend, BackendError, register_backend
+from .base import Array, Backend, BackendError, check_unmasked, register_backend
 from .cuda_graph import CapturedWork
 from .cupy_kernels import NO_ERROR, CupyKernels
 
@@ -82,6 +82,7 @@ class CupyBackend(Backend):
         self.kernels = self.cuda.table
 
     def asarray(self, values: Any, dtype: Any = None) -> Array:
+        check_unmasked(values)
         return self.xp.asarray(values, dtype=dtype)
 
     def to_host(self, array: Array) -> np.ndarray:

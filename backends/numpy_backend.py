@@ -6,7 +6,7 @@ import numpy as np
 import scipy
 from scipy.special import erf
 
-from .base import Array, Backend, register_backend
+from .base import Array, Backend, check_unmasked, register_backend
 from .cpu import keep_freed_memory, processor, threads
 from .numpy_kernels import KERNELS
 
@@ -19,6 +19,7 @@ class NumpyBackend(Backend):
     kernels = KERNELS
 
     def asarray(self, values: Any, dtype: Any = None) -> Array:
+        check_unmasked(values)
         return np.asarray(values, dtype=dtype)
 
     def to_host(self, array: Array) -> np.ndarray:

@@ -115,7 +115,7 @@ def linear_forward(body: Body, x: Array, p: Any, compute: str | None = None) -> 
 def linear_backward(body: Body, dy: Array, cache: Any, p: Any, g: Any, compute: str | None = None,
                     input_gradient: bool = True) -> Array | None:
     x, W = cache.x, p.weight
-    if (compute is not None or dy.shape != (*x.shape[:-1], len(W)) or not _fit(dy, x, W, g)):
+    if compute is not None or dy.shape != (*x.shape[:-1], len(W)) or not _fit(dy, x, W, g):
         return body(dy, cache, p, g, compute, input_gradient)
     dx = _products(dy, W) if input_gradient else None
     _add_outer(dy, x, g.weight)

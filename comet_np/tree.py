@@ -67,12 +67,11 @@ def flatten(tree: Tree) -> tuple[Array, Tree]:
         Of the structure, shapes and values of `tree`.
     """
     arrays = list(leaves(tree))
-    for array in arrays:
-        backend_of(array)  # says what it should be
+    if arrays:
+        xp = backend_of(*arrays).xp
     if len({array.dtype for array in arrays}) != 1:
         raise UserError("a flat buffer holds arrays of one dtype, got "
                         f"{', '.join(sorted({str(array.dtype) for array in arrays})) or 'none'}")
-    xp = backend_of(*arrays).xp
     order = sorted(range(len(arrays)), key=lambda i: arrays[i].ndim < 2)
     flat = xp.concatenate([arrays[i].reshape(-1) for i in order])
     views, position = {}, 0

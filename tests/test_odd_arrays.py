@@ -8,6 +8,8 @@ import pytest
 
 from comet_np import kwta_mask
 from comet_np.backends import OPERATIONS, backend_of, reference
+from comet_np.backends.cupy_backend import CupyBackend
+from comet_np.backends.numpy_backend import NumpyBackend
 from comet_np.errors import UserError
 from comet_np.functional.activations import ACTIVATIONS, activation
 from comet_np.functional.dropout import dropout_backward, dropout_forward
@@ -166,6 +168,13 @@ def test_activations_of_what_they_are_no_functions_of(name):
         for odd, message in (([1.0], r"got builtins\.list"), (np.arange(3), "floats, got int64")):
             with refused(message):
                 function(odd)
+
+
+@pytest.mark.parametrize("name", ["numpy", "cupy"])
+def test_a_mask_of_numpy_is_not_lost_where_arrays_are_made(name):
+    make = {"numpy": NumpyBackend, "cupy": CupyBackend}[name].asarray
+    with refused(r"would lose its mask: make it with x\.filled\(value\)"):
+        make(None, np.ma.array([1.0, 2.0], mask=[True, False]))
 
 
 # --- where arrays lie ---------------------------------------------------------------------------
