@@ -117,7 +117,7 @@ def _check_all(first: Array, kind: Any, values: Iterable[Any], masks: bool) -> N
         elif isinstance(value, tuple):
             for array in value:
                 if type(array) is not kind:
-                    if array is not None:
+                    if array is not None or value[0] is None:  # a bias or a mask may be left out
                         backend_of(first, array)
                 elif array.dtype not in NUMBERS:
                     _check_numbers(array)

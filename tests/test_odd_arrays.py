@@ -123,6 +123,20 @@ def test_arguments_given_by_name_are_looked_at_too():
         hidden_forward(x=x, p=p, f=activation("tanh"), mask=[[True] * 4] * 2)
 
 
+@modes
+def test_a_weight_that_is_none(kernels):
+    """Only biases and masks may be left out."""
+    x, f, p = np.ones((2, 4)), activation("tanh"), Linear(np.ones((3, 4)), None)
+    none = Linear(None, np.ones(3))
+    y, cache = linear_forward(x, p)
+    for call in (lambda: project(x, None), lambda: linear_forward(x, none),
+                 lambda: hidden_forward(x, none, None, f),
+                 lambda: linear_backward(y, cache, none, zeros_like(p)),
+                 lambda: linear_backward(y, cache, p, none)):
+        with refused(r"expected a numpy\.ndarray or cupy\.ndarray, got builtins\.NoneType"):
+            call()
+
+
 CONFIG = mlp.MLPConfig((4, 6, 5, 3))
 PARAMS, V = mlp.init(CONFIG)
 X = np.linspace(-1, 1, 8, dtype="float32").reshape(2, 4)
