@@ -45,7 +45,7 @@ def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
     try:
         torch_version = metadata.version("torch")
     except metadata.PackageNotFoundError:
-        raise UserError('the benchmark compares with PyTorch: pip install "comet-np[crosscheck]"'
+        raise UserError("the benchmark compares with PyTorch: python -m pip install torch"
                         ) from None
     if get_backend(backend).waits:
         gpu.run(preset, out, repeats, compiled)

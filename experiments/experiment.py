@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from .. import settings
 from ..backends import Backend
-from ..errors import UserError, unknown
-from .training.signals import Stop
+from ..errors import UserError, of_system, unknown
+from .signals import Stop
 
 PRESETS = ("smoke", "laptop", "paper")
 
@@ -105,8 +105,7 @@ def make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {out} ({error.strerror}): choose another with "
-                        "--out") from error
+        raise UserError(of_system("make the folder", out, error)) from error
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

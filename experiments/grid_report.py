@@ -83,7 +83,7 @@ def draw(config: GridConfig, out: Path, name: str) -> Path:
                     figures.seed_band(axes, epochs, np.array(list(curves.values())), color,
                                       f"{model_name}: {best(curves, sign).mean():.3f} "
                                       f"({count / 1e6:.2g} M)")
-            axes.set_title(f"{dataset}, N = {width}, $p_k$ = {level:g}")
+            axes.set_title(f"{figures.plain(dataset)}, N = {width}, $p_k$ = {level:g}")
             if sign < 0:
                 axes.set_yscale("log")
             if j == 0:
@@ -103,12 +103,12 @@ def draw(config: GridConfig, out: Path, name: str) -> Path:
     notices = {cell.spec.dataset: result["notice"] for cell in cells(config)
                if (result := cell.result(out)) and result["notice"]}
     characters = int(CHARACTERS_AN_INCH * figure.get_figwidth())
-    figure.suptitle("\n".join([
+    figure.suptitle(figures.plain("\n".join([
         textwrap.fill(f"{name}: {ours['optimizer']} lr {ours['lr']:g}, batch {ours['batch']}, "
                       f"{ours['epochs']} epochs, {config.seeds} seeds (band: lowest to highest)"
                       f"{examples}{others}", characters),
         *(textwrap.fill(f"{dataset}: {notice}", characters)
-          for dataset, notice in notices.items())]), fontsize=8)
+          for dataset, notice in notices.items())])), fontsize=8)
     return figures.save(figure, out / f"{name}.png")
 
 
@@ -128,7 +128,7 @@ def _draw_advantage(axes: Any, config: GridConfig, out: Path, dataset: str) -> N
     axes.set_xlabel("$p_k$")
     axes.set_ylabel("N")
     axes.grid(False)
-    axes.set_title(f"{dataset}: COMET's lead at its best,\n"
+    axes.set_title(f"{figures.plain(dataset)}: COMET's lead at its best,\n"
                    + ("points of accuracy" if sign > 0 else "% less error"))
 
 

@@ -207,8 +207,8 @@ def test_two_sweeps_share_a_folder(capsys):
     (["run", "--mpi", "quickstart", "--lr", "fast"], '--lr takes a number, got "fast"'),
     (["run", "fig3", "--datasets", "cifar10,cifar10O"], 'unknown data set "cifar10O"'),
     (["bench", "--preset", "smok"], 'unknown preset "smok"; did you mean "smoke"?'),
-    (["bench", "--out", "/dev/null/x"], "choose another with --out"),
-    (["run", "quickstart", "--out", "/dev/null/x"], "choose another with --out"),
+    (["bench", "--out", "/dev/null/x"], "choose another folder with --out"),
+    (["run", "quickstart", "--out", "/dev/null/x"], "choose another folder with --out"),
     (["plot", "quickstart"], "holds no run of quickstart: run it first"),
 ])
 def test_bad_input_is_one_clear_sentence(capsys, arguments, said):

@@ -10,7 +10,7 @@ from comet_np.errors import UserError
 from comet_np.experiments import fig2, fig3
 from comet_np.experiments.experiment import Place
 from comet_np.experiments.progress import Progress
-from comet_np.experiments.training.signals import Stop
+from comet_np.experiments.signals import Stop
 from comet_np.functional.routing import winners
 from comet_np.gates import Comet
 from comet_np.models import mlp

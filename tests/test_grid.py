@@ -15,8 +15,8 @@ from comet_np.experiments.experiment import Place
 from comet_np.experiments.grid import GridConfig, cell_of, cells
 from comet_np.experiments.progress import Progress
 from comet_np.experiments.registry import EXPERIMENTS, experiment
+from comet_np.experiments.signals import Stop
 from comet_np.experiments.training import TrainConfig
-from comet_np.experiments.training.signals import Stop
 from comet_np.experiments.variants import VARIANTS, WITHOUT_P_K
 from comet_np.functional.activations import ACTIVATIONS
 from comet_np.gates import Bernoulli, Comet, ExampleTied, Layerwise, TopK

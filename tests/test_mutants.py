@@ -235,10 +235,17 @@ MUTANTS = {
         "experiments/workers.py", "str(max(1, threads() // at_once))", "str(threads())",
         ("test_sweep", "share_out_the_threads")),
     "a process that outlives its killed parent": Mutant(
-        "experiments/workers.py", "manager.start(_start_worker)", "manager.start()",
-        ("test_sweep", "outlives")),
+        "experiments/workers.py", "        parent.join()\n",
+        "        above = os.getppid()\n        while os.getppid() == above:\n"
+        "            time.sleep(0.1)\n", ("test_processes", "outlives")),
+    "workers that hear Ctrl-C before they are ready": Mutant(
+        "experiments/workers.py", "with _born_deaf(), suppress(BrokenProcessPool):",
+        "with suppress(BrokenProcessPool):", ("test_processes", "stops_all and import")),
+    "a second SIGHUP that costs the checkpoint": Mutant(
+        "experiments/signals.py", "        if number == signal.SIGINT:\n", "        if True:\n",
+        ("test_training", "second_ctrl_c")),
     "a cell begun after Ctrl-C": Mutant(
-        "experiments/workers.py", "if stop.asked:", "if False:",
+        "experiments/workers.py", "if stop.asked:\n            return", "if False:\n            return",
         ("test_sweep", "stops_all_threads")),
     "progress that is not told": Mutant(
         "experiments/workers.py", '        self._send("")\n', "",

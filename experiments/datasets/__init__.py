@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...errors import UserError, unknown
+from ...errors import UserError, unknown, user_path
 from . import arm, cifar, glyphs, sarcos
 from .base import Dataset, OfficialFile, remedy
 from .download import Progress, fetch_file
@@ -85,7 +85,7 @@ def load(name: str, folder: str | Path | None = None, seed: int = 0, train: int 
         if not where:
             raise UserError(f"{name} needs its official files: name their folder with --data DIR "
                             f"or COMET_DATA, and {remedy(name, entry.downloads)}")
-        data = entry.load(Path(where).expanduser(), seed, **options)
+        data = entry.load(user_path(where), seed, **options)
     else:
         data = entry.load(seed, **options)
     return replace(data, x_train=data.x_train[:train], y_train=data.y_train[:train])
@@ -98,7 +98,7 @@ def report(folder: str | Path | None) -> list[tuple[str, str, str, str]]:
         if not entry.downloads:
             rows.append((name, "built in", "-", "generated"))
             continue
-        status, place = entry.status(Path(folder).expanduser()) if folder else ("missing", None)
+        status, place = entry.status(user_path(folder)) if folder else ("missing", None)
         rows.append((name, status, str(place or "-"),
                      " and ".join(file.url for file in entry.downloads)))
     return rows
@@ -117,7 +117,7 @@ def fetch(name: str, folder: str | Path, progress: Progress | None = None) -> li
     entry = _entry(name)
     if not entry.downloads:
         raise UserError(f"{name} is built in: there is nothing to download")
-    return [fetch_file(file, Path(folder).expanduser(), progress) for file in entry.downloads]
+    return [fetch_file(file, user_path(folder), progress) for file in entry.downloads]
 
 
 def _entry(name: str) -> Entry:

@@ -11,12 +11,12 @@ from ...rng import stream
 from ..datasets import Dataset
 from ..datasets.augment import augmentation
 from ..progress import Progress
+from ..signals import Stop, stop_on_signals
 from ..tasks import Batch
 from .config import RunConfig
 from .device import DeviceSteps
 from .record import check_finite, due, finish, report, resume, save
 from .run import Run
-from .signals import Stop, stop_on_signals
 from .step import Forward
 
 STEPS_AHEAD = 100  # that a device takes before their losses are read, as reading stalls it
