@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .. import __version__, settings
 from ..errors import REMEDIES, UserError, nearest, of_system, unknown, user_path
@@ -70,12 +70,19 @@ def _heard(output: Tolerant, status: Any) -> Any:
     return status or 1
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
 def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     """Return the parser for these arguments, and the flags of their command."""
     for argument in arguments:
         if argument.startswith("-") and argument.endswith("=--"):  # argparse drops such a value
             raise UserError(f'{argument[:-3]} cannot be "--"')
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "comet-np", description="COMET (arXiv 2410.08003) on NumPy and CuPy: experiments, "
         "self-checks and benchmarks.", epilog=STATUS)
     parser.add_argument("--version", action="version", version=f"comet-np {__version__}")
@@ -104,7 +111,7 @@ def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     bench.add_argument("--backend", default="numpy", help="numpy (the default) or cupy")
     bench.add_argument("--preset", default="full", help="full (the default): 6 minutes; smoke: "
                        "seconds")
-    bench.add_argument("--out", default="runs/bench", help="folder for the result and the plot "
+    bench.add_argument("--out", help="folder for the result and the plot "
                        "(default: runs/bench)")
     bench.add_argument("--repeats", type=int, default=5, help="processes a cell and framework "
                        "(default: 5)")
@@ -148,9 +155,13 @@ def _add_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> No
 
 
 def _out(options: argparse.Namespace) -> Path:
-    if options.out == "":
+    return _folder(options.out, f"runs/{options.name}-{options.preset}")
+
+
+def _folder(out: str | None, default: str) -> Path:
+    if out == "":
         raise UserError("--out needs a folder, got nothing")
-    return user_path(options.out or f"runs/{options.name}-{options.preset}")
+    return user_path(out or default)
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -251,7 +262,7 @@ def _bench(options: argparse.Namespace) -> int:
 
     get_backend(options.backend)  # an unknown name or a missing GPU is said before any work
     started = time.monotonic()
-    bench.run(options.backend, options.preset, Path(options.out), options.repeats,
+    bench.run(options.backend, options.preset, _folder(options.out, "runs/bench"), options.repeats,
               options.threads, not options.no_compile)
     print(f"measured in {duration(time.monotonic() - started)}")
     return 0

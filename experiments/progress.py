@@ -87,7 +87,8 @@ class Progress:
     def _line(self, now: float, text: str) -> str:
         """Return a line for a file: ``"3 of 24 cells, 12%, 45 steps/s, about 58 s left: NAME"``."""
         left = self._left(now)
-        parts = [f"{self._cells_ended} of {self._cells} cells" if self._cells else "",
+        cells = f"{self._cells_ended} of {self._cells} cell{'s' * (self._cells != 1)}"
+        parts = [cells if self._cells else "",
                  f"{self._share():.0%}",
                  f"{self._rate(now):,.0f} steps/s" if self.steps else "",
                  f"about {duration(left)} left" if left >= 0.05 else ""]

@@ -245,7 +245,8 @@ MUTANTS = {
         "experiments/signals.py", "        if number == signal.SIGINT:\n", "        if True:\n",
         ("test_training", "second_ctrl_c")),
     "a cell begun after Ctrl-C": Mutant(
-        "experiments/workers.py", "if stop.asked:\n            return", "if False:\n            return",
+        "experiments/workers.py", "if stop.asked:\n            return",
+        "if False:\n            return",
         ("test_sweep", "stops_all_threads")),
     "progress that is not told": Mutant(
         "experiments/workers.py", '        self._send("")\n', "",
