@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _heard(output, _main(arguments))
         except KeyboardInterrupt as stop:
             print("\ncomet-np: stopped; the same command goes on from here", file=sys.stderr)
+            exec("")  # else `python -m` ends by SIGINT where the exception passed through an exec
             return 128 + (stop.args or (signal.SIGINT,))[0]
         except SystemExit as end:  # of argparse: help, the version, or a wrong usage
             raise SystemExit(_heard(output, end.code)) from None

@@ -251,6 +251,21 @@ def test_a_request_that_a_library_swallowed_stops_the_training(tmp_path, monkeyp
     assert checkpoint.load(saved)[1]["step"] == 1
 
 
+def test_the_status_is_that_of_the_signal_wherever_it_came(tmp_path):
+    """Under ``python -m`` Python ends as if by Ctrl-C if the exception passed an `exec`."""
+    (tmp_path / "program.py").write_text(f"""
+import dataclasses, signal, sys
+from comet_np.experiments import cli, quickstart
+quickstart.EXPERIMENT = dataclasses.replace(
+    quickstart.EXPERIMENT, run_cell=lambda spec, place: exec("signal.raise_signal(15)"))
+sys.exit(cli.main({ARM!r}))
+""")
+    answer = subprocess.run(
+        [sys.executable, "-m", "program"], cwd=tmp_path, env=os.environ | {
+            "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    assert answer.returncode == 143, answer.stderr
+
+
 @pytest.mark.parametrize("flag", ["--help", "run"])
 def test_help_says_what_the_exit_status_means(capsys, flag):
     with pytest.raises(SystemExit):
