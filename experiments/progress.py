@@ -95,7 +95,7 @@ class Progress:
         return ", ".join(part for part in parts if part) + (f": {text}" if text else "")
 
     def _share(self) -> float:
-        return self.done / max(self.total, 1e-9)
+        return min(self.done / max(self.total, 1e-9), 1.0)  # a killed cell counts more than once
 
     def _rate(self, now: float) -> float:
         return self.steps / max(now - self._start, 1e-9)

@@ -262,13 +262,17 @@ def by_mpi(jobs: list[Job], progress: Progress) -> list[Outcome]:
                         f"{MPI_START}") from None
     with MPIPoolExecutor() as pool:
         futures = {pool.submit(_run_silent, job): job for job in jobs}
-        for future in as_completed(futures):
-            cell, found = futures[future].cell, future.result().status == "found"
-            if found:
-                progress.skip(cell.work)
-            else:
-                progress.advance(cell.work, steps=0)
-            progress.ended(cell.name, found)
+        try:
+            for future in as_completed(futures):
+                cell, found = futures[future].cell, future.result().status == "found"
+                if found:
+                    progress.skip(cell.work)
+                else:
+                    progress.advance(cell.work, steps=0)
+                progress.ended(cell.name, found)
+        except KeyboardInterrupt:  # no other cell begins
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
         return [future.result() for future in futures]
 
 

@@ -251,6 +251,27 @@ MUTANTS = {
     "progress that is not told": Mutant(
         "experiments/workers.py", '        self._send("")\n', "",
         ("test_sweep", "tells_all")),
+    "SIGHUP that is heard under nohup": Mutant(
+        "experiments/signals.py", "not in (signal.SIG_IGN, None)", "is not None",
+        ("test_processes", "ignored_stays")),
+    "a request that a library may swallow": Mutant(
+        "experiments/signals.py", "stop = _of_command or Stop()", "stop = Stop()",
+        ("test_processes", "swallowed")),
+    "a line for each step in a file": Mutant(
+        "experiments/progress.py", "(0.1 if self._terminal else LINE_EVERY)", "0.1",
+        ("test_streams", "a_minute")),
+    "output that ends a run": Mutant(
+        "experiments/streams.py", "except OSError as error:", "except LookupError as error:",
+        ("test_streams", "first_error")),
+    "a formula in a name": Mutant(
+        "experiments/figures.py", 'text.replace("$", r"\\$")', "text",
+        ("test_streams", "dollar")),
+    "a figure written in place": Mutant(
+        "experiments/figures.py", "write_atomically(file, png.getbuffer())",
+        "file.write_bytes(png.getbuffer())", ("test_streams", "whole_or_not")),
+    "one remedy for all errors": Mutant(
+        "comet_np/errors.py", "REMEDIES.get(error.errno or 0, _ELSEWHERE)",
+        "REMEDIES[errno.ENOSPC]", ("test_streams", "remedy")),
 }
 
 
