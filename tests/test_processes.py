@@ -51,6 +51,17 @@ def wait_for(condition, seconds=60):
         time.sleep(0.02)
 
 
+def running(group):
+    """Return the states, by Linux's /proc, of the processes of a group that have not ended."""
+    states = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it is gone
+            state, _, its_group = file.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                states.append(state)
+    return states
+
+
 class Sweep:
     """A long sweep of two processes, in a process group of its own.
 
@@ -76,12 +87,15 @@ class Sweep:
         self.process.communicate()
 
     def is_alive(self):
-        """Return whether there is a process left in the group, the resource tracker or another."""
+        """Return whether there is a process left in the group, the resource tracker or another.
+
+        One that has ended, and that whoever adopted it has not asked for, is none.
+        """
         try:
             os.killpg(self.process.pid, 0)
         except ProcessLookupError:
             return False
-        return True
+        return bool(running(self.process.pid)) or not Path("/proc/self").exists()
 
     def held(self):
         return [int(file.stem) for file in self.folder.glob("*.held")]

@@ -37,7 +37,7 @@ def train(config: RunConfig, data: Dataset, folder: Path, backend: Backend,
     backend : Backend
     progress : Progress, optional
     stop : Stop, optional
-        By which another thread asks for the end; if not given, Ctrl-C and SIGTERM do.
+        By which another thread asks for the end; if not given, Ctrl-C, SIGTERM and SIGHUP do.
 
     Raises
     ------
