@@ -5,6 +5,8 @@ import sys
 import time
 from typing import TextIO
 
+from .streams import Tolerant
+
 LINE_EVERY = 60.0  # seconds, at least, in a file while no cell ends
 
 
@@ -40,7 +42,7 @@ class Progress:
         self._skipped = 0.0
         self._cells, self._cells_ended = cells, 0
         self._said: set[str] = set()
-        self._stream = stream or sys.stderr
+        self._stream = Tolerant(stream or sys.stderr)
         self._terminal = self._stream.isatty()
         self._start = self._last = time.monotonic()
 

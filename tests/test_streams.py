@@ -102,6 +102,20 @@ def test_a_stream_keeps_its_first_error_and_drops_what_follows():
     assert stream.error.errno == errno.ENOSPC
 
 
+@pytest.mark.parametrize("closed", [None, "closed"])
+def test_progress_that_cannot_be_shown_ends_no_training(monkeypatch, closed):
+    """Outside of the command line, too."""
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(errno.EPIPE, "closed")
+
+    monkeypatch.setattr(sys, "stderr", closed and Closed())
+    progress = Progress(1, cells=1)
+    progress.message("a notice")
+    progress.ended("cell")
+    progress.clear()
+
+
 # --- progress in a file -------------------------------------------------------------------------
 
 
