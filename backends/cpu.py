@@ -26,8 +26,8 @@ def processor() -> str:
 @cache
 def threads() -> int:
     """Return how many threads to use: OMP_NUM_THREADS if set, else the usable cores."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdigit() and int(wanted) > 0:
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # one a nested level
+    if wanted.isdecimal() and int(wanted) > 0:
         return int(wanted)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

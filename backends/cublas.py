@@ -141,8 +141,8 @@ def _cast(a: Array, compute: str | None) -> Array:
         try:
             from ml_dtypes import bfloat16
         except ImportError:
-            raise BackendError("bfloat16 needs the package ml_dtypes: pip install ml_dtypes"
-                               ) from None
+            raise BackendError("bfloat16 needs the package ml_dtypes: python -m pip install "
+                               "ml_dtypes") from None
         return a.astype(bfloat16)
     return a
 

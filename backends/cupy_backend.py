@@ -33,8 +33,9 @@ def load() -> "CupyBackend":
     try:
         import cupy
     except ImportError as error:
-        raise BackendError('the backend "cupy" needs CuPy: pip install "comet-np[cuda13]", or '
-                           '"comet-np[cuda12]" for a driver of CUDA 12') from error
+        raise BackendError('the backend "cupy" needs CuPy: python -m pip install '
+                           '"cupy-cuda13x[ctk]", or "cupy-cuda12x[ctk]" for a driver of CUDA 12'
+                           ) from error
     check_device(cupy.cuda.runtime)
     try:
         import cupy.cublas
@@ -42,7 +43,7 @@ def load() -> "CupyBackend":
     except ImportError as error:
         major = cupy.cuda.runtime.runtimeGetVersion() // 1000
         raise BackendError(f"CuPy cannot load a library of CUDA ({str(error).splitlines()[0]}): "
-                           f'pip install "cupy-cuda{major}x[ctk]"') from error
+                           f'python -m pip install "cupy-cuda{major}x[ctk]"') from error
     backend = CupyBackend(cupy, erf)
     register_backend(cupy.ndarray, backend)
     return backend
@@ -62,8 +63,9 @@ def check_device(runtime: ModuleType) -> None:
                                "or newer: update the driver, or use --backend numpy") from error
         if 0 < driver < built:
             raise BackendError(
-                f"this CuPy was built for CUDA {built}, but the driver supports CUDA {driver}: pip "
-                f'uninstall cupy-cuda{built}x, then pip install "comet-np[cuda{driver}]"'
+                f"this CuPy was built for CUDA {built}, but the driver supports CUDA {driver}: "
+                f"python -m pip uninstall cupy-cuda{built}x, then python -m pip install "
+                f'"cupy-cuda{driver}x[ctk]"'
             ) from error
         raise BackendError(f"there is no usable NVIDIA driver ({error}): install it (on Ubuntu: "
                            "sudo ubuntu-drivers install), or use --backend numpy") from error

@@ -73,7 +73,7 @@ def versions_of_pytorch(cuda: int) -> dict[str, str]:
     if not torch.cuda.is_available():
         wheels = "cu130" if cuda >= 13000 else "cu126"
         raise UserError(f"PyTorch {torch.__version__} cannot use the GPU, with which the benchmark "
-                        "compares: pip install --force-reinstall torch --index-url "
+                        "compares: python -m pip install --force-reinstall torch --index-url "
                         f"https://download.pytorch.org/whl/{wheels}")
     return {"torch": torch.__version__, "torch's cuda": str(torch.version.cuda)}
 

@@ -8,12 +8,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .errors import UserError
+from .errors import UserError, of_system
 
 MAGIC = b"COMET-NP checkpoint\n"
 VERSION = 2
@@ -39,11 +40,13 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path} ({error.strerror}): free some space or choose "
-                              "another folder with --out, then run the same command again: what "
-                              "was saved before is still there") from error
+    except BaseException as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        raise CheckpointError(f"{of_system('write', path, error)}; then run the same command "
+                              "again, what was saved before is still there") from error
 
 
 def save(path: Path, arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> None:

@@ -1,7 +1,22 @@
 """Errors that are meant for the person at the keyboard: one sentence, no traceback."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+from pathlib import Path
+
+_ELSEWHERE = "choose another folder with {flag}"
+# What helps against an error of the system about a file.
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free some space or {_ELSEWHERE}"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"{_ELSEWHERE}, one that is yours"),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+                    f"something else lies there, {_ELSEWHERE}"),
+    errno.ENAMETOOLONG: f"{_ELSEWHERE}, of a shorter name",
+    errno.ELOOP: f"its links lead nowhere, {_ELSEWHERE}",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "close other files, or raise ulimit -n"),
+    errno.EIO: f"check the disk or the network that it is on, or {_ELSEWHERE}",
+}
 
 
 class UserError(ValueError):
@@ -19,3 +34,36 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     known = sorted(known)
     return UserError(f'unknown {kind} "{name}"{nearest(str(name), known)} '
                      f'(known: {", ".join(known)})')
+
+
+def of_system(doing: str, path: object, error: OSError, flag: str = "--out") -> str:
+    """Return what the system refused and what helps: ``"cannot write FILE (why): REMEDY"``.
+
+    Parameters
+    ----------
+    doing : str
+        ``"write"``, say.
+    path : path
+    error : OSError
+    flag : str
+        By which another folder is chosen.
+    """
+    shown = str(path)
+    if len(shown) > 200:
+        shown = f"{shown[:80]}...{shown[-80:]}"
+    remedy = REMEDIES.get(error.errno or 0, _ELSEWHERE).format(flag=flag)
+    return f"cannot {doing} {shown} ({error.strerror or error}): {remedy}"
+
+
+def user_path(text: str | Path) -> Path:
+    """Return the path that a person wrote, with ``~`` as the home folder.
+
+    Raises
+    ------
+    UserError
+        If there is no such user.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{text}: there is no such home folder, write the path in full") from None

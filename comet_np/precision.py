@@ -76,7 +76,8 @@ def bfloat16() -> Any:
     try:
         import ml_dtypes
     except ImportError:
-        raise UserError("bfloat16 needs the package ml_dtypes: pip install ml_dtypes") from None
+        raise UserError("bfloat16 needs the package ml_dtypes: python -m pip install ml_dtypes"
+                        ) from None
     return np.dtype(ml_dtypes.bfloat16)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import write_atomically
-from .errors import UserError
+from .errors import UserError, of_system
 
 
 class DamagedRecord(UserError):
@@ -25,7 +25,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises
     ------
     DamagedRecord
-        If the file cannot be read, or was changed.
+        If the file was changed.
+    UserError
+        If it cannot be read.
     FileNotFoundError, NotADirectoryError
         If it is not there.
     """
@@ -35,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
-        raise DamagedRecord(f"cannot read {path} ({error.strerror})") from error
+        raise UserError(of_system("read", path, error)) from error
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DamagedRecord(f"{path} is damaged: it holds no JSON record") from error
     if known != _of_values(values):

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import gc
 import json
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..backends import OutOfMemory, get_backend
-from ..errors import UserError
+from ..errors import UserError, of_system
 from ..settings import flags
 from .experiment import Cell, Place
+from .files import write_result
 from .provenance import provenance
 from .registry import experiment
-from .training.model import write_result
-from .training.signals import Stop
+from .signals import Stop
 
 
 class Job(NamedTuple):
@@ -59,8 +60,10 @@ def run_job(job: Job, progress: Any, stop: Stop | None = None) -> Outcome:
     except UserError as error:
         return Outcome(cell.name, "failed", str(error))
     except OSError as error:
-        return Outcome(cell.name, "failed", f"cannot write into {folder} ({error.strerror}): free "
-                       "some space or choose another folder with --out, then run it again")
+        file = Path(os.fsdecode(error.filename or folder))
+        return Outcome(cell.name, "failed", of_system("write into", folder, error)
+                       if file.is_relative_to(job.out) else
+                       of_system("read", file, error, "--data"))
     except Exception as error:
         report = folder / "error.txt"
         with contextlib.suppress(OSError):

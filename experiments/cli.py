@@ -3,24 +3,42 @@
 import argparse
 import itertools
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .. import __version__, settings
-from ..errors import UserError, nearest, unknown
+from ..errors import REMEDIES, UserError, nearest, of_system, unknown, user_path
 from .experiment import Experiment
 from .registry import EXPERIMENTS
 from .registry import experiment as find
+from .signals import raise_on_signals
+from .streams import Tolerant, tolerant_streams
 
 CELLS_ON_A_GPU = 4  # at once, if not told otherwise
+STATUS = ("exit status: 0 all is done; 1 a failure; 2 bad input; 128 + n stopped by signal n, "
+          "after a checkpoint (130 by Ctrl-C, 143 by SIGTERM, 129 by a closed terminal)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, 1 (a failure), 2 (bad input)."""
+    """Run the command line and return its exit status, see `STATUS`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with tolerant_streams() as output:
+        try:
+            with raise_on_signals():
+                return _heard(output, _main(arguments))
+        except KeyboardInterrupt as stop:
+            print("\ncomet-np: stopped; the same command goes on from here", file=sys.stderr)
+            exec("")  # else `python -m` ends by SIGINT where the exception passed through an exec
+            return 128 + (stop.args or (signal.SIGINT,))[0]
+        except SystemExit as end:  # of argparse: help, the version, or a wrong usage
+            raise SystemExit(_heard(output, end.code)) from None
+
+
+def _main(arguments: list[str]) -> int:
     try:
         parser, known = _parser(arguments)
         options, rest = parser.parse_known_args(arguments)
@@ -32,22 +50,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except UserError as error:
         print(f"comet-np: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ncomet-np: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    except OSError as error:
+        if error.filename is None or error.errno not in REMEDIES:
+            raise  # a fault of ours
+        print(f"comet-np: {of_system('use', error.filename, error, '--out or --data')}",
+              file=sys.stderr)
+    return 2
+
+
+def _heard(output: Tolerant, status: Any) -> Any:
+    """Return the exit status, a failure if what was printed could not be written.
+
+    Who stops reading, as `head` does, has read enough: no failure.
+    """
+    output.flush()
+    if output.error is None or isinstance(output.error, BrokenPipeError):
+        return status
+    print(f"comet-np: cannot write to standard output ({output.error.strerror}): what was printed "
+          "is lost", file=sys.stderr)
+    return status or 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     """Return the parser for these arguments, and the flags of their command."""
-    parser = argparse.ArgumentParser(
+    for argument in arguments:
+        if argument.startswith("-") and argument.endswith("=--"):  # argparse drops such a value
+            raise UserError(f'{argument[:-3]} cannot be "--"')
+    parser = _Parser(
         "comet-np", description="COMET (arXiv 2410.08003) on NumPy and CuPy: experiments, "
-        "self-checks and benchmarks.")
+        "self-checks and benchmarks.", epilog=STATUS)
     parser.add_argument("--version", action="version", version=f"comet-np {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, action: Any, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub = commands.add_parser(name, help=text, description=text, epilog=STATUS,
+                                  allow_abbrev=False)
         sub.set_defaults(action=action)
         return sub
 
@@ -69,7 +113,7 @@ def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     bench.add_argument("--backend", default="numpy", help="numpy (the default) or cupy")
     bench.add_argument("--preset", default="full", help="full (the default): 12 minutes; smoke: "
                        "seconds")
-    bench.add_argument("--out", default="runs/bench", help="folder for the result and the plot "
+    bench.add_argument("--out", help="folder for the result and the plot "
                        "(default: runs/bench)")
     bench.add_argument("--repeats", type=int, default=5, help="processes a cell and framework "
                        "(default: 5)")
@@ -115,7 +159,13 @@ def _add_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> No
 
 
 def _out(options: argparse.Namespace) -> Path:
-    return Path(options.out or f"runs/{options.name}-{options.preset}")
+    return _folder(options.out, f"runs/{options.name}-{options.preset}")
+
+
+def _folder(out: str | None, default: str) -> Path:
+    if out == "":
+        raise UserError("--out needs a folder, got nothing")
+    return user_path(out or default)
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -233,7 +283,7 @@ def _bench(options: argparse.Namespace) -> int:
     from .progress import duration
 
     get_backend(options.backend)  # an unknown name or a missing GPU is said before any work
-    started, out = time.monotonic(), Path(options.out)
+    started, out = time.monotonic(), _folder(options.out, "runs/bench")
     try:
         all_ran = bench.run(options.backend, options.preset, out, options.repeats,
                             options.threads, not options.no_compile, options.limit)

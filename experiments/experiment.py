@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from .. import settings
 from ..backends import Backend
-from ..errors import UserError, unknown
+from ..errors import UserError, of_system, unknown
 from ..records import DamagedRecord, read_json, read_known, write_json
-from .training.model import METRICS, read_result
-from .training.signals import Stop
+from .files import METRICS, read_result
+from .signals import Stop
 
 PRESETS = ("smoke", "laptop", "paper")
 RUN = "run.json"  # the record of a run, in its folder
@@ -132,8 +132,7 @@ def make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {out} ({error.strerror}): choose another with "
-                        "--out") from error
+        raise UserError(of_system("make the folder", out, error)) from error
 
 
 def keep_record(out: Path, record: dict[str, Any], starting: bool) -> str:

@@ -167,7 +167,8 @@ def draw(config: Fig3Config, out: Path) -> Path:
         axes.set_xlabel("neurons, from the least used to the most (quantile)")
         axes.set_ylim(-0.02, 1.02)
         axes.legend()
-    panels[0].set_ylabel(f"share of {config.datasets[0]} images that activate a neuron")
+    name = figures.plain(config.datasets[0])
+    panels[0].set_ylabel(f"share of {name} images that activate a neuron")
     share = np.array([n["never"] / sum(n["widths"]) for n in networks])
     panels[2].scatter(p_k, 100 * share, s=8, color="#d9622b")
     panels[2].set_yscale("symlog", linthresh=0.1)
@@ -177,7 +178,7 @@ def draw(config: Fig3Config, out: Path) -> Path:
     panels[2].set_title(f"{len(networks)} networks")
     images = f"{config.images} images" if config.images else "all images"
     figure.suptitle(f"fig3: 4-layer COMET MLPs, N ~ U(100, 1000), 1 - p_k ~ U(0.05, 1), {images} "
-                    f"of {config.datasets[0]}", fontsize=8)
+                    f"of {name}", fontsize=8)
     return figures.save(figure, out / "fig3.png")
 
 

@@ -1,11 +1,18 @@
 """What all figures share: matplotlib loaded late, one look, curves with seed bands."""
 
+import errno
+import importlib
+import io
+import os
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..checkpoint import CheckpointError, write_atomically
+from ..errors import UserError, of_system
 
 # The models of `variants`: colour and name.
 LOOKS = {"standard": ("#4c6a92", "standard"), "comet": ("#d9622b", "COMET"),
@@ -18,7 +25,34 @@ LOOKS = {"standard": ("#4c6a92", "standard"), "comet": ("#d9622b", "COMET"),
 
 def look(model: str, number: int) -> tuple[str, str]:
     """Return the colour and the name of a model, the `number`-th of a figure."""
-    return LOOKS.get(model, (f"C{number}", model))  # one of the user's own
+    return LOOKS.get(model, (f"C{number}", plain(model)))  # one of the user's own
+
+
+def plain(text: str) -> str:
+    """Return a text of the user's for a title, in which a ``$`` begins no formula."""
+    return text.replace("$", r"\$")
+
+
+def matplotlib(need: str) -> Any:
+    """Return matplotlib, also where MPLBACKEND names a backend that it does not know.
+
+    Raises
+    ------
+    UserError
+        If it is not installed: `need` says what for.
+    """
+    chosen = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    try:
+        loaded = importlib.import_module("matplotlib")
+    except ImportError:
+        raise UserError(f"{need}: python -m pip install matplotlib") from None
+    finally:
+        if chosen is not None:
+            os.environ["MPLBACKEND"] = chosen
+    if chosen:
+        with suppress(ValueError):  # it is for windows, which we do not open
+            loaded.rcParams["backend"] = chosen
+    return loaded
 
 
 def pyplot() -> Any:
@@ -29,12 +63,7 @@ def pyplot() -> Any:
     UserError
         If matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError('figures need matplotlib: pip install "comet-np[plots]", then draw this '
-                        "one with: comet-np plot") from None
-    matplotlib.use("Agg")
+    matplotlib("figures need matplotlib, with which comet-np plot draws this one").use("Agg")
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"figure.dpi": 130, "font.size": 8, "axes.titlesize": 8,
@@ -53,12 +82,26 @@ def seed_band(axes: Any, x: np.ndarray, curves: np.ndarray, color: Any, label: s
 
 
 def save(figure: Any, file: Path) -> Path:
-    """Write the figure as PNG, free its memory, and return the file's path."""
+    """Write the figure as PNG, whole or not at all, free its memory, and return the file's path.
+
+    Raises
+    ------
+    UserError
+        If it cannot be written.
+    """
     try:
-        figure.savefig(file)
-    except OSError as error:
-        raise UserError(f"cannot write {file} ({error.strerror}): choose another folder with --out"
-                        ) from error
+        png = io.BytesIO()
+        figure.savefig(png, format="png")
+        write_atomically(file, png.getbuffer())
+    except CheckpointError as error:
+        raise UserError(_unwritten(file, error.__cause__)) from error
     finally:
         pyplot().close(figure)
     return file
+
+
+def _unwritten(file: Path, error: Any) -> str:
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # of a finished run, say
+        return (f"the figure cannot be written to {file} ({error.strerror}): copy the folder to "
+                "where you may write, and draw it there with: comet-np plot --out COPY")
+    return of_system("write the figure", file, error)

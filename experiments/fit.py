@@ -12,9 +12,10 @@ from ..models.mlp import MLPConfig
 from ..settings import record
 from .datasets import Dataset
 from .datasets.own import from_arrays
+from .files import RESULT, write_result
 from .progress import Progress
 from .training import RunConfig, TrainConfig, step_work, train
-from .training.model import RESULT, Trained, load_run, write_result
+from .training.model import Trained, load_run
 
 Array = Any
 

@@ -87,7 +87,7 @@ def draw(config: GridConfig, out: Path, name: str) -> Path:
                     figures.seed_band(axes, epochs, np.array(list(curves.values())), color,
                                       f"{model_name}: {best(curves, sign).mean():.3f} "
                                       f"({count / 1e6:.2g} M)")
-            axes.set_title(f"{short_name(dataset)}, N = {width}, $p_k$ = {level:g}")
+            axes.set_title(f"{figures.plain(short_name(dataset))}, N = {width}, $p_k$ = {level:g}")
             if sign < 0:
                 axes.set_yscale("log")
             if j == 0:
@@ -107,12 +107,12 @@ def draw(config: GridConfig, out: Path, name: str) -> Path:
     notices = {cell.spec.dataset: result["notice"] for cell in cells(config)
                if (result := cell.result(out)) and result["notice"]}
     characters = int(CHARACTERS_AN_INCH * figure.get_figwidth())
-    figure.suptitle("\n".join([
+    figure.suptitle(figures.plain("\n".join([
         textwrap.fill(f"{name}: {ours['optimizer']} lr {ours['lr']:g}, batch {ours['batch']}, "
                       f"{ours['epochs']} epochs, {_seeds(config)} (band: lowest to highest)"
                       f"{examples}{others}", characters),
         *(textwrap.fill(f"{dataset}: {notice}", characters)
-          for dataset, notice in notices.items())]), fontsize=8)
+          for dataset, notice in notices.items())])), fontsize=8)
     return figures.save(figure, out / f"{name}.png")
 
 
@@ -132,7 +132,7 @@ def _draw_advantage(axes: Any, config: GridConfig, out: Path, dataset: str) -> N
     axes.set_xlabel("$p_k$")
     axes.set_ylabel("N")
     axes.grid(False)
-    axes.set_title(f"{short_name(dataset)}: COMET's lead at its best,\n"
+    axes.set_title(f"{figures.plain(short_name(dataset))}: COMET's lead at its best,\n"
                    + (f"points of {metric.key}" if metric.sign > 0 else "% less error"))
 
 

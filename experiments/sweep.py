@@ -39,7 +39,7 @@ class Sweep(NamedTuple):
 
     def run(self) -> list[Outcome]:
         """Run all cells that are not finished and return what became of each."""
-        progress = Progress(sum(cell.work for cell in self.cells))
+        progress = Progress(sum(cell.work for cell in self.cells), cells=len(self.cells))
         jobs = [Job(self.experiment, cell, self.out, self.backend, self.data)
                 for cell in self.cells]
         try:

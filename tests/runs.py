@@ -10,9 +10,9 @@ import pytest
 
 from comet_np.backends import get_backend
 from comet_np.experiments.datasets import Dataset
+from comet_np.experiments.signals import Stop
 from comet_np.experiments.training import TrainConfig, loop, train
 from comet_np.experiments.training.run import Run
-from comet_np.experiments.training.signals import Stop
 from comet_np.models.mlp import MLPConfig
 
 MODEL = MLPConfig((12, 20, 15, 5), gate=None)

@@ -180,7 +180,7 @@ def test_glyphs_are_neither_hopeless_nor_trivial():
 def test_without_matplotlib_one_sentence_says_what_to_install(monkeypatch):
     glyphs.drawings.cache_clear()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    refused(lambda: datasets.load("glyphs"), 'pip install "comet-np[plots]"')
+    refused(lambda: datasets.load("glyphs"), 'python -m pip install matplotlib')
 
 
 # --- arm --------------------------------------------------------------------------------------

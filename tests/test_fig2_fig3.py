@@ -7,9 +7,9 @@ from comet_np.backends import get_backend
 from comet_np.errors import UserError
 from comet_np.experiments import fig2, fig3
 from comet_np.experiments.experiment import Place
+from comet_np.experiments.files import write_result
 from comet_np.experiments.progress import Progress
-from comet_np.experiments.training.model import write_result
-from comet_np.experiments.training.signals import Stop
+from comet_np.experiments.signals import Stop
 from comet_np.functional.routing import winners
 from comet_np.gates import Comet
 from comet_np.models import mlp

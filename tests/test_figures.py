@@ -18,7 +18,7 @@ def test_every_model_has_a_look_of_its_own():
 
 def test_without_matplotlib_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match=r'pip install "comet-np\[plots\]"'):
+    with pytest.raises(UserError, match="python -m pip install matplotlib"):
         figures.pyplot()
 
 

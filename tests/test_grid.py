@@ -12,12 +12,12 @@ from comet_np.backends import get_backend
 from comet_np.errors import UserError
 from comet_np.experiments import datasets, grid, grid_report
 from comet_np.experiments.experiment import Place
+from comet_np.experiments.files import write_result
 from comet_np.experiments.grid import GridConfig, cell_of, cells
 from comet_np.experiments.progress import Progress
 from comet_np.experiments.registry import EXPERIMENTS, experiment
+from comet_np.experiments.signals import Stop
 from comet_np.experiments.training import TrainConfig
-from comet_np.experiments.training.model import write_result
-from comet_np.experiments.training.signals import Stop
 from comet_np.experiments.variants import VARIANTS, WITHOUT_P_K
 from comet_np.functional.activations import ACTIVATIONS
 from comet_np.gates import Bernoulli, Comet, ExampleTied, Layerwise, TopK

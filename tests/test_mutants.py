@@ -255,10 +255,18 @@ MUTANTS = {
         "experiments/workers.py", "str(max(1, threads() // at_once))", "str(threads())",
         ("test_sweep", "share_out_the_threads")),
     "a process that outlives its killed parent": Mutant(
-        "experiments/workers.py", "manager.start(_start_worker)", "manager.start()",
-        ("test_sweep", "outlives")),
+        "experiments/workers.py", "        parent.join()\n",
+        "        above = os.getppid()\n        while os.getppid() == above:\n"
+        "            time.sleep(0.1)\n", ("test_processes", "outlives")),
+    "workers that hear Ctrl-C before they are ready": Mutant(
+        "experiments/workers.py", "with _born_deaf(), suppress(BrokenProcessPool):",
+        "with suppress(BrokenProcessPool):", ("test_processes", "stops_all and import")),
+    "a second SIGHUP that costs the checkpoint": Mutant(
+        "experiments/signals.py", "        if number == signal.SIGINT:\n", "        if True:\n",
+        ("test_training", "second_ctrl_c")),
     "a cell begun after Ctrl-C": Mutant(
-        "experiments/workers.py", "if stop.asked:", "if False:",
+        "experiments/workers.py", "if stop.asked:\n            return",
+        "if False:\n            return",
         ("test_sweep", "stops_all_threads")),
     "progress that is not told": Mutant(
         "experiments/workers.py", '        self._send("")\n', "",
@@ -337,6 +345,27 @@ MUTANTS = {
     "results written at the end": Mutant(
         "benchmarks/processes.py", "            self.all_ran = False\n        self.save()",
         "            self.all_ran = False", ("test_bench", "outlive_a_failed_one")),
+    "SIGHUP that is heard under nohup": Mutant(
+        "experiments/signals.py", "not in (signal.SIG_IGN, None)", "is not None",
+        ("test_processes", "ignored_stays")),
+    "a request that a library may swallow": Mutant(
+        "experiments/signals.py", "stop = _of_command or Stop()", "stop = Stop()",
+        ("test_processes", "swallowed")),
+    "a line for each step in a file": Mutant(
+        "experiments/progress.py", "(0.1 if self._terminal else LINE_EVERY)", "0.1",
+        ("test_streams", "a_minute")),
+    "output that ends a run": Mutant(
+        "experiments/streams.py", "except OSError as error:", "except LookupError as error:",
+        ("test_streams", "first_error")),
+    "a formula in a name": Mutant(
+        "experiments/figures.py", 'text.replace("$", r"\\$")', "text",
+        ("test_streams", "dollar")),
+    "a figure written in place": Mutant(
+        "experiments/figures.py", "write_atomically(file, png.getbuffer())",
+        "file.write_bytes(png.getbuffer())", ("test_streams", "whole_or_not")),
+    "one remedy for all errors": Mutant(
+        "comet_np/errors.py", "REMEDIES.get(error.errno or 0, _ELSEWHERE)",
+        "REMEDIES[errno.ENOSPC]", ("test_streams", "remedy")),
 }
 
 

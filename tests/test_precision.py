@@ -152,7 +152,7 @@ def test_bfloat16_without_its_package(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ml_dtypes", None)
     for use in (lambda: precision("bfloat16"), lambda: mlp.MLPConfig((3, 2), compute="bfloat16"),
                 lambda: rounded(np.ones(3), "bfloat16")):
-        with pytest.raises(UserError, match="needs the package ml_dtypes: pip install ml_dtypes"):
+        with pytest.raises(UserError, match="needs the package ml_dtypes: python -m pip install"):
             use()
 
 

@@ -22,11 +22,11 @@ from comet_np.backends.cpu import threads
 from comet_np.experiments import cell as cells_module
 from comet_np.experiments import quickstart, sweep, workers
 from comet_np.experiments.cell import Job, Outcome, run_job
+from comet_np.experiments.files import write_result
 from comet_np.experiments.progress import Progress
 from comet_np.experiments.registry import experiment
+from comet_np.experiments.signals import Stop
 from comet_np.experiments.training import loop
-from comet_np.experiments.training.model import write_result
-from comet_np.experiments.training.signals import Stop
 from comet_np.records import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -359,7 +359,7 @@ def test_ctrl_c_stops_all_threads_with_checkpoints(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "take_steps", both_in_the_middle)
-        patch.setattr(Stop, "ask", lambda stop: (ask(stop), asked.set()))
+        patch.setattr(Stop, "ask", lambda stop, *number: (ask(stop, *number), asked.set()))
         with pytest.raises(KeyboardInterrupt):
             by_threads(many)
     begun = list(many.out.glob("cells/*"))
@@ -372,10 +372,10 @@ def test_ctrl_c_stops_all_threads_with_checkpoints(tmp_path, monkeypatch):
         assert lines(cell.folder(one.out)) == lines(cell.folder(many.out))
 
 
-def run_with(run_cell, job, messages):
+def run_with(run_cell, job):
     """Do what a worker process does, with another cell function."""
     quickstart.EXPERIMENT = dataclasses.replace(quickstart.EXPERIMENT, run_cell=run_cell)
-    return run_job(job, workers._Remote(messages))
+    return run_job(job, workers._Remote(workers._pipe.send))
 
 
 def say_threads(spec, place):
@@ -404,7 +404,7 @@ def test_processes_run_side_by_side_and_share_out_the_threads(tmp_path, monkeypa
 def test_a_worker_tells_all_that_it_did():
     """However short a cell is, so that the time left is right."""
     messages = queue.SimpleQueue()
-    remote = workers._Remote(messages)
+    remote = workers._Remote(messages.put)
     for work in (1.0, 2.0):
         remote.advance(work)
     remote.skip(4.0)
@@ -415,63 +415,11 @@ def test_a_worker_tells_all_that_it_did():
     assert (progress.done, progress.steps) == (7.0, 2)
 
 
-def start_sweep(out):
-    """Start a long sweep of two processes in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "comet_np.experiments.cli", "run", "quickstart", "--preset", "smoke",
-         "--datasets", "arm", "--seeds", "3", "--models", "comet", "--epochs", "5000",
-         "--jobs", "2", "--out", str(out)], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-
-
 def wait_for(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.02)
-
-
-def in_training(out):
-    """Return how many cells have begun to train."""
-    return sum(f.stat().st_size > 500 for f in out.glob("cells/*/metrics.jsonl"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("to_all", [True, False], ids=["the terminal's", "to the parent alone"])
-def test_ctrl_c_stops_all_processes_with_a_checkpoint(tmp_path, to_all):
-    process = start_sweep(tmp_path / "out")
-    wait_for(lambda: in_training(tmp_path / "out") == 2)
-    (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == 130, output
-    assert "the same command goes on from here" in output
-    assert "Traceback" not in output
-    files = [str(file.relative_to(tmp_path)) for file in tmp_path.glob("out/cells/*/*")]
-    assert sum(file.endswith("/checkpoint") for file in files) == 2, f"{files}\n{output}"
-    assert in_training(tmp_path / "out") == 2  # no third cell was begun
-
-
-def is_group(number):
-    """Return whether there is a process left in a process group."""
-    try:
-        os.killpg(number, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-@pytest.mark.slow
-def test_no_process_outlives_a_killed_parent(tmp_path):
-    process = start_sweep(tmp_path / "out")
-    wait_for(lambda: in_training(tmp_path / "out") == 2)
-    os.kill(process.pid, signal.SIGKILL)
-    process.stdout.close()
-    process.wait()
-    try:
-        wait_for(lambda: not is_group(process.pid), seconds=15)
-    finally:
-        if is_group(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
 
 
 def die_once(spec, place):

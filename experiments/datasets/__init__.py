@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...errors import UserError, unknown
+from ...errors import UserError, unknown, user_path
 from . import arm, cifar, glyphs, own, sarcos
-from .base import Dataset, OfficialFile, columns_of, exists, folder_of, remedy
+from .base import Dataset, OfficialFile, columns_of, exists, remedy
 from .download import Progress, fetch_file
 from .own import is_file_name
 
@@ -126,7 +126,7 @@ def existing(folder: str | Path) -> Path:
     UserError
         If there is none.
     """
-    found = folder_of(folder)
+    found = user_path(folder)
     if not exists(found):
         raise UserError(f"there is no folder {found}: name the folder of the data sets with --data "
                         "DIR or COMET_DATA")
@@ -205,7 +205,7 @@ def fetch(name: str, folder: str | Path, progress: Progress | None = None) -> li
     entry = _entry(name)
     if not entry.downloads:
         raise UserError(f"{name} is built in: there is nothing to download")
-    return [fetch_file(file, folder_of(folder), progress) for file in entry.downloads]
+    return [fetch_file(file, user_path(folder), progress) for file in entry.downloads]
 
 
 def _entry(name: str) -> Entry:

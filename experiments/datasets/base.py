@@ -145,21 +145,6 @@ def reason(error: BaseException) -> str:
     return "".join(c if c.isprintable() else "?" for c in text[:200])
 
 
-def folder_of(text: str | Path) -> Path:
-    """Return the folder that a user named, where ``~`` and ``~NAME`` stand for a home.
-
-    Raises
-    ------
-    UserError
-        If there is no such home.
-    """
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{text} names a home folder that is not known here: write the whole "
-                        "path") from error
-
-
 def exists(path: Path) -> bool:
     """Return whether there is anything of that name, be it a folder or a link to nothing.
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import UserError
 from ...rng import stream
+from .. import figures
 from .base import IMAGE_SCALE, IMAGE_SHIFT, Dataset
 
 Array = np.ndarray
@@ -78,17 +78,13 @@ def drawings() -> tuple[Array, Array]:
     widths : float32 array (fonts,)
         The width of each font's widest digit, in heights of a digit.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.font_manager import FontProperties
-        from matplotlib.patches import PathPatch
-        from matplotlib.textpath import TextPath
-        from matplotlib.transforms import Affine2D
-    except ImportError:
-        raise UserError('the data set "glyphs" draws its digits with matplotlib: '
-                        'pip install "comet-np[plots]"') from None
+    matplotlib = figures.matplotlib('the data set "glyphs" draws its digits with matplotlib')
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.patches import PathPatch
+    from matplotlib.textpath import TextPath
+    from matplotlib.transforms import Affine2D
     from scipy.ndimage import gaussian_filter  # here, as it takes a quarter of a second to load
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"

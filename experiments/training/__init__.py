@@ -1,8 +1,7 @@
 """Training: the step, the loop, what a run writes down, and steps on a device.
 
 ``config`` what a run is told; ``examples`` a data set in the backend's memory; ``step`` one step;
-``loop`` all of them; ``record`` metrics, checkpoints and resume; ``device`` captured steps;
-``signals`` how a run is stopped.
+``loop`` all of them; ``record`` metrics, checkpoints and resume; ``device`` captured steps.
 """
 
 from .config import RunConfig, TrainConfig, step_work

@@ -11,12 +11,12 @@ from ...rng import stream
 from ..datasets import Dataset
 from ..datasets.augment import augmentation
 from ..progress import Progress
+from ..signals import Stop, stop_on_signals
 from ..tasks import Batch
 from .config import RunConfig
 from .device import DeviceSteps
 from .record import check_finite, due, finish, report, resume, save
 from .run import Run
-from .signals import Stop, stop_on_signals
 from .step import Forward
 
 STEPS_AHEAD = 100  # that a device takes before their losses are read, as reading stalls it
@@ -37,7 +37,7 @@ def train(config: RunConfig, data: Dataset, folder: Path, backend: Backend,
     backend : Backend
     progress : Progress, optional
     stop : Stop, optional
-        By which another thread asks for the end; if not given, Ctrl-C and SIGTERM do.
+        By which another thread asks for the end; if not given, Ctrl-C, SIGTERM and SIGHUP do.
 
     Raises
     ------

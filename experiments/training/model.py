@@ -19,17 +19,17 @@ from ...interop import named_weights, weights_of
 from ...models import module_of
 from ...models.mlp import MLPConfig
 from ...optim import OptimizerConfig
-from ...records import digests, read_json, read_known, write_json
+from ...records import read_json, read_known, write_json
 from ...settings import record, restored
 from ...tree import leaves, tree_map
 from ..datasets.base import AS_THEY_CAME, Dataset, Preparation
+from ..files import CONFIG, METRICS, RESULT, WEIGHTS, read_result, write_result
 from ..tasks import TASKS, Task
 from .config import RunConfig, TrainConfig, computing
 from .examples import BLOCK, blocks
 
 Array = Any
 
-CONFIG, WEIGHTS, METRICS, RESULT = "config.json", "weights.npz", "metrics.jsonl", "result.json"
 KNOWN = (RunConfig, TrainConfig, OptimizerConfig, MLPConfig,
          *(getattr(gates, name) for name in gates.__all__ if isinstance(getattr(gates, name), type)
            and dataclasses.is_dataclass(getattr(gates, name))))
@@ -169,17 +169,6 @@ class Trained:
             json.dumps(line) + "\n" for line in self.metrics).encode())
         write_result(folder, self.result)
         return folder
-
-
-def write_result(folder: Path, result: dict[str, Any]) -> None:
-    """Write the result of a finished run, with the hashes of the files that belong to it."""
-    write_json(folder / RESULT, result | {"files": digests(folder, (CONFIG, WEIGHTS, METRICS))})
-
-
-def read_result(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the result of a finished run, and the hashes of the files that belong to it."""
-    result = read_json(folder / RESULT)
-    return result, result.pop("files", {})
 
 
 def load_run(folder: str | Path, backend: str | Backend = "numpy",

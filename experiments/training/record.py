@@ -12,9 +12,10 @@ from ...errors import UserError
 from ...models import module_of
 from ...settings import record as as_record
 from ...tree import named_leaves, tree_map
+from ..files import METRICS
 from ..tasks import Batch
 from .examples import Examples
-from .model import METRICS, Trained, described
+from .model import Trained, described
 from .run import Run
 from .step import Forward, evaluate
 

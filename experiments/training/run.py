@@ -13,11 +13,11 @@ from ...gates import Pass
 from ...schedules import schedule
 from ..datasets import Dataset
 from ..datasets.augment import augmentation
+from ..files import METRICS
 from ..tasks import task
 from .config import RunConfig, step_work
 from .device import DeviceSteps
 from .examples import Examples
-from .model import METRICS
 from .step import Learner
 
 

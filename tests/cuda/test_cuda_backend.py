@@ -23,7 +23,7 @@ from .strict_cupy import strict_cupy
 MACHINES = {
     "no driver": ({"driver": 0}, r"no usable NVIDIA driver .*ubuntu-drivers install"),
     "old driver": ({"driver": 12040},
-                   r'for CUDA 13, but .* CUDA 12: .*pip install "comet-np\[cuda12'),
+                   r'for CUDA 13, but .* CUDA 12: .*pip install "cupy-cuda12x\[ctk'),
     "a very old driver": ({"driver": 11080}, "supports CUDA 11, and CuPy needs 12 or newer"),
     "no GPU": ({"devices": 0}, "CUDA sees no GPU: check nvidia-smi"),
 }
@@ -37,7 +37,7 @@ def test_a_missing_gpu_is_said_in_one_sentence(what):
 
 
 @pytest.mark.parametrize(("missing", "message"), [
-    ("cupy", r'needs CuPy: pip install "comet-np\[cuda13\]"'),
+    ("cupy", r'needs CuPy: python -m pip install "cupy-cuda13x\[ctk\]"'),
     ("cupy.cublas", r'cannot load a library of CUDA .*pip install "cupy-cuda13x\[ctk\]"')])
 def test_a_missing_package_is_said_with_its_command(monkeypatch, missing, message):
     with strict_cupy(), monkeypatch.context() as patch:

@@ -116,7 +116,7 @@ def test_bfloat16_without_its_package_says_what_to_install(machine, monkeypatch)
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     gpu = get_backend("cupy")
     x = gpu.asarray(np.ones((2, 2), "float32"))
-    with pytest.raises(BackendError, match="pip install ml_dtypes"):
+    with pytest.raises(BackendError, match="python -m pip install ml_dtypes"):
         Cublas(gpu.xp).gemm(x, x, x, 0.0, "bfloat16")
 
 

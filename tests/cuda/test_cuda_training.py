@@ -11,8 +11,8 @@ from comet_np.backends import BackendError, get_backend
 from comet_np.experiments import cli, grid, sweep, workers
 from comet_np.experiments.cell import Job
 from comet_np.experiments.progress import Progress
+from comet_np.experiments.signals import Stop, stop_on_signals
 from comet_np.experiments.training import Diverged, RunConfig, TrainConfig
-from comet_np.experiments.training.signals import Stop, stop_on_signals
 from comet_np.functional.packing import unpacked
 from comet_np.gates import Bernoulli, Comet, ExampleTied, Layerwise, TopK
 from comet_np.models import mlp
