@@ -7,6 +7,7 @@ import numpy as np
 from .. import settings
 from ..errors import UserError, unknown
 from ..models.mlp import MLPConfig
+from ..settings import fitting
 from .datasets.own import from_arrays
 from .fit import trained_on
 from .training import RunConfig, TrainConfig
@@ -66,14 +67,18 @@ class _CometEstimator(BaseEstimator):
     def _fit(self, x: Array, y: Array, task: str) -> None:
         if self.model not in VARIANTS:
             raise unknown("model", self.model, VARIANTS)
+        widths = fitting("widths", tuple[int, ...], self.widths)
         seed = int(check_random_state(self.random_state).randint(2**31))
         data = from_arrays(x, y, task, validation=False)
-        standard = MLPConfig((x.shape[1], *self.widths, data.outputs), self.activation, None,
-                             self.bias)
+        standard = MLPConfig((x.shape[1], *widths, data.outputs),
+                             fitting("activation", str, self.activation), None,
+                             fitting("bias", bool, self.bias))
         training = settings.build(TrainConfig, {
             name: getattr(self, name)
             for name in ("optimizer", "lr", "epochs", "batch", "weight_decay", "precision")})
-        config = RunConfig(VARIANTS[self.model](standard, self.p_k, "strict"), training, seed)
+        config = RunConfig(
+            VARIANTS[self.model](standard, fitting("p_k", float, self.p_k), "strict"), training,
+            seed)
         self.trained_ = trained_on(data, config, self.backend)
 
     def _checked(self, x: Array) -> np.ndarray:

@@ -21,6 +21,11 @@ def look(model: str, number: int) -> tuple[str, str]:
     return LOOKS.get(model, (f"C{number}", model))  # one of the user's own
 
 
+def plain(text: str) -> str:
+    """Return a user's text for a figure, whose dollars are no formulas."""
+    return text.replace("$", r"\$")
+
+
 def pyplot() -> Any:
     """Return matplotlib.pyplot, for files only, in this project's look.
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError
+from ..gates.comet import Routed
 from ..models import module_of
 from ..models.mlp import MLPConfig
 from ..tree import named_leaves, tree_map
@@ -17,8 +18,10 @@ Tree = Any
 
 
 def _has_published_names(config: Any) -> bool:
+    """Return whether a model is an MLP whose gate has the published fixed weights, or none."""
     return isinstance(config, MLPConfig) and (
-        config.gate is None or config.gate.shapes(config.widths) is not None)
+        config.gate is None or isinstance(config.gate, Routed)
+        or config.gate.shapes(config.widths) == ())
 
 
 def named_weights(params: Tree, fixed: Tree, config: Any) -> dict[str, Array]:
