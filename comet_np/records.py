@@ -90,7 +90,8 @@ def believed(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError,
+            RecursionError) as error:
         raise DamagedRecord(f"{path} is damaged: it does not hold what was written "
                             f"({type(error).__name__}: {' '.join(str(error).split())})") from error
 

@@ -52,12 +52,16 @@ NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "
 def fitting(name: str, kind: Any, value: Any) -> Any:
     """Return the value of a setting as its type has it: a number of NumPy as one of Python.
 
+    A type that is not of numbers, strings, booleans and tuples of them lets everything pass.
+
     Raises
     ------
     UserError
         If it is of another type.
     """
     kinds = typing.get_args(kind) if _is_union(kind) else (kind,)
+    if not all(each in NAMES or typing.get_origin(each) is tuple for each in kinds):
+        return value
     for each in kinds:
         if typing.get_origin(each) is tuple:
             if isinstance(value, tuple | list):
@@ -68,8 +72,8 @@ def fitting(name: str, kind: Any, value: Any) -> Any:
                 return bool(value)
         elif isinstance(value, {int: Integral, float: Real}.get(each, each)):
             return each(value) if each in (int, float) else value
-    wanted = [NAMES[each] if each in NAMES else
-              f"a tuple, each part {NAMES[typing.get_args(each)[0]]}" for each in kinds]
+    wanted = [NAMES.get(each) or
+              f"a tuple, each part {NAMES.get(typing.get_args(each)[0])}" for each in kinds]
     raise UserError(f"{name} must be {' or '.join(wanted)}, got {value!r}")
 
 
@@ -134,7 +138,9 @@ def restored(values: Any, classes: Mapping[str, type]) -> Any:
     if not isinstance(name, str) or name not in classes:
         raise unknown("class of a setting", name, classes)
     try:
-        return classes[name](**{key: restored(value, classes) for key, value in fields.items()})
+        kinds = {field.name: field.type for field in dataclasses.fields(classes[name])}
+        return classes[name](**{key: fitting(key, kinds.get(key), restored(value, classes))
+                                for key, value in fields.items()})
     except (TypeError, AttributeError) as error:
         raise UserError(f"these are no settings of a {name}: {error}") from error
 

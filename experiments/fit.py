@@ -1,7 +1,9 @@
 """Training on arrays of one's own, in one call."""
 
+import dataclasses
 import io
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from ..settings import fitting, record
 from .datasets import Dataset
 from .datasets.own import from_arrays
 from .progress import Progress
+from .tasks import task as task_of
 from .training import Diverged, RunConfig, TrainConfig, step_work, train
 from .training.model import RESULT, Trained, described, load_run, write_result
 
@@ -103,7 +106,7 @@ def trained_on(data: Dataset, config: RunConfig, backend: str | Backend = "numpy
 
 def _trained(data: Dataset, config: RunConfig, backend: Backend, folder: Path,
              progress: bool) -> Trained:
-    known = (type(config.model.gate),)
+    known = [*_classes(config), type(task_of(data.task))]
     if (folder / RESULT).exists():
         found = load_run(folder, backend, known)
         if (record(found.run), found.data.as_json()) != (record(config),
@@ -125,3 +128,14 @@ def _trained(data: Dataset, config: RunConfig, backend: Backend, folder: Path,
     finally:
         line.clear()
     return load_run(folder, backend, known)
+
+
+def _classes(config: Any) -> Iterator[type]:
+    """Yield the classes of a configuration and of all its parts."""
+    if dataclasses.is_dataclass(config):
+        yield type(config)
+        for field in dataclasses.fields(config):
+            yield from _classes(getattr(config, field.name))
+    elif isinstance(config, tuple):
+        for part in config:
+            yield from _classes(part)

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -222,11 +223,18 @@ def load_run(folder: str | Path, backend: str | Backend = "numpy",
     if WEIGHTS not in files:
         raise UserError(f"{folder} is of an experiment that trains no network: there is no model "
                         "in it")
+    with believed(folder / RESULT):
+        if not all(isinstance(value, Real) for value in result["last"].values()):
+            raise TypeError("the last metrics are no numbers")
     run, task, data = _described(folder / CONFIG, files, known)
     config, weights = computing(run), folder / WEIGHTS
     with believed(weights):
         named, _ = read_arrays(io.BytesIO(read_known(weights, files)), str(weights))
-        params, fixed = weights_of(named, config)
+        try:
+            params, fixed = weights_of(named, config)
+        except UserError as error:
+            raise DamagedRecord(f"{weights} does not fit the {CONFIG} beside it: {error}"
+                                ) from error
         if {leaf.dtype.name for leaf in leaves(params)} != {run.training.formats.master}:
             raise DamagedRecord(f"{weights} does not hold numbers in {run.training.formats.master}")
     with believed(folder / METRICS):
