@@ -104,6 +104,8 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         header, arrays, position = json.loads(line), {}, 0
         for name, (dtype, shape) in header["arrays"].items():
+            if min(shape, default=0) < 0:
+                raise ValueError(f"the shape of {name} is {shape}")
             array = np.frombuffer(payload, np.dtype(dtype), math.prod(shape), position)
             arrays[name] = array.reshape(shape)
             position += array.nbytes

@@ -153,9 +153,11 @@ def run_cell(spec: Fig2Spec, place: Place) -> dict[str, Any]:
 def _points(config: Fig2Config, out: Path) -> dict[str, np.ndarray]:
     """Return the cosines of all finished pairs: input (P,), mask and activation (P, p_k)."""
     def points(result: dict[str, Any]) -> np.ndarray:
-        return np.column_stack([np.array(result[key], np.float64)
-                                for key in ("input", "mask", "activation")]).reshape(
-                                    len(result["input"]), 1 + 2 * levels)
+        rows = np.column_stack([np.array(result[key], np.float64)
+                                for key in ("input", "mask", "activation")])
+        if rows.shape != (max(len(rows), 1), 1 + 2 * levels) or not np.isfinite(rows[:, 0]).all():
+            raise ValueError(f"these are no pairs at {levels} p_k")
+        return rows
 
     levels = len(config.p_k)
     found = [rows for cell in cells(config) if (rows := cell.result(out, points)) is not None]

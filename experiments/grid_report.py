@@ -40,7 +40,8 @@ def curves_of(config: GridConfig, out: Path, dataset: str, width: int, model: st
         if found is not None:
             count = found
             epochs, curves[seed] = cell.metrics(out, lambda lines: np.array(
-                [(line["epoch"], line[key]) for line in lines], np.float64).reshape(-1, 2).T)
+                [(line["epoch"], line[key]) for line in lines], np.float64).reshape(
+                    max(len(lines), 1), 2).T)
     return epochs, curves, count
 
 

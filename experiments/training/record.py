@@ -128,7 +128,10 @@ def resume(run: Run) -> None:
     try:
         theirs, step = _flat(description["config"]), int(description["step"])
         length, loss_sum = int(description["metrics_bytes"]), float(description["loss_sum"])
-        last, seconds = dict(description["last"]), dict(description["seconds"])
+        last = dict(description["last"])
+        seconds = {name: float(value) for name, value in description["seconds"].items()}
+        if min(step, length) < 0:
+            raise ValueError(f"step {step}, {length} bytes")
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise checkpoint.CheckpointError(
             f"the checkpoint in {record.folder} does not hold what a run writes ({error!r}): move "
