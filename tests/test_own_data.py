@@ -12,6 +12,7 @@ from comet_np.experiments import datasets
 from comet_np.experiments.cli import main
 from comet_np.experiments.datasets import base, own
 from comet_np.experiments.datasets.own import from_arrays, read
+from comet_np.experiments.training.model import load_run
 from comet_np.records import read_json
 
 X = np.random.default_rng(0).normal(3, 2, (40, 3))
@@ -510,6 +511,13 @@ def test_every_kind_of_file_and_task_goes_through_a_grid(options, loss, capsys):
     assert f"validation {loss}" in capsys.readouterr().out
     result = read_json(cells()[0] / "result.json")
     assert ("test_loss" in result) == ("own.npz" in options)
+    if "test_accuracy" in result:
+        right = load_run(cells()[0]).predict(X) == np.arange(40) % 3
+        assert right.mean() == pytest.approx(result["test_accuracy"])
+    elif "test_loss" in result:
+        errors = (load_run(cells()[0]).predict(X) - np.arange(40) % 3) ** 2
+        scale = load_run(cells()[0]).data.preparation.y_std[0] ** 2
+        assert errors.mean() / scale == pytest.approx(result["test_loss"], rel=1e-4)
     assert (OUT / "quickstart.png").stat().st_size > 10_000
 
 
@@ -547,6 +555,21 @@ def test_a_table_of_other_columns_gives_other_cells():
     widths = [json.loads((folder / "config.json").read_text())["run"]["model"]["widths"][0]
               for folder in cells()]
     assert sorted(widths) == [3, 4]
+
+
+@pytest.mark.parametrize("name", ["arm", "glyphs"])
+def test_the_models_of_built_in_data_predict_in_their_units_too(name):
+    pytest.importorskip("matplotlib")
+    assert main((*SMOKE, "--datasets", name, "--train", "100", "--seeds", "1")) == 0
+    data, model = datasets.load(name), load_run(cells()[0])
+    found, to = model.predict(data.x_val if name == "glyphs" else
+                              data.x_val * data.preparation.x_std + data.preparation.x_mean
+                              ), data.preparation
+    if name == "glyphs":
+        assert (found == data.y_val).mean() == pytest.approx(model.metrics[-1]["val_accuracy"])
+    else:
+        errors = ((found - to.y_mean) / to.y_std - data.y_val[:, 0]) ** 2
+        assert errors.mean() == pytest.approx(model.metrics[-1]["val_loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize(("options", "said"), [

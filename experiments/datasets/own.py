@@ -84,8 +84,10 @@ def from_arrays(x: Array, y: Array, task: str | None = None, validation: bool = 
         return to.inputs(x), y.astype(np.int64) if to.y_mean is None else to.targets(y)
 
     train = part(x[rows[0]], y[rows[0]])
-    val = (None, None) if rows[1] is None else part(x[rows[1]], y[rows[1]])
-    held_out = (None, None) if test is None else part(*_test(*test, x, y, to.classes, name))
+    val: tuple[Any, Any] = (None, None) if rows[1] is None else part(x[rows[1]], y[rows[1]])
+    held_out: tuple[Any, Any] = (None, None)
+    if test is not None:
+        held_out = part(*_test(*test, x, y, to.classes, name))
     return Dataset(name, task, *train, *val, *held_out, notice=notice, preparation=to,
                    outputs=y.shape[1] if to.classes is None else len(to.classes))
 
@@ -345,7 +347,8 @@ def _target(path: Path, target: str | None, columns: Sequence[str]) -> int:
     if columns.count(target) > 1:
         raise UserError(f'{path} has {columns.count(target)} columns "{target}": say the number of '
                         "the right one, counting from 0")
-    for names in (columns, [str(i) for i in range(len(columns))]):
+    numbers = [str(i) for i in range(len(columns))]
+    for names in (columns, numbers):
         if target in names:
             return names.index(target)
     raise UserError(f"{path}: {unknown('column', target, columns)}")

@@ -151,9 +151,9 @@ class Trained:
     def save_model(self, folder: Path) -> None:
         """Write ``config.json`` and ``weights.npz``."""
         content = io.BytesIO()
-        weights = named_weights(self.params, self.fixed, self.config)
-        np.savez(content, **{name: backend_of(array).to_host(array)
-                             for name, array in weights.items()})
+        weights: dict[str, Any] = named_weights(self.params, self.fixed, self.config)
+        weights = {name: backend_of(array).to_host(array) for name, array in weights.items()}
+        np.savez(content, **weights)
         write_atomically(folder / WEIGHTS, content.getbuffer())
         task = next((name for name, task in TASKS.items() if type(task) is type(self.task)),
                     type(self.task).__name__)
@@ -281,11 +281,11 @@ def _no_run(folder: Path) -> UserError:
 
 
 def _preparation(stored: dict[str, Any]) -> Preparation:
-    x_mean, x_std, y_mean, y_std = (
-        None if stored[name] is None else np.array(stored[name], np.float64)
-        for name in ("x_mean", "x_std", "y_mean", "y_std"))
-    for mean, std in ((x_mean, x_std), (y_mean, y_std)):
+    moments: list[Any] = [None if stored[name] is None else np.array(stored[name], np.float64)
+                          for name in ("x_mean", "x_std", "y_mean", "y_std")]
+    for mean, std in (moments[:2], moments[2:]):
         if (mean is None) != (std is None) or np.ndim(mean) > 1 or np.shape(mean) != np.shape(std):
             raise ValueError("means and deviations do not belong together")
     classes = stored["classes"]
+    x_mean, x_std, y_mean, y_std = moments
     return Preparation(x_mean, x_std, y_mean, y_std, None if classes is None else tuple(classes))
