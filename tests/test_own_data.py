@@ -153,6 +153,8 @@ def test_a_test_set_is_prepared_as_the_training_set():
 
 BAD = X.copy()
 BAD[4, 1] = np.nan
+OUTLIER = X[:, :1].copy()
+OUTLIER[base.split(40, 0)[1][3]] = -1e100  # held out
 ONE_NAN = np.where(np.arange(40) == 6, np.nan, 1.5)
 
 
@@ -171,6 +173,8 @@ ONE_NAN = np.where(np.arange(40) == 6, np.nan, 1.5)
     (BAD, NAMED, {"columns": ("a", "b", "c")}, 'example 4, column "b", is nan'),
     (1e200 * X, NAMED, {}, "numbers up to .*e\\+200 cannot be standardised"),
     (X, 1e200 * X, {}, "numbers up to .*e\\+200 cannot be standardised"),
+    (OUTLIER, NAMED, {}, r"mine: a number of size 1e\+100 is too far from those of the training set"),
+    (X, OUTLIER, {}, r"a number of size 1e\+100 is too far"),
     (X[:4], NAMED[:4], {"task": "classification"}, "validation need at least 5 examples, got 4"),
     (X[:0], X[:0], {"validation": False}, "needs at least 1 example, got 0"),
     (X, NAMED, {"task": "clasification"}, 'unknown task "clas.*"; did you mean "classification"'),
@@ -411,6 +415,7 @@ def test_objects_are_never_unpickled():
 @pytest.mark.parametrize(("arrays", "said"), [
     ({"X": X, "y": NAMED}, "must hold the arrays x and y, .* it holds X, y"),
     ({"x": X}, "it holds x$"),
+    ({"x": X, "two\nlines": X}, "it holds x, two lines$"),
     ({}, "it holds nothing"),
     ({"x": X, "y": NAMED, "x_test": X}, "x_test and y_test together"),
 ])

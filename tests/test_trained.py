@@ -194,6 +194,7 @@ def test_blocks_of_any_size_predict_the_same(monkeypatch):
     (X[0], r"\(n, features\), got one of type float64 and shape \(4,\)"),
     (X.astype(str), "need an array of numbers"),
     (np.where(X > 20, np.inf, X), "not finite"),
+    (1e60 * X, "too far from those of the training set"),
 ])
 def test_inputs_that_do_not_fit_are_refused(x, said):
     with pytest.raises(UserError, match=said):

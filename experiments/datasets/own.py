@@ -81,7 +81,10 @@ def from_arrays(x: Array, y: Array, task: str | None = None, validation: bool = 
         to = to._replace(y_mean=y_mean, y_std=y_std)
 
     def part(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return to.inputs(x), y.astype(np.int64) if to.y_mean is None else to.targets(y)
+        try:
+            return to.inputs(x), y.astype(np.int64) if to.y_mean is None else to.targets(y)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
 
     train = part(x[rows[0]], y[rows[0]])
     val: tuple[Any, Any] = (None, None) if rows[1] is None else part(x[rows[1]], y[rows[1]])
@@ -264,7 +267,7 @@ def _from_npz(path: Path, task: str | None, seed: int) -> Dataset:
         raise UserError(f"{error}: write it with numpy.savez(file, x=..., y=...)") from error
     if "x" not in arrays or "y" not in arrays or ("x_test" in arrays) != ("y_test" in arrays):
         raise UserError(f"{path} must hold the arrays x and y, and may hold x_test and y_test "
-                        f"together; it holds {', '.join(names) or 'nothing'}")
+                        f"together; it holds {_line(', '.join(names)) or 'nothing'}")
     test = (arrays["x_test"], arrays["y_test"]) if "x_test" in arrays else None
     return from_arrays(arrays["x"], arrays["y"], task, True, seed, path.name, test=test)
 
