@@ -24,10 +24,7 @@ except ImportError:
 Array = Any
 
 
-class _CometEstimator(BaseEstimator):
-    """What both estimators share.
-
-    Parameters
+_PARAMETERS = """Parameters
     ----------
     widths : tuple of int
         N_l of the hidden layers.
@@ -51,7 +48,11 @@ class _CometEstimator(BaseEstimator):
     ----------
     trained_ : Trained
         The network with its weights, its metrics, and `save`.
-    """
+"""
+
+
+class _CometEstimator(BaseEstimator):
+    """What both estimators share."""
 
     def __init__(self, widths: tuple[int, ...] = (200, 200), *, p_k: float = 0.5,
                  model: str = "comet", activation: str = "softplus", bias: bool = True,
@@ -90,8 +91,7 @@ class _CometEstimator(BaseEstimator):
 class CometClassifier(ClassifierMixin, _CometEstimator):
     __doc__ = f"""A masked MLP that tells classes apart, with scikit-learn's interface.
 
-    {_CometEstimator.__doc__}
-    classes_ : array (C,)
+    {_PARAMETERS}    classes_ : array (C,)
         The labels.
     """
 
@@ -118,8 +118,7 @@ class CometClassifier(ClassifierMixin, _CometEstimator):
 class CometRegressor(RegressorMixin, _CometEstimator):
     __doc__ = f"""A masked MLP that predicts numbers, with scikit-learn's interface.
 
-    {_CometEstimator.__doc__}
-    """
+    {_PARAMETERS}    """
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -77,6 +77,14 @@ def test_every_parameter_reaches_the_run():
         "weight_decay", "precision", "backend", "random_state"}
 
 
+@pytest.mark.parametrize("kind", BOTH)
+def test_every_parameter_is_described(kind):
+    described = kind.__doc__.replace(",", " ").split()
+    assert set(kind().get_params()) | {"trained_"} <= set(described)
+    assert ("classes_" in described) == (kind is comet_np.CometClassifier)
+    assert kind.__doc__.count("Parameters\n") == 1
+
+
 def test_random_states(tmp_path):
     def weights(random_state):
         model = comet_np.CometRegressor((5,), epochs=1, random_state=random_state)
