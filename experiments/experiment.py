@@ -127,9 +127,7 @@ class Experiment:
 
     def restore(self, values: dict[str, Any]) -> Any:
         """Return the configuration whose flags were written as JSON."""
-        return settings.build(self.config, {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()})
+        return settings.build(self.config, values)
 
 
 def make_folder(out: Path) -> None:
