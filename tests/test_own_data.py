@@ -12,8 +12,10 @@ from comet_np.experiments import datasets
 from comet_np.experiments.cli import main
 from comet_np.experiments.datasets import base, own
 from comet_np.experiments.datasets.own import from_arrays, read
+from comet_np.experiments.registry import experiment
 from comet_np.experiments.training.model import load_run
 from comet_np.records import read_json
+from tests.runs import stopped
 
 X = np.random.default_rng(0).normal(3, 2, (40, 3))
 NAMED = np.array(["no", "yes", "may be", "no"])[np.arange(40) % 4]
@@ -546,6 +548,30 @@ def test_finished_cells_of_another_table_are_not_mixed_in_silently(capsys):
         for folder in cells():
             (folder / "result.json").unlink()
             (folder / "metrics.jsonl").unlink()
+
+
+def test_a_stopped_cell_does_not_go_on_with_another_table(capsys):
+    pytest.importorskip("matplotlib")
+    write_own()
+    drop_columns("level")
+    command = (*SMOKE, "--datasets", "own.csv", "--target", "y", "--seeds", "1")
+    quickstart = experiment("quickstart")
+    cell = quickstart.cells(quickstart.configure("smoke", {
+        "datasets": ("own.csv",), "target": "y", "seeds": 1, "epochs": 2, "widths": (8,),
+        "models": ("standard", "comet"), "p_k": (0.5,)}))[0]
+    data = datasets.load("own.csv", target="y")
+    assert stopped(cell.spec.run, data, cell.folder(OUT), at=2)
+    before, text = (cell.folder(OUT) / "checkpoint").read_bytes(), Path("own.csv").read_bytes()
+    write_own(seed=1)
+    drop_columns("level")
+    assert main(command) == 1
+    said = capsys.readouterr().out
+    assert "1 cell run in" in said
+    assert f"belongs to another run (data was {data.digest}, is " in said
+    assert (cell.folder(OUT) / "checkpoint").read_bytes() == before
+    Path("own.csv").write_bytes(text)
+    assert main(command) == 0
+    assert "different data" in capsys.readouterr().out  # the other model's
 
 
 def test_a_table_of_other_columns_gives_other_cells():
