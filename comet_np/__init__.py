@@ -17,7 +17,7 @@ if (_ROOT / "backends" / "numpy_backend.py").is_file():
 from .functional.routing import kwta_mask  # noqa: E402  (needs the path above)
 
 __version__ = "0.3.0"
-__all__ = ["CometClassifier", "CometRegressor", "__version__", "fit", "kwta_mask", "load_run"]
+__all__ = ["__version__", "fit", "kwta_mask", "load_run"]  # not what needs scikit-learn
 
 _LATER = {"fit": "experiments.fit", "load_run": "experiments.training.model",
           "CometClassifier": "experiments.estimators", "CometRegressor": "experiments.estimators"}

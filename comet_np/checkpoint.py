@@ -6,6 +6,7 @@ of JSON (description, the arrays' names, dtypes and shapes); the arrays' bytes o
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -103,13 +104,19 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     digest.update(payload)
     if digest.hexdigest() != known:
         raise CheckpointError(f"{path} is damaged: its contents do not match their hash")
-    header, arrays, position = json.loads(line), {}, 0
-    for name, (dtype, shape) in header["arrays"].items():
-        count = int(np.prod(shape))
-        array = np.frombuffer(payload, np.dtype(dtype), count, position)
-        arrays[name] = array.reshape(shape)
-        position += array.nbytes
-    return arrays, header["description"]
+    try:
+        header, arrays, position = json.loads(line), {}, 0
+        for name, (dtype, shape) in header["arrays"].items():
+            if min(shape, default=0) < 0:
+                raise ValueError(f"the shape of {name} is {shape}")
+            array = np.frombuffer(payload, np.dtype(dtype), math.prod(shape), position)
+            arrays[name] = array.reshape(shape)
+            position += array.nbytes
+        return arrays, dict(header["description"])
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError,
+            RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: its hash is right, but it does not hold what "
+                              f"`save` writes ({' '.join(str(error).split())})") from error
 
 
 def load_latest(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], str] | None:

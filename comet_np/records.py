@@ -2,8 +2,15 @@
 
 import hashlib
 import json
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import numpy as np
 
 from .checkpoint import write_atomically
 from .errors import UserError, of_system
@@ -25,7 +32,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises
     ------
     DamagedRecord
-        If the file was changed.
+        If the file was changed, or is a folder.
     UserError
         If it cannot be read.
     FileNotFoundError, NotADirectoryError
@@ -34,13 +41,16 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
         known = values.pop("sha256", None)
+        found = _of_values(values)
     except (FileNotFoundError, NotADirectoryError):
         raise
+    except IsADirectoryError as error:
+        raise DamagedRecord(f"{path} is damaged: it is a folder") from error
     except OSError as error:
         raise UserError(of_system("read", path, error)) from error
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DamagedRecord(f"{path} is damaged: it holds no JSON record") from error
-    if known != _of_values(values):
+    if known != found:
         raise DamagedRecord(f"{path} is damaged: its contents do not match their hash")
     return dict(values)
 
@@ -72,3 +82,43 @@ def read_known(path: Path, known: dict[str, str]) -> bytes:
         raise DamagedRecord(f"{path} is missing or damaged: its contents do not match the hash in "
                             "the result beside it")
     return content
+
+
+@contextmanager
+def believed(path: Path) -> Iterator[None]:
+    """Turn what goes wrong when values of a file are used into a `DamagedRecord`.
+
+    Its hash may be right and its values none of ours: then a name is missing, or a type is wrong.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError,
+            RecursionError) as error:
+        raise DamagedRecord(f"{path} is damaged: it does not hold what was written "
+                            f"({type(error).__name__}: {' '.join(str(error).split())})") from error
+
+
+def read_arrays(file: IO[bytes], what: str,
+                names: Sequence[str] | None = None) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return arrays of an npz file, of some `names` if given, and the names of all; no pickles.
+
+    Raises
+    ------
+    DamagedRecord
+        If it, which the message calls `what`, is no npz file, or one of these arrays is unreadable.
+    OSError
+        If the file cannot be read.
+    """
+    try:
+        found = np.load(file, allow_pickle=False)
+        if not isinstance(found, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array")
+        with found:
+            return {name: found[name] for name in found.files
+                    if names is None or name in names}, found.files
+    except (ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError,
+            SyntaxError, struct.error, zipfile.BadZipFile, zlib.error) as error:
+        raise DamagedRecord(f"{what} is no npz file of plain arrays "
+                            f"({' '.join(str(error).split())})") from error

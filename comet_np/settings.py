@@ -4,7 +4,10 @@ import dataclasses
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from .errors import UserError, unknown
 
@@ -32,13 +35,50 @@ def build(kind: type, values: dict[str, Any]) -> Any:
     Raises
     ------
     UserError
-        If there is no such flag.
+        If there is no such flag, or a value is of another type.
     """
     known = dict(flags(kind))
     for name in values:
         if name not in known:
             raise unknown("setting", name, known)
-    return _changed(kind(), values)
+    return _changed(kind(), {name: fitting(name, known[name].type, value)
+                             for name, value in values.items()})
+
+
+NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a string",
+         types.NoneType: "None"}
+
+
+def fitting(name: str, kind: Any, value: Any) -> Any:
+    """Return the value of a setting as its type has it: a number of NumPy as one of Python.
+
+    A type that is not of numbers, strings, booleans and tuples of them lets everything pass.
+
+    Raises
+    ------
+    UserError
+        If it is of another type.
+    """
+    kinds = typing.get_args(kind) if _is_union(kind) else (kind,)
+    if not all(each in NAMES or typing.get_origin(each) is tuple for each in kinds):
+        return value
+    for each in kinds:
+        if typing.get_origin(each) is tuple:
+            if isinstance(value, tuple | list):
+                inner = typing.get_args(each)[0]
+                return tuple(fitting(f"each of {name}", inner, part) for part in value)
+        elif isinstance(value, bool | np.bool_):
+            if each is bool:
+                return bool(value)
+        elif isinstance(value, {int: Integral, float: Real}.get(each, each)):
+            return each(value) if each in (int, float) else value
+    wanted = [NAMES.get(each) or
+              f"a tuple, each part {NAMES.get(typing.get_args(each)[0])}" for each in kinds]
+    raise UserError(f"{name} must be {' or '.join(wanted)}, got {value!r}")
+
+
+def _is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (types.UnionType, typing.Union)
 
 
 def _changed(config: Any, values: dict[str, Any]) -> Any:
@@ -72,7 +112,7 @@ def record(config: Any) -> Any:
             field.name: record(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, tuple | list):
         return [record(value) for value in config]
-    return config
+    return config.item() if isinstance(config, np.generic) else config
 
 
 def restored(values: Any, classes: Mapping[str, type]) -> Any:
@@ -95,10 +135,12 @@ def restored(values: Any, classes: Mapping[str, type]) -> Any:
         return values
     fields = dict(values)
     name = fields.pop("class", None)
-    if name not in classes:
+    if not isinstance(name, str) or name not in classes:
         raise unknown("class of a setting", name, classes)
     try:
-        return classes[name](**{key: restored(value, classes) for key, value in fields.items()})
+        kinds = {field.name: field.type for field in dataclasses.fields(classes[name])}
+        return classes[name](**{key: fitting(key, kinds.get(key), restored(value, classes))
+                                for key, value in fields.items()})
     except (TypeError, AttributeError) as error:
         raise UserError(f"these are no settings of a {name}: {error}") from error
 
@@ -110,7 +152,7 @@ def parse(name: str, field: "dataclasses.Field[Any]", text: str) -> Any:
 
 def _parse(kind: Any, text: str, flag: str) -> Any:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
+    if _is_union(kind):
         if text.lower() == "none" and types.NoneType in inner:
             return None
         listed = "," in text and any(typing.get_origin(kind) is tuple for kind in inner)

@@ -225,27 +225,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _plot(options: argparse.Namespace) -> int:
-    from ..records import DamagedRecord, read_json
-    from . import datasets
-    from .experiment import RUN
+    from .experiment import read_record
 
-    experiment = find(options.name)
-    out = _out(options)
-    try:
-        record = read_json(out / RUN)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{out} holds no run of {experiment.name}: run it first, or name its "
-                        "folder with --out") from error
-    except DamagedRecord as error:
-        raise UserError(f"{error}; run the experiment again with its settings, finished cells are "
-                        "kept") from error
-    if record["experiment"] != experiment.name:
-        raise UserError(f"{out} holds a run of {record['experiment']}, not of {experiment.name}")
-    values = record["config"]
-    for dataset, sizes in record["own data"].items():
-        datasets.recall(dataset, values["target"], values["task"], datasets.Sizes(*sizes))
-    config = experiment.restore(values)
-    _show(experiment, config, out, record["preset"])
+    experiment, out = find(options.name), _out(options)
+    config, preset = read_record(out, experiment)
+    _show(experiment, config, out, preset)
     return 0
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from .. import settings
 from ..errors import UserError, unknown
 from ..models.mlp import MLPConfig
+from ..settings import fitting
 from .datasets.own import from_arrays
 from .fit import trained_on
 from .training import RunConfig, TrainConfig
@@ -23,10 +24,7 @@ except ImportError:
 Array = Any
 
 
-class _CometEstimator(BaseEstimator):
-    """What both estimators share.
-
-    Parameters
+_PARAMETERS = """Parameters
     ----------
     widths : tuple of int
         N_l of the hidden layers.
@@ -50,7 +48,11 @@ class _CometEstimator(BaseEstimator):
     ----------
     trained_ : Trained
         The network with its weights, its metrics, and `save`.
-    """
+"""
+
+
+class _CometEstimator(BaseEstimator):
+    """What both estimators share."""
 
     def __init__(self, widths: tuple[int, ...] = (200, 200), *, p_k: float = 0.5,
                  model: str = "comet", activation: str = "softplus", bias: bool = True,
@@ -66,14 +68,18 @@ class _CometEstimator(BaseEstimator):
     def _fit(self, x: Array, y: Array, task: str) -> None:
         if self.model not in VARIANTS:
             raise unknown("model", self.model, VARIANTS)
+        widths = fitting("widths", tuple[int, ...], self.widths)
         seed = int(check_random_state(self.random_state).randint(2**31))
         data = from_arrays(x, y, task, validation=False)
-        standard = MLPConfig((x.shape[1], *self.widths, data.outputs), self.activation, None,
-                             self.bias)
+        standard = MLPConfig((x.shape[1], *widths, data.outputs),
+                             fitting("activation", str, self.activation), None,
+                             fitting("bias", bool, self.bias))
         training = settings.build(TrainConfig, {
             name: getattr(self, name)
             for name in ("optimizer", "lr", "epochs", "batch", "weight_decay", "precision")})
-        config = RunConfig(VARIANTS[self.model](standard, self.p_k, "strict"), training, seed)
+        config = RunConfig(
+            VARIANTS[self.model](standard, fitting("p_k", float, self.p_k), "strict"), training,
+            seed)
         self.trained_ = trained_on(data, config, self.backend)
 
     def _checked(self, x: Array) -> np.ndarray:
@@ -85,8 +91,7 @@ class _CometEstimator(BaseEstimator):
 class CometClassifier(ClassifierMixin, _CometEstimator):
     __doc__ = f"""A masked MLP that tells classes apart, with scikit-learn's interface.
 
-    {_CometEstimator.__doc__}
-    classes_ : array (C,)
+    {_PARAMETERS}    classes_ : array (C,)
         The labels.
     """
 
@@ -113,8 +118,7 @@ class CometClassifier(ClassifierMixin, _CometEstimator):
 class CometRegressor(RegressorMixin, _CometEstimator):
     __doc__ = f"""A masked MLP that predicts numbers, with scikit-learn's interface.
 
-    {_CometEstimator.__doc__}
-    """
+    {_PARAMETERS}    """
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from .. import settings
 from ..backends import Backend
 from ..errors import UserError, of_system, unknown
-from ..records import DamagedRecord, read_json, read_known, write_json
-from .files import METRICS, read_result
+from ..records import DamagedRecord, believed, read_json, read_known, write_json
+from . import datasets
+from .files import METRICS, RESULT, read_result
 from .signals import Stop
 
 PRESETS = ("smoke", "laptop", "paper")
@@ -34,32 +35,36 @@ class Cell(NamedTuple):
         spec = json.dumps(settings.record(self.spec), sort_keys=True)
         return out / "cells" / f"{self.name}-{hashlib.sha256(spec.encode()).hexdigest()[:8]}"
 
-    def result(self, out: Path) -> dict[str, Any] | None:
-        """Return the result of a finished cell, or None.
+    def result(self, out: Path, use: Callable[[dict[str, Any]], Any] = dict) -> Any:
+        """Return what `use` makes of the result of a finished cell, or None.
 
         Raises
         ------
         UserError
-            If it is damaged.
+            If it is damaged, or `use` does not find what it needs.
         """
+        folder = self.folder(out)
         try:
-            return read_result(self.folder(out))[0]
+            with believed(folder / RESULT):
+                return use(read_result(folder)[0])
         except (FileNotFoundError, NotADirectoryError):
             return None
         except DamagedRecord as error:
             raise damaged(error) from error
 
-    def metrics(self, out: Path) -> list[dict[str, Any]]:
-        """Return the metrics of a finished cell, a line an epoch.
+    def metrics(self, out: Path, use: Callable[[list[dict[str, Any]]], Any] = list) -> Any:
+        """Return what `use` makes of the metrics of a finished cell, a line an epoch.
 
         Raises
         ------
         UserError
-            If they are missing or damaged.
+            If they are missing or damaged, or `use` does not find what it needs.
         """
+        folder = self.folder(out)
         try:
-            content = read_known(self.folder(out) / METRICS, read_result(self.folder(out))[1])
-            return [json.loads(line) for line in content.splitlines()]
+            with believed(folder / METRICS):
+                content = read_known(folder / METRICS, read_result(folder)[1])
+                return use([json.loads(line) for line in content.splitlines()])
         except DamagedRecord as error:
             raise damaged(error) from error
 
@@ -122,9 +127,7 @@ class Experiment:
 
     def restore(self, values: dict[str, Any]) -> Any:
         """Return the configuration whose flags were written as JSON."""
-        return settings.build(self.config, {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()})
+        return settings.build(self.config, values)
 
 
 def make_folder(out: Path) -> None:
@@ -149,20 +152,52 @@ def keep_record(out: Path, record: dict[str, Any], starting: bool) -> str:
     record = json.loads(json.dumps(record))
     try:
         before = read_json(file)
-        same = all(before[key] == record[key] for key in ("experiment", "config", "own data"))
     except FileNotFoundError:
-        same, starting = True, True
+        before = None
     except DamagedRecord:
-        same = False
-    if not same:
-        name = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
-        kept = [each.replace(out / f"{each.stem}-{name}{each.suffix}")
-                for each in (file, *out.glob("*.png")) if "-" not in each.stem]
-        notice = (f"{out} holds a run of other settings: its record and figure are kept there as "
-                  f"{' and '.join(each.name for each in kept)}")
+        before = {}
+    same = before is not None and all(
+        before.get(key) == record[key] for key in ("experiment", "config", "own data"))
+    try:
+        if before is not None and not same:
+            name = hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest()[:8]
+            kept = [each.replace(out / f"{each.stem}-{name}{each.suffix}")
+                    for each in (file, *out.glob("*.png")) if "-" not in each.stem]
+            notice = (f"{out} holds a run of other settings: its record and figure are kept there "
+                      f"as {' and '.join(each.name for each in kept)}")
+    except OSError as error:
+        raise UserError(f"cannot keep {file} under another name ({error.strerror}): choose another "
+                        "folder with --out") from error
     if starting or not same:
         write_json(file, record)
     return notice
+
+
+def read_record(out: Path, experiment: Experiment) -> tuple[Any, str]:
+    """Return the configuration of the run in a folder, and its preset.
+
+    Raises
+    ------
+    UserError
+        If there is none, it is of another experiment, or its record is damaged.
+    """
+    file = out / RUN
+    try:
+        with believed(file):
+            record = read_json(file)
+            if record["experiment"] != experiment.name:
+                raise UserError(f"{out} holds a run of {record['experiment']}, not of "
+                                f"{experiment.name}")
+            values = dict(record["config"])
+            for dataset, sizes in record["own data"].items():
+                datasets.recall(dataset, values["target"], values["task"], datasets.Sizes(*sizes))
+            return experiment.restore(values), str(record["preset"])
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{out} holds no run of {experiment.name}: run it first, or name its "
+                        "folder with --out") from error
+    except DamagedRecord as error:
+        raise UserError(f"{error}; run the experiment again with its settings, finished cells are "
+                        "kept") from error
 
 
 def damaged(error: DamagedRecord) -> UserError:

@@ -152,11 +152,19 @@ def run_cell(spec: Fig2Spec, place: Place) -> dict[str, Any]:
 
 def _points(config: Fig2Config, out: Path) -> dict[str, np.ndarray]:
     """Return the cosines of all finished pairs: input (P,), mask and activation (P, p_k)."""
-    results = [result for cell in cells(config) if (result := cell.result(out))]
-    if not results:
+    def points(result: dict[str, Any]) -> np.ndarray:
+        rows = np.column_stack([np.array(result[key], np.float64)
+                                for key in ("input", "mask", "activation")])
+        if rows.shape != (max(len(rows), 1), 1 + 2 * levels) or not np.isfinite(rows[:, 0]).all():
+            raise ValueError(f"these are no pairs at {levels} p_k")
+        return rows
+
+    levels = len(config.p_k)
+    found = [rows for cell in cells(config) if (rows := cell.result(out, points)) is not None]
+    if not found:
         raise UserError(f"{out} holds no finished cell of fig2: run it first")
-    return {key: np.concatenate([np.array(result[key]) for result in results])
-            for key in ("input", "mask", "activation")}
+    rows = np.concatenate(found)
+    return {"input": rows[:, 0], "mask": rows[:, 1:1 + levels], "activation": rows[:, 1 + levels:]}
 
 
 def draw(config: Fig2Config, out: Path) -> Path:

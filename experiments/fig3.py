@@ -127,8 +127,14 @@ def run_cell(spec: Fig3Spec, place: Place) -> dict[str, Any]:
 
 
 def _networks(config: Fig3Config, out: Path) -> list[dict[str, Any]]:
-    found = [network for cell in cells(config) if (result := cell.result(out))
-             for network in result["networks"]]
+    def networks(result: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{"p_k": float(network["p_k"]), "widths": list(map(int, network["widths"])),
+                 "never": int(network["never"]), "woken": int(network["woken"]),
+                 "quantiles": np.array(network["quantiles"], np.float64).reshape(
+                     len(network["widths"]), 101)} for network in result["networks"]]
+
+    found = [network for cell in cells(config)
+             for network in cell.result(out, networks) or ()]
     if not found:
         raise UserError(f"{out} holds no finished cell of fig3: run it first")
     return found

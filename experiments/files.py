@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..records import digests, read_json, write_json
+from ..records import believed, digests, read_json, write_json
 
 CONFIG, WEIGHTS, METRICS, RESULT = "config.json", "weights.npz", "metrics.jsonl", "result.json"
 
@@ -15,5 +15,6 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
 
 def read_result(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the result of a finished run, and the hashes of the files that belong to it."""
-    result = read_json(folder / RESULT)
-    return result, result.pop("files", {})
+    with believed(folder / RESULT):
+        result = read_json(folder / RESULT)
+        return result, dict(result.pop("files"))

@@ -1,21 +1,25 @@
 """Training on arrays of one's own, in one call."""
 
+import dataclasses
+import io
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .. import settings
 from ..backends import Backend, get_backend
-from ..errors import UserError
+from ..errors import UserError, of_system, user_path
 from ..gates import Comet, Gate
 from ..models.mlp import MLPConfig
-from ..settings import record
+from ..settings import fitting, record
 from .datasets import Dataset
 from .datasets.own import from_arrays
 from .files import RESULT, write_result
 from .progress import Progress
-from .training import RunConfig, TrainConfig, step_work, train
-from .training.model import Trained, load_run
+from .tasks import task as task_of
+from .training import Diverged, RunConfig, TrainConfig, step_work, train
+from .training.model import Trained, described, load_run
 
 Array = Any
 
@@ -60,7 +64,7 @@ def fit(x: Array, y: Array, *, gate: Gate | None = COMET, widths: tuple[int, ...
         Where checkpoints and the finished run are kept: called again, a stopped training goes on
         there, and a finished one is read.
     progress : bool
-        Whether to show a line with the time left, on a terminal.
+        Whether to show a line with the time left, on a terminal, and what is odd about the data.
     **training
         Settings of `TrainConfig` and `OptimizerConfig` by the names of their flags: lr, epochs,
         batch, optimizer, weight_decay, ... The defaults are Adam, lr 1e-3, 50 epochs, batch 32.
@@ -77,9 +81,13 @@ def fit(x: Array, y: Array, *, gate: Gate | None = COMET, widths: tuple[int, ...
     Diverged
         If the loss is no longer finite.
     """
+    widths = fitting("widths", tuple[int, ...], widths)
+    seed = fitting("seed", int, seed)
     data = from_arrays(x, y, task, validation, seed)
     config = RunConfig(
-        MLPConfig((data.x_train.shape[1], *widths, data.outputs), activation, gate, bias, dropout),
+        MLPConfig((data.x_train.shape[1], *widths, data.outputs),
+                  fitting("activation", str, activation), gate, fitting("bias", bool, bias),
+                  fitting("dropout", float, dropout)),
         settings.build(TrainConfig, DEFAULTS | training), seed)
     return trained_on(data, config, backend, folder, progress)
 
@@ -89,28 +97,45 @@ def trained_on(data: Dataset, config: RunConfig, backend: str | Backend = "numpy
     """Train as `config` says and return the model; `backend`, `folder`, `progress` as in `fit`."""
     place = get_backend(backend) if isinstance(backend, str) else backend
     if folder is not None:
-        return _trained(data, config, place, Path(folder).expanduser(), progress)
+        return _trained(data, config, place, user_path(folder), progress)
     with tempfile.TemporaryDirectory(prefix="comet-np-") as scratch:
-        return _trained(data, config, place, Path(scratch), progress)
+        try:
+            return _trained(data, config, place, Path(scratch), progress)
+        except Diverged as error:  # what it says of the state is gone with the folder
+            raise Diverged(str(error).partition("; the state is in")[0]) from None
 
 
 def _trained(data: Dataset, config: RunConfig, backend: Backend, folder: Path,
              progress: bool) -> Trained:
-    known = (type(config.model.gate),)
+    known = [*_classes(config), type(task_of(data.task))]
     if (folder / RESULT).exists():
         found = load_run(folder, backend, known)
-        if (record(found.run), found.data.digest) != (record(config), data.digest):
+        if (record(found.run), found.data.as_json()) != (record(config),
+                                                         described(data).as_json()):
             raise UserError(f"{folder} holds a finished run of other settings or data: choose "
                             "another folder")
         return found
     steps = config.training.epochs * len(data.x_train) / config.training.examples_a_step
-    line = Progress(step_work(config) * steps) if progress else None
+    line = Progress(step_work(config) * steps, None if progress else io.StringIO())
+    if data.notice:
+        line.message(data.notice)
     try:
-        result = train(config, data, folder, backend, line)
+        write_result(folder, train(config, data, folder, backend, line))
+        for file in folder.glob("checkpoint*"):
+            file.unlink()
+    except OSError as error:
+        raise UserError(of_system("write into", folder, error, "folder=")) from error
     finally:
-        if line is not None:
-            line.clear()
-    write_result(folder, result)
-    for file in folder.glob("checkpoint*"):
-        file.unlink()
+        line.clear()
     return load_run(folder, backend, known)
+
+
+def _classes(config: Any) -> Iterator[type]:
+    """Yield the classes of a configuration and of all its parts."""
+    if dataclasses.is_dataclass(config):
+        yield type(config)
+        for field in dataclasses.fields(config):
+            yield from _classes(getattr(config, field.name))
+    elif isinstance(config, tuple):
+        for part in config:
+            yield from _classes(part)

@@ -62,7 +62,8 @@ class GridConfig:
                 raise unknown("model", name, VARIANTS)
         if len({short_name(name) for name in self.datasets}) < len(self.datasets):
             raise UserError("two of the data sets have one name, by which their cells are called: "
-                            f"rename a file, got {', '.join(self.datasets)}")
+                            "give each once, or rename a file, got "
+                            f"{', '.join(self.datasets)}")
         for name in self.datasets:
             sizes = datasets.sizes_of(name, self.target, self.task)
             if self.training.augment is not None and name not in IMAGES:
@@ -71,12 +72,12 @@ class GridConfig:
             steps = self.training.epochs * math.ceil(
                 min(self.train or sizes.examples, sizes.examples) / self.training.examples_a_step)
             schedule(self.training.schedule, 0, steps, self.training.warmup)  # if it does not fit
-        seeds = (self.seeds - 1,) if isinstance(self.seeds, int) else self.seeds
-        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        last = (self.seeds - 1,) if isinstance(self.seeds, int) else self.seeds
+        if not last or min(last) < 0 or len(set(last)) < len(last):
             raise UserError("an experiment needs at least 1 seed, each 0 or more and given once, "
                             f"got seeds = {self.seeds}")
-        count = (len(self.seed_numbers) * len(self.datasets) * len(self.widths) * len(self.models)
-                 * len(self.p_k))
+        seeds = self.seeds if isinstance(self.seeds, int) else len(self.seeds)
+        count = seeds * len(self.datasets) * len(self.widths) * len(self.models) * len(self.p_k)
         if count > MOST_CELLS or self.layers > MOST_LAYERS:
             raise UserError(f"that is a grid of up to {count:,} networks of {self.layers:,} layers "
                             f"each, of which {MOST_CELLS:,} and {MOST_LAYERS:,} can be: choose "
@@ -100,9 +101,15 @@ class GridCell:
     run: RunConfig
 
 
-@functools.cache
 def cells(config: GridConfig) -> list[Cell]:
     """Return the cells, seed by seed, so that a first comparison of all models comes early."""
+    return _cells(config, tuple(datasets.sizes_of(name, config.target, config.task)
+                                for name in config.datasets))
+
+
+@functools.cache
+def _cells(config: GridConfig, sizes: tuple[datasets.Sizes, ...]) -> list[Cell]:
+    """Return the cells for data sets of these sizes: those of a file may change."""
     found = {cell.name: cell for seed in config.seed_numbers for dataset in config.datasets
              for width in config.widths for cell in _of_one_width(config, seed, dataset, width)}
     return list(found.values())  # a model without p_k has one cell for all of them
@@ -136,13 +143,14 @@ def short_name(dataset: str) -> str:
 
 @functools.lru_cache(maxsize=2)
 def _load(name: str, folder: str | None, train: int | None, target: str | None,
-          task: str | None) -> Any:
+          task: str | None, stamp: Any) -> Any:
     return datasets.load(name, folder, train=train, target=target, task=task)
 
 
 def run_cell(spec: GridCell, place: Place) -> dict[str, Any]:
     """Train the cell's model."""
-    data = _load(spec.dataset, place.data, spec.train, spec.target, spec.task)
+    data = _load(spec.dataset, place.data, spec.train, spec.target, spec.task,
+                 datasets.stamp(spec.dataset))
     if data.notice:
         place.progress.message(f"{spec.dataset}: {data.notice}")
     return train(spec.run, data, place.folder, place.backend, place.progress, place.stop)

@@ -36,10 +36,12 @@ def curves_of(config: GridConfig, out: Path, dataset: str, width: int, model: st
     epochs, count = np.zeros(0), 0
     for seed in config.seed_numbers:
         cell = cell_of(config, dataset, width, model, level, seed)
-        if result := cell.result(out):
-            lines, count = cell.metrics(out), result["parameters"]
-            epochs = np.array([line["epoch"] for line in lines])
-            curves[seed] = np.array([line[key] for line in lines])
+        found = cell.result(out, lambda result: int(result["parameters"]))
+        if found is not None:
+            count = found
+            epochs, curves[seed] = cell.metrics(out, lambda lines: np.array(
+                [(line["epoch"], line[key]) for line in lines], np.float64).reshape(
+                    max(len(lines), 1), 2).T)
     return epochs, curves, count
 
 
@@ -71,7 +73,7 @@ def advantage(standard: Curves, comet: Curves, sign: int) -> float:
 def draw(config: GridConfig, out: Path, name: str) -> Path:
     """Draw a panel for each data set, width and p_k, and COMET's advantage in one more each."""
     plt = figures.pyplot()
-    if not any(cell.result(out) for cell in cells(config)):
+    if all(cell.result(out) is None for cell in cells(config)):
         raise UserError(f"{out} holds no finished cell of {name}: run it first")
     rows = [(dataset, width) for dataset in config.datasets for width in config.widths]
     figure = plt.figure(figsize=(2.6 * (len(config.p_k) + 1), 3.0 * len(rows) + 0.3))
@@ -104,8 +106,8 @@ def draw(config: GridConfig, out: Path, name: str) -> Path:
     ours, defaults = settings.values(config), settings.values(GridConfig())
     others = "".join(f", {name.replace('_', ' ')} {value}" for name, value in ours.items()
                      if name not in SAID and value != defaults[name])
-    notices = {cell.spec.dataset: result["notice"] for cell in cells(config)
-               if (result := cell.result(out)) and result["notice"]}
+    notices = {cell.spec.dataset: notice for cell in cells(config)
+               if (notice := cell.result(out, lambda result: str(result["notice"])))}
     characters = int(CHARACTERS_AN_INCH * figure.get_figwidth())
     figure.suptitle(figures.plain("\n".join([
         textwrap.fill(f"{name}: {ours['optimizer']} lr {ours['lr']:g}, batch {ours['batch']}, "
@@ -160,8 +162,8 @@ def table(config: GridConfig, out: Path) -> str:
     mixed = [f"\nthe finished cells of {short_name(dataset)} were trained on different data, as "
              "its files were changed in between: compare within one --out that was begun afresh"
              for dataset in config.datasets
-             if len({result["data"] for cell in cells(config) if cell.spec.dataset == dataset
-                     and (result := cell.result(out))}) > 1]
+             if len({data for cell in cells(config) if cell.spec.dataset == dataset
+                     and (data := cell.result(out, lambda result: str(result["data"])))}) > 1]
     labels = dict.fromkeys(metric_of(config, dataset).label for dataset in config.datasets)
     return "".join([columns(rows), f"\n{', or '.join(labels)}: best, mean over seeds (lowest-"
                     "highest)", *mixed])

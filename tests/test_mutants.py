@@ -84,7 +84,7 @@ MUTANTS = {
         "experiments/training/run.py", "os.fsync(self.metrics.fileno())", "pass",
         ("test_sweep", "on_the_disk")),
     "a result before its metrics are on the disk": Mutant(
-        "experiments/training/record.py", "    run.record.sync()\n    return", "    return",
+        "experiments/training/record.py", "    run.record.sync()\n    learner,", "    learner,",
         ("test_sweep", "on_the_disk")),
     # --- optimizers -----------------------------------------------------------------------------
     "--momentum ignored": Mutant(
@@ -187,7 +187,7 @@ MUTANTS = {
     "--bias ignored": Mutant(
         "experiments/grid.py", "bias=config.bias", "bias=True", FLAGS),
     "--target ignored": Mutant(
-        "experiments/grid.py", "train=train, **options)", "train=train)",
+        "experiments/grid.py", "spec.train, spec.target,", "spec.train, None,",
         ("test_grid", "trained_on_the_data")),
     "flags of nested settings ignored": Mutant(
         "comet_np/settings.py", "own[field.name] = _changed(value, values)",
@@ -209,9 +209,6 @@ MUTANTS = {
         "best(standard, sign, seeds).mean(), best(comet, sign, seeds).mean()",
         "best(standard, sign).mean(), best(comet, sign).mean()",
         ("test_grid", "seeds_that_both_have")),
-    "metrics of fewer epochs taken for whole": Mutant(
-        "experiments/grid_report.py", "len(lines) != config.training.epochs + 1",
-        "len(lines) > config.training.epochs + 1", ("test_grid", "damaged")),
     "weights by the number of neurons": Mutant(
         "experiments/fig2.py", "W *= 2 / W.shape[1] ** 0.5", "W *= 2 / W.shape[0] ** 0.5",
         ("test_fig2_fig3", "uniform_by")),
@@ -225,6 +222,58 @@ MUTANTS = {
         "experiments/fig3.py", "count += unpacked(m, len(count)).sum(axis=0)",
         "count[:] = unpacked(m, len(count)).sum(axis=0)",
         ("test_fig2_fig3", "counting_one_by_one")),
+    # --- data of one's own, and trained models --------------------------------------------------
+    "standardised by all examples": Mutant(
+        "experiments/datasets/own.py", "_moments(x[rows[0]], name)", "_moments(x, name)",
+        ("test_own_data", "training_part_alone")),
+    "targets standardised by all examples": Mutant(
+        "experiments/datasets/own.py", "_moments(y[rows[0]], name)", "_moments(y, name)",
+        ("test_own_data", "training_part_alone")),
+    "a constant column as rounding has it": Mutant(
+        "experiments/datasets/own.py", "(values == values[0]).all(axis=0) | (std == 0)", "std == 0",
+        ("test_own_data", "constant_column")),
+    "every first line has names": Mutant(
+        "experiments/datasets/own.py", "return len(text) == len(first) or", "return bool(text) or",
+        ("test_own_data", "every_form")),
+    "a number is a place before it is a name": Mutant(
+        "experiments/datasets/own.py", "for names in (columns, numbers):",
+        "for names in (numbers, columns):",
+        ("test_own_data", "of_that_name")),
+    "a file that is not read again": Mutant(
+        "experiments/datasets/own.py", "return found.st_mtime_ns, found.st_size", "return 0, 0",
+        ("test_own_data", "not_mixed_in or follow_its_changes")),
+    "the digest of the training set alone": Mutant(
+        "experiments/datasets/base.py", "(self.x_train, self.y_train, self.x_val, self.y_val,",
+        "(self.x_train, self.y_train) or (self.x_val, self.y_val,",
+        ("test_own_data", "digest_is_of_every")),
+    "a changed record is believed": Mutant(
+        "comet_np/records.py", "if known != found:", "if known is None:",
+        ("test_records", "any_byte")),
+    "changed metrics are believed": Mutant(
+        "comet_np/records.py", "if hashlib.sha256(content).hexdigest() != known.get(path.name):",
+        "if path.name not in known:", ("test_records", "changed_digit")),
+    "routing weights that are not kept": Mutant(
+        "comet_np/interop/__init__.py", "return mlp_to_torch(params, fixed)",
+        "return mlp_to_torch(params)", ("test_trained", "round_trip and Comet")),
+    "a gate of one's own under the published names": Mutant(
+        "comet_np/interop/__init__.py", "config.gate.shapes(config.widths) == ())",
+        "config.gate.shapes(config.widths) is not None)", ("test_trained", "round_trip and own")),
+    "other units are the same data": Mutant(
+        "experiments/fit.py", "if (record(found.run), found.data.as_json()) != (record(config),\n",
+        "if (record(found.run), found.data.digest) != (record(config), data.digest) and (\n",
+        ("test_trained", "left_alone")),
+    "predictions in standard units": Mutant(
+        "experiments/tasks/base.py", "output * preparation.y_std + preparation.y_mean", "output",
+        ("test_trained", "those_of_the_files")),
+    "numbers of classes for labels": Mutant(
+        "experiments/tasks/classification.py", "np.array(preparation.classes)[numbers]", "numbers",
+        ("test_trained", "labels_and_units")),
+    "a model that products do not round": Mutant(
+        "experiments/training/model.py", "config, weights = computing(run), folder / WEIGHTS",
+        "config, weights = run.model, folder / WEIGHTS", ("test_trained", "rounded_format")),
+    "a copied task has another name": Mutant(
+        "experiments/training/model.py", "if type(task) is type(self.task)", "if task is self.task",
+        ("test_trained", "a_copy")),
     # --- files, cells, workers ------------------------------------------------------------------
     "a file written in place": Mutant(
         "comet_np/checkpoint.py", 'path.with_name(f"{path.name}.{os.getpid()}.tmp")', "path",

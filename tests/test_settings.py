@@ -65,6 +65,59 @@ def test_a_record_is_json_and_says_classes():
     assert record["training"]["optimizer"]["class"] == "OptimizerConfig"
 
 
+def test_numbers_of_numpy_are_recorded_as_those_of_python():
+    record = settings.record(RunConfig(MLPConfig((np.int64(3), 4, 2), gate=TopK(np.float32(0.5)),
+                                                 bias=np.True_), seed=np.uint8(3)))
+    assert json.loads(json.dumps(record)) == settings.record(
+        RunConfig(MLPConfig((3, 4, 2), gate=TopK(0.5)), seed=3))
+
+
+@pytest.mark.parametrize(("kind", "value", "fitted"), [
+    (int, np.int64(3), 3), (float, 3, 3.0), (float, np.float32(0.5), 0.5), (bool, np.False_, False),
+    (str, "a", "a"), (float | None, None, None), (float | None, 2, 2.0),
+    (tuple[int, ...], [np.int8(3), 4], (3, 4)), (int | tuple[int, ...], 3, 3),
+    (int | tuple[int, ...], (3,), (3,)), (tuple[str, ...], ("a",), ("a",)),
+    (MLPConfig, "anything", "anything"), (tuple[Comet, ...], ["anything"], ("anything",))])
+def test_a_value_is_fitted_to_its_type(kind, value, fitted):
+    found = settings.fitting("it", kind, value)
+    assert found == fitted
+    assert type(found) is type(fitted)
+
+
+@pytest.mark.parametrize(("kind", "value", "said"), [
+    (int, 2.5, "it must be a whole number, got 2.5"), (int, True, "got True"),
+    (int, "3", "got '3'"), (float, "a", "it must be a number, got 'a'"),
+    (float, False, "got False"), (bool, 1, "it must be True or False, got 1"),
+    (str, 3, "it must be a string, got 3"), (float | None, "x", "a number or None, got 'x'"),
+    (tuple[int, ...], 3, "it must be a tuple, each part a whole number, got 3"),
+    (tuple[int, ...], [3, "a"], "each of it must be a whole number, got 'a'"),
+    (int | tuple[int, ...], "3", "a whole number or a tuple, each part a whole number")])
+def test_a_value_of_another_type_is_refused(kind, value, said):
+    with pytest.raises(UserError, match=said):
+        settings.fitting("it", kind, value)
+
+
+CLASSES = {kind.__name__: kind for kind in (RunConfig, TrainConfig, OptimizerConfig, MLPConfig,
+                                            Comet)}
+
+
+def test_what_was_recorded_is_restored():
+    run = RunConfig(MLPConfig((3, 4, 2)), TrainConfig(OptimizerConfig("adam"), lr=0.1), 3)
+    assert settings.restored(json.loads(json.dumps(settings.record(run))), CLASSES) == run
+
+
+@pytest.mark.parametrize(("values", "said"), [
+    ({"class": "Comett"}, 'unknown class of a setting "Comett"; did you mean "Comet"'),
+    ({"p_k": 0.5}, 'unknown class of a setting "None"'), ({"class": ["Comet"]}, "unknown class"),
+    ({"class": "Comet", "pk": 0.5}, "these are no settings of a Comet: .*pk"),
+    ({"class": "Comet", "p_k": "x"}, "p_k must|no settings of a Comet"),
+    ({"class": "MLPConfig"}, "these are no settings of a MLPConfig: .*widths"),
+    ({"class": "MLPConfig", "widths": [3, 2], "scale": None}, "scale must be a number, got None")])
+def test_what_was_not_recorded_is_refused(values, said):
+    with pytest.raises(UserError, match=said):
+        settings.restored(values, CLASSES)
+
+
 PARSED = {"widths": ("5,6", (5, 6)), "optimizer": ("adam", "adam"), "rate": ("1e-3", 1e-3),
           "on": ("False", False)}
 

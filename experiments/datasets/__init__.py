@@ -11,10 +11,10 @@ from ...errors import UserError, unknown, user_path
 from . import arm, cifar, glyphs, own, sarcos
 from .base import Dataset, OfficialFile, columns_of, exists, remedy
 from .download import Progress, fetch_file
-from .own import is_file_name
+from .own import is_file_name, stamp
 
 __all__ = ["DATASETS", "Dataset", "Entry", "Sizes", "fetch", "is_file_name", "load", "look",
-           "recall", "report", "sizes_of"]
+           "recall", "report", "sizes_of", "stamp"]
 
 
 class Sizes(NamedTuple):
@@ -64,7 +64,7 @@ DATASETS: dict[str, Entry] = {
     "sarcos": Entry(Sizes("regression", sarcos.INPUTS, 1, 35_588), sarcos.load, sarcos.DOWNLOADS,
                     sarcos.status, range(sarcos.INPUTS, sarcos.COLUMNS)),
 }
-_seen: dict[tuple[str, str | None, str | None], Sizes] = {}  # of files of one's own
+_seen: dict[tuple[Any, ...], Sizes] = {}  # of files of one's own
 
 
 def sizes_of(name: str, target: str | None = None, task: str | None = None) -> Sizes:
@@ -81,11 +81,11 @@ def sizes_of(name: str, target: str | None = None, task: str | None = None) -> S
         If there is no such data set, target or task, or the file cannot be read.
     """
     if is_file_name(name):
-        if (name, target, task) not in _seen:
+        known = name, target, task, stamp(name)
+        if known not in _seen:
             data = own.read(name, target, task)
-            _seen[name, target, task] = Sizes(data.task, data.x_train.shape[1], data.outputs,
-                                              len(data.x_train))
-        return _seen[name, target, task]
+            _seen[known] = Sizes(data.task, data.x_train.shape[1], data.outputs, len(data.x_train))
+        return _seen[known]
     entry = _entry(name)
     _check_options(name, entry, target, task)
     if target is None or entry.targets is None:
@@ -95,7 +95,7 @@ def sizes_of(name: str, target: str | None = None, task: str | None = None) -> S
 
 def recall(name: str, target: str | None, task: str | None, sizes: Sizes) -> None:
     """Let `sizes_of` know what a file held when a run began, so that its figure needs no file."""
-    _seen[name, target, task] = sizes
+    _seen[name, target, task, stamp(name)] = sizes
 
 
 def look(names: Iterable[str], folder: str | Path | None) -> None:

@@ -48,7 +48,12 @@ class Preparation(NamedTuple):
 
     @staticmethod
     def _standard(values: Any, mean: Any, std: Any) -> Any:
-        return ((np.asarray(values) - mean) / std).astype(np.float32)
+        with np.errstate(over="ignore"):
+            found = ((np.asarray(values) - mean) / std).astype(np.float32)
+        if not np.isfinite(found).all():
+            raise UserError(f"a number of size {np.abs(values).max():.0e} is too far from those of "
+                            "the training set: look for a slip in the data")
+        return found
 
 
 AS_THEY_CAME = Preparation()

@@ -3,9 +3,9 @@
 import dataclasses
 import io
 import json
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ import numpy as np
 from ... import __version__, gates
 from ...backends import Backend, backend_of, get_backend
 from ...checkpoint import write_atomically
-from ...errors import UserError
+from ...errors import UserError, unknown, user_path
 from ...interop import named_weights, weights_of
 from ...models import module_of
 from ...models.mlp import MLPConfig
 from ...optim import OptimizerConfig
-from ...records import read_json, read_known, write_json
+from ...records import DamagedRecord, believed, read_arrays, read_json, read_known, write_json
 from ...settings import record, restored
 from ...tree import leaves, tree_map
 from ..datasets.base import AS_THEY_CAME, Dataset, Preparation
@@ -47,6 +47,12 @@ class Data:
     scale: float = 1.0
     shift: float = 0.0
     preparation: Preparation = AS_THEY_CAME
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        arrays = {name: value.tolist() if isinstance(value, np.ndarray) else value
+                  for name, value in self.preparation._asdict().items()}
+        return vars(self) | {"preparation": arrays}
 
 
 def described(data: Dataset) -> Data:
@@ -137,15 +143,15 @@ class Trained:
     def save_model(self, folder: Path) -> None:
         """Write ``config.json`` and ``weights.npz``."""
         content = io.BytesIO()
-        weights = named_weights(self.params, self.fixed, self.config)
-        np.savez(content, **{name: backend_of(array).to_host(array)
-                             for name, array in weights.items()})
+        weights: dict[str, Any] = named_weights(self.params, self.fixed, self.config)
+        weights = {name: backend_of(array).to_host(array) for name, array in weights.items()}
+        np.savez(content, **weights)
         write_atomically(folder / WEIGHTS, content.getbuffer())
-        task = next((name for name, task in TASKS.items() if task is self.task),
+        task = next((name for name, task in TASKS.items() if type(task) is type(self.task)),
                     type(self.task).__name__)
         write_json(folder / CONFIG, {
             "comet-np": __version__, "run": record(self.run), "task": task,
-            "data": _as_json(self.data)})
+            "data": self.data.as_json()})
 
     def save(self, folder: str | Path) -> Path:
         """Write the model into a folder, from which `load_run` reads it; return the folder.
@@ -155,15 +161,15 @@ class Trained:
         UserError
             If the folder holds something else than a model, or cannot be written.
         """
-        folder = Path(folder).expanduser()
-        if folder.exists() and not (folder.is_dir() and (
-                (folder / CONFIG).exists() or not any(folder.iterdir()))):
-            raise UserError(f"{folder} is there and is no model's folder: choose another name")
+        folder = user_path(folder)
         try:
+            if folder.exists() and not (folder.is_dir() and (
+                    (folder / CONFIG).exists() or not any(folder.iterdir()))):
+                raise UserError(f"{folder} is there and is no model's folder: choose another name")
             folder.mkdir(parents=True, exist_ok=True)
+            (folder / RESULT).unlink(missing_ok=True)  # so that files half written are no model
         except OSError as error:
-            raise UserError(f"cannot make the folder {folder} ({error.strerror})") from error
-        (folder / RESULT).unlink(missing_ok=True)  # so that files half written are no model
+            raise UserError(f"cannot write into {folder} ({error.strerror})") from error
         self.save_model(folder)
         write_atomically(folder / METRICS, "".join(
             json.dumps(line) + "\n" for line in self.metrics).encode())
@@ -190,64 +196,76 @@ def load_run(folder: str | Path, backend: str | Backend = "numpy",
     UserError
         If there is no finished run, or one of its files is damaged.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if not (folder / RESULT).is_file():
         raise _no_run(folder)
     result, files = read_result(folder)
     if WEIGHTS not in files:
         raise UserError(f"{folder} is of an experiment that trains no network: there is no model "
                         "in it")
-    config_file = folder / CONFIG
-    read_known(config_file, files)
-    values = read_json(config_file)
-    classes = {each.__name__: each for each in (*KNOWN, *known)}
-    try:
-        run: RunConfig = restored(values["run"], classes)
-        task = TASKS[values["task"]] if values["task"] in TASKS else classes[values["task"]]()
-        data = Data(**values["data"] | {"preparation": _preparation(values["data"])})
-    except KeyError as error:
-        raise UserError(f"{config_file} names {error}, which is not of this package: give its "
-                        "class with known=[...]") from error
-    except UserError as error:
-        raise UserError(f"{config_file}: {error}; classes of your own are given with known=[...]"
-                        ) from error
+    with believed(folder / RESULT):
+        if not all(isinstance(value, Real) for value in result["last"].values()):
+            raise TypeError("the last metrics are no numbers")
+    run, task, data = _described(folder / CONFIG, files, known)
     config, weights = computing(run), folder / WEIGHTS
-    content = io.BytesIO(read_known(weights, files))
-    try:
-        with np.load(content, allow_pickle=False) as arrays:
-            named = {name: arrays[name] for name in arrays.files}
-        params, fixed = weights_of(named, config)
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{weights} does not fit the configuration beside it: {error}") from error
-    metrics = read_known(folder / METRICS, files).decode()
+    with believed(weights):
+        named, _ = read_arrays(io.BytesIO(read_known(weights, files)), str(weights))
+        try:
+            params, fixed = weights_of(named, config)
+        except UserError as error:
+            raise DamagedRecord(f"{weights} does not fit the {CONFIG} beside it: {error}"
+                                ) from error
+        if {leaf.dtype.name for leaf in leaves(params)} != {run.training.formats.master}:
+            raise DamagedRecord(f"{weights} does not hold numbers in {run.training.formats.master}")
+    with believed(folder / METRICS):
+        metrics = [dict(json.loads(line))
+                   for line in read_known(folder / METRICS, files).splitlines()]
     place = get_backend(backend) if isinstance(backend, str) else backend
     return Trained(config, tree_map(place.asarray, params), tree_map(place.asarray, fixed), run,
-                   task, data, result, tuple(map(json.loads, metrics.splitlines())))
+                   task, data, result, tuple(metrics))
+
+
+def _described(file: Path, files: dict[str, str],
+               known: Sequence[type]) -> tuple[RunConfig, Task, Data]:
+    """Return what ``config.json`` says: the run, its task, and its data."""
+    read_known(file, files)
+    classes = {each.__name__: each for each in (*KNOWN, *known)}
+    with believed(file):
+        values = read_json(file)
+        try:
+            run = restored(values["run"], classes)
+            name = values["task"]
+            if name not in TASKS and name not in classes:
+                raise unknown("task", name, TASKS)
+        except UserError as error:
+            raise UserError(f"{file}: {error}; classes of your own are given with known=[...]"
+                            ) from error
+        task, stored = TASKS.get(name) or classes[name](), values["data"]
+        if not (isinstance(run, RunConfig) and isinstance(run.training, TrainConfig)
+                and isinstance(task, Task)):
+            raise TypeError("it describes no run")
+        return run, task, Data(str(stored["name"]), str(stored["digest"]), float(stored["scale"]),
+                               float(stored["shift"]), _preparation(stored["preparation"]))
 
 
 def _no_run(folder: Path) -> UserError:
     """Return the error for a folder without a finished run: what it holds instead."""
     if not folder.is_dir():
         return UserError(f"there is no folder {folder}")
-    cells = sorted(file.parent.relative_to(folder) for file in folder.glob(f"cells/*/{RESULT}"))
+    cells = sorted(file.parent.relative_to(folder) for runs in ("", "cells/", "*/cells/")
+                   for file in folder.glob(f"{runs}*/{RESULT}"))
     if cells:
         return UserError(f"{folder} holds {len(cells)} finished runs: name the folder of one, as "
                          f"{folder / cells[0]}")
     return UserError(f"{folder} holds no finished run, which has a {RESULT}")
 
 
-def _as_json(data: Data) -> dict[str, Any]:
-    def plain(value: Any) -> Any:
-        return value.tolist() if isinstance(value, np.ndarray) else value
-
-    return {"name": data.name, "digest": data.digest, "scale": data.scale, "shift": data.shift,
-            "preparation": {name: plain(value)
-                            for name, value in data.preparation._asdict().items()}}
-
-
-def _preparation(values: dict[str, Any]) -> Preparation:
-    stored = values["preparation"]
+def _preparation(stored: dict[str, Any]) -> Preparation:
+    moments: list[Any] = [None if stored[name] is None else np.array(stored[name], np.float64)
+                          for name in ("x_mean", "x_std", "y_mean", "y_std")]
+    for mean, std in (moments[:2], moments[2:]):
+        if (mean is None) != (std is None) or np.ndim(mean) > 1 or np.shape(mean) != np.shape(std):
+            raise ValueError("means and deviations do not belong together")
     classes = stored["classes"]
-    return Preparation(*(None if stored[name] is None else np.array(stored[name])
-                         for name in ("x_mean", "x_std", "y_mean", "y_std")),
-                       None if classes is None else tuple(classes))
+    x_mean, x_std, y_mean, y_std = moments
+    return Preparation(x_mean, x_std, y_mean, y_std, None if classes is None else tuple(classes))

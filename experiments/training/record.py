@@ -126,26 +126,42 @@ def resume(run: Run) -> None:
     arrays, description, notice = found
     if notice:
         run.progress.message(f"{notice}; going on from the checkpoint before it")
-    theirs, ours = _flat(description["config"]), _flat(_description(run)["config"])
+    try:
+        theirs, step = _flat(description["config"]), int(description["step"])
+        length, loss_sum = int(description["metrics_bytes"]), float(description["loss_sum"])
+        last = dict(description["last"])
+        seconds = {name: float(value) for name, value in description["seconds"].items()}
+        if min(step, length) < 0:
+            raise ValueError(f"step {step}, {length} bytes")
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise checkpoint.CheckpointError(
+            f"the checkpoint in {record.folder} does not hold what a run writes ({error!r}): move "
+            "that folder away to start again") from error
+    ours = _flat(_description(run)["config"])
     differences = [f"{_name(path)} was {theirs.get(path)}, is {ours.get(path)}"
                    for path in ours | theirs if theirs.get(path) != ours.get(path)]
     if differences:
         raise checkpoint.CheckpointError(
             f"the checkpoint in {record.folder} belongs to another run ({'; '.join(differences)})"
             ": choose another --out, or move that folder away to start again")
-    length = description["metrics_bytes"]
+    own = run.learner.arrays()
+    if {name: (array.dtype.str, array.shape) for name, array in arrays.items()} != {
+            name: (array.dtype.str, array.shape) for name, array in own.items()}:
+        raise checkpoint.CheckpointError(
+            f"the checkpoint in {record.folder} does not hold the arrays of this run: move that "
+            "folder away to start again")
     if os.fstat(record.metrics.fileno()).st_size < length:
         raise checkpoint.CheckpointError(
             f"{record.folder / METRICS} is shorter than when the checkpoint beside it "
             "was written: restore it, or move that folder away to start again")
-    for name, array in run.learner.arrays().items():
+    for name, array in own.items():
         array[...] = run.backend.asarray(arrays[name])
-    run.learner.state = run.learner.state._replace(step=description["step"])
-    run.loss_sum, record.last = description["loss_sum"], description["last"]
-    record.seconds |= description["seconds"]
+    run.learner.state = run.learner.state._replace(step=step)
+    run.loss_sum, record.last = loss_sum, last
+    record.seconds |= seconds
     record.metrics.truncate(length)
     record.metrics.seek(0, os.SEEK_END)
-    run.progress.skip(description["step"] * run.work)
+    run.progress.skip(step * run.work)
 
 
 def _arrays(run: Run) -> dict[str, np.ndarray]:
