@@ -53,7 +53,7 @@ def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            missing[peer] = 'not installed: pip install "comet-np[crosscheck]"'
+            missing[peer] = f"not installed: python -m pip install {package}"
     settings = {
         "machine": processor(), "cores": os.cpu_count(), "threads": threads,
         "python": platform.python_version(), "numpy": metadata.version("numpy"),

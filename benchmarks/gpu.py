@@ -68,8 +68,8 @@ def versions_of_pytorch(cuda: int) -> dict[str, str]:
     try:
         import torch
     except ImportError:
-        raise UserError("the benchmark compares with PyTorch: pip install "
-                        '"comet-np[crosscheck]"') from None
+        raise UserError("the benchmark compares with PyTorch: python -m pip install torch"
+                        ) from None
     if not torch.cuda.is_available():
         wheels = "cu130" if cuda >= 13000 else "cu126"
         raise UserError(f"PyTorch {torch.__version__} cannot use the GPU, with which the benchmark "
