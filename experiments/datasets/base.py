@@ -48,12 +48,16 @@ class Preparation(NamedTuple):
 
     @staticmethod
     def _standard(values: Any, mean: Any, std: Any) -> Any:
-        with np.errstate(over="ignore"):
-            found = ((np.asarray(values) - mean) / std).astype(np.float32)
+        found = _scaled_down(values, mean, std)
         if not np.isfinite(found).all():
             raise UserError(f"a number of size {np.abs(values).max():.0e} is too far from those of "
                             "the training set: look for a slip in the data")
         return found
+
+
+def _scaled_down(values: Any, mean: Any, std: Any) -> np.ndarray:
+    with np.errstate(all="ignore"):  # who calls this looks at what comes out
+        return ((np.asarray(values) - mean) / std).astype(np.float32)
 
 
 AS_THEY_CAME = Preparation()
@@ -300,11 +304,11 @@ def standardised(name: str, train: Pair, val: Pair, test: Pair | None = None,
         to = Preparation(x.mean(axis=0), x.std(axis=0), y.mean(axis=0), y.std(axis=0))
 
     def scaled(part: Pair) -> Pair:
-        with np.errstate(all="ignore"):
-            results = to.inputs(part[0]), to.targets(part[1])
-        for kind, found, mean, std, of_train in zip(
-                ("input", "target"), results, (to.x_mean, to.y_mean), (to.x_std, to.y_std), train,
+        results = []
+        for kind, values, mean, std, of_train in zip(
+                ("input", "target"), part, (to.x_mean, to.y_mean), (to.x_std, to.y_std), train,
                 strict=True):
+            found = _scaled_down(values, mean, std)
             # not by std == 0, which rounding may hide
             constant = np.isfinite(mean) & (of_train.min(axis=0) == of_train.max(axis=0))
             wrong = constant | ~(np.isfinite(found).all(axis=0) & np.isfinite(std))
@@ -313,7 +317,8 @@ def standardised(name: str, train: Pair, val: Pair, test: Pair | None = None,
                     "is the same in all examples of the training set: leave it out"
                     if constant[column] else
                     "has numbers that are not finite or far beyond the others: mend them"))
-        return results
+            results.append(found)
+        return results[0], results[1]
 
     x_test, y_test = (None, None) if test is None else scaled(test)
     return Dataset(name, "regression", *scaled(train), *scaled(val), x_test, y_test,
