@@ -41,6 +41,21 @@ X = np.random.default_rng(0).normal(3, [1, 20, 0.1, 4], (70, 4))
 Y = 100 + 7 * (X[:, 0] - 3) * (X[:, 3] - 3)
 KINDS = np.where(Y > 100, "above", "below")
 SMALL = {"widths": (9, 7), "epochs": 2, "batch": 16, "progress": False}
+
+@dataclasses.dataclass(frozen=True)
+class Planes(HalfSpaces):
+    """The same, with its fixed weights in a tree that has no published names."""
+
+    def shapes(self, widths):
+        return {"planes": super().shapes(widths)}
+
+    def init(self, widths, seed, backend, dtype):
+        return {"planes": HalfSpaces().init(widths, seed, backend, dtype)}
+
+    def masks(self, x, fixed, config, at):
+        return super().masks(x, fixed["planes"], config, at)
+
+
 GATES = {"none": None, "Comet": Comet(0.3), "Comet, g": Comet(0.5, "index", "softplus"),
          "Layerwise": Layerwise(0.4), "TopK": TopK(0.3), "TopK of f(a)": TopK(0.3, of="activation"),
          "Bernoulli": Bernoulli(0.5), "ExampleTied": ExampleTied(0.4), "own": HalfSpaces()}
@@ -348,11 +363,11 @@ def test_a_stopped_run_of_other_settings_or_data_is_not_gone_on_with(tmp_path):
 # --- saved and read -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("gate", [*GATES.values(), Planes()], ids=str)
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_a_round_trip_changes_no_bit(gate, precision, tmp_path):
-    model = fitted(KINDS, gate=GATES[gate], precision=precision)
-    known = [HalfSpaces] if gate == "own" else []
+    model = fitted(KINDS, gate=gate, precision=precision)
+    known = [HalfSpaces, Planes]
     again = load_run(model.save(tmp_path / "new" / "model"), known=known)
     assert_same(again, model)
     config, params, fixed = again
