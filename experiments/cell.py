@@ -2,13 +2,10 @@
 
 import contextlib
 import dataclasses
-import errno
 import gc
 import json
 import os
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +13,7 @@ from ..backends import OutOfMemory, get_backend
 from ..errors import UserError, of_system
 from ..settings import flags
 from .experiment import Cell, Place
-from .files import write_result
+from .files import locked, write_result
 from .provenance import provenance
 from .registry import experiment
 from .signals import Stop
@@ -48,7 +45,7 @@ def run_job(job: Job, progress: Any, stop: Stop | None = None) -> Outcome:
         if cell.result(job.out) is not None:
             return Outcome(cell.name, "found")
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / "lock") as ours:
+        with locked(folder / "lock") as ours:
             if not ours:
                 return Outcome(cell.name, "busy", "another sweep is running it")
             if cell.result(job.out) is not None:  # finished by another sweep meanwhile
@@ -98,29 +95,6 @@ def _less_memory(job: Job) -> str:
     if "float64" in json.dumps(dataclasses.asdict(job.cell.spec)):
         advice.append("or the --precision")
     return ", ".join([*advice, "or run fewer cells at once with --jobs 1"])
-
-
-@contextmanager
-def _lock(file: Path) -> Iterator[bool]:
-    """Hold an exclusive lock on `file`, or yield False; the system frees it if we are killed.
-
-    Where a file system has no locks, as some of clusters do, two sweeps may do a cell twice.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows has no flock
-        yield True
-        return
-    with open(file, "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-        yield True
 
 
 class _CellProgress:

@@ -1,5 +1,8 @@
-"""The files of a finished run, and the hashes by which they are known."""
+"""The files of a run: the lock of who is at it, and of a finished one the hashes of the others."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,3 +21,26 @@ def read_result(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     with believed(folder / RESULT):
         result = read_json(folder / RESULT)
         return result, dict(result.pop("files"))
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[bool]:
+    """Hold an exclusive lock on `file`, or yield False; the system frees it if we are killed.
+
+    Where a file system has no locks, as some of clusters do, two may do the same work.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock
+        yield True
+        return
+    with open(file, "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+        yield True

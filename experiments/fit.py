@@ -15,7 +15,7 @@ from ..models.mlp import MLPConfig
 from ..settings import fitting, record
 from .datasets import Dataset
 from .datasets.own import from_arrays
-from .files import RESULT, write_result
+from .files import RESULT, locked, write_result
 from .progress import Progress
 from .tasks import task as task_of
 from .training import Diverged, RunConfig, TrainConfig, step_work, train
@@ -107,27 +107,37 @@ def trained_on(data: Dataset, config: RunConfig, backend: str | Backend = "numpy
 
 def _trained(data: Dataset, config: RunConfig, backend: Backend, folder: Path,
              progress: bool) -> Trained:
-    known = [*_classes(config), type(task_of(data.task))]
-    if (folder / RESULT).exists():
-        found = load_run(folder, backend, known)
-        if (record(found.run), found.data.as_json()) != (record(config),
-                                                         described(data).as_json()):
-            raise UserError(f"{folder} holds a finished run of other settings or data: choose "
-                            "another folder")
-        return found
+    if not (folder / RESULT).exists():
+        _train(data, config, backend, folder, progress)
+    found = load_run(folder, backend, [*_classes(config), type(task_of(data.task))])
+    if (record(found.run), found.data.as_json()) != (record(config),
+                                                     described(data).as_json()):
+        raise UserError(f"{folder} holds a finished run of other settings or data: choose "
+                        "another folder")
+    return found
+
+
+def _train(data: Dataset, config: RunConfig, backend: Backend, folder: Path,
+           progress: bool) -> None:
+    """Train to the end in a folder that nobody else is at."""
     steps = config.training.epochs * len(data.x_train) / config.training.examples_a_step
     line = Progress(step_work(config) * steps, None if progress else io.StringIO())
     if data.notice:
         line.message(data.notice)
     try:
-        write_result(folder, train(config, data, folder, backend, line))
-        for file in folder.glob("checkpoint*"):
-            file.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / "lock") as ours:
+            if not ours:
+                raise UserError(f"another training is at work in {folder}: wait for its end, or "
+                                "choose another folder")
+            if not (folder / RESULT).exists():  # finished by another meanwhile
+                write_result(folder, train(config, data, folder, backend, line))
+                for file in folder.glob("checkpoint*"):
+                    file.unlink()
     except OSError as error:
         raise UserError(of_system("write into", folder, error, "folder=")) from error
     finally:
         line.clear()
-    return load_run(folder, backend, known)
 
 
 def _classes(config: Any) -> Iterator[type]:

@@ -291,7 +291,7 @@ MUTANTS = {
         "experiments/cell.py", "if cell.result(job.out) is not None:  # finished by",
         "if False:  # finished by", ("test_sweep", "another_sweep_finishes")),
     "a lock that two may hold": Mutant(
-        "experiments/cell.py", "fcntl.LOCK_EX", "fcntl.LOCK_SH", ("test_sweep", "hold_a_lock")),
+        "experiments/files.py", "fcntl.LOCK_EX", "fcntl.LOCK_SH", ("test_sweep", "hold_a_lock")),
     "checkpoints removed before the result is there": Mutant(
         "experiments/cell.py",
         "    write_result(folder, result)\n",

@@ -87,7 +87,7 @@ def test_a_finished_cell_is_not_run_again(tmp_path, monkeypatch):
 
 def test_a_cell_that_another_sweep_finishes_meanwhile_is_not_run_again(tmp_path, monkeypatch):
     job, = jobs_of(tmp_path)
-    lock = cells_module._lock
+    lock = cells_module.locked
 
     @contextmanager
     def lock_late(file):
@@ -95,7 +95,7 @@ def test_a_cell_that_another_sweep_finishes_meanwhile_is_not_run_again(tmp_path,
         with lock(file) as ours:
             yield ours
 
-    monkeypatch.setattr(cells_module, "_lock", lock_late)
+    monkeypatch.setattr(cells_module, "locked", lock_late)
     cells_run_by(monkeypatch, lambda spec, place: {"by": "this one"})
     assert run_job(job, Progress(1)).status == "found"
     assert job.cell.result(tmp_path) == {"by": "another sweep"}
@@ -113,9 +113,9 @@ def test_a_cell_is_told_where_it_runs(tmp_path, monkeypatch):
 
 def test_two_cannot_hold_a_lock(tmp_path):
     lock = tmp_path / "lock"
-    with cells_module._lock(lock) as first, cells_module._lock(lock) as second:
+    with cells_module.locked(lock) as first, cells_module.locked(lock) as second:
         assert (first, second) == (True, False)
-    with cells_module._lock(lock) as third:
+    with cells_module.locked(lock) as third:
         assert third
 
 

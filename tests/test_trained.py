@@ -19,6 +19,7 @@ from comet_np import gates
 from comet_np.errors import UserError
 from comet_np.experiments import fit as fit_module
 from comet_np.experiments.datasets.own import from_arrays
+from comet_np.experiments.files import locked
 from comet_np.experiments.fit import DEFAULTS, trained_on
 from comet_np.experiments.training import Diverged, RunConfig, TrainConfig
 from comet_np.experiments.training import model as model_module
@@ -326,7 +327,7 @@ def test_a_stopped_fit_goes_on_bit_for_bit_and_a_finished_one_is_read(gate, tmp_
     assert stopped(whole.run, from_arrays(X, Y), tmp_path, at=5)
     assert (tmp_path / "checkpoint").exists()
     assert_same(fitted(gate=GATES[gate], folder=tmp_path), whole)
-    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "metrics.jsonl",
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "lock", "metrics.jsonl",
                                                           "result.json", "weights.npz"}
     monkeypatch.setattr(fit_module, "train", None)  # it would be called
     again = fitted(gate=GATES[gate], folder=tmp_path)
@@ -344,6 +345,13 @@ def test_a_finished_run_of_other_settings_or_data_is_left_alone(folder, x, y, ch
     with pytest.raises(UserError, match="finished run of other settings or data: choose another"):
         comet_np.fit(x, y, folder=folder, **SMALL | {"precision": "float64"} | changes)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_two_do_not_train_in_one_folder(tmp_path):
+    with locked(tmp_path / "lock"), pytest.raises(UserError, match="another training is at work"):
+        fitted(folder=tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["lock"]
+    assert_same(fitted(folder=tmp_path), fitted())
 
 
 def test_other_labels_are_other_data(tmp_path):
