@@ -8,8 +8,8 @@ from typing import Any
 from ..experiments import figures
 
 NO_GOAL = math.inf
-LOOKS = {"comet": ("#d9622b", "COMET"), "cached": ("#8a3f9e", "COMET, masks kept"),
-         "standard": ("#4c6a92", "standard")}
+LOOKS = {"comet": figures.LOOKS["comet"], "cached": ("#8a3f9e", "COMET, masks kept"),
+         "standard": figures.LOOKS["standard"]}
 
 
 class Ratio:

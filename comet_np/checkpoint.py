@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import UserError, of_system
+from .errors import UserError, of_system, one_line
 
 MAGIC = b"COMET-NP checkpoint\n"
 VERSION = 2
@@ -116,7 +116,7 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError,
             RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: its hash is right, but it does not hold what "
-                              f"`save` writes ({' '.join(str(error).split())})") from error
+                              f"`save` writes ({one_line(error)})") from error
 
 
 def load_latest(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], str] | None:

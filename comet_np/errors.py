@@ -55,6 +55,11 @@ def of_system(doing: str, path: object, error: OSError, flag: str = "--out") -> 
     return f"cannot {doing} {shown} ({error.strerror or error}): {remedy}"
 
 
+def one_line(text: object) -> str:
+    """Return a text, or what an error says, on one line."""
+    return " ".join(str(text).split())
+
+
 def user_path(text: str | Path) -> Path:
     """Return the path that a person wrote, with ``~`` as the home folder.
 

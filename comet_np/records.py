@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from .checkpoint import write_atomically
-from .errors import UserError, of_system
+from .errors import UserError, of_system, one_line
 
 
 class DamagedRecord(UserError):
@@ -97,7 +97,7 @@ def believed(path: Path) -> Iterator[None]:
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError,
             RecursionError) as error:
         raise DamagedRecord(f"{path} is damaged: it does not hold what was written "
-                            f"({type(error).__name__}: {' '.join(str(error).split())})") from error
+                            f"({type(error).__name__}: {one_line(error)})") from error
 
 
 def read_arrays(file: IO[bytes], what: str,
@@ -121,4 +121,4 @@ def read_arrays(file: IO[bytes], what: str,
     except (ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError,
             SyntaxError, struct.error, zipfile.BadZipFile, zlib.error) as error:
         raise DamagedRecord(f"{what} is no npz file of plain arrays "
-                            f"({' '.join(str(error).split())})") from error
+                            f"({one_line(error)})") from error

@@ -125,10 +125,6 @@ class Experiment:
             raise unknown("preset", preset, PRESETS)
         return settings.build(self.config, self.presets.get(preset, {}) | changes)
 
-    def restore(self, values: dict[str, Any]) -> Any:
-        """Return the configuration whose flags were written as JSON."""
-        return settings.build(self.config, values)
-
 
 def make_folder(out: Path) -> None:
     """Make the folder of the results, unless it is there."""
@@ -191,7 +187,7 @@ def read_record(out: Path, experiment: Experiment) -> tuple[Any, str]:
             values = dict(record["config"])
             for dataset, sizes in record["own data"].items():
                 datasets.recall(dataset, values["target"], values["task"], datasets.Sizes(*sizes))
-            return experiment.restore(values), str(record["preset"])
+            return settings.build(experiment.config, values), str(record["preset"])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{out} holds no run of {experiment.name}: run it first, or name its "
                         "folder with --out") from error

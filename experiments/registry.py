@@ -1,9 +1,9 @@
 """The experiments by name. Each is a module of its own, imported when it is asked for."""
 
 from importlib import import_module
-from pathlib import Path
 
 from ..errors import UserError, unknown
+from .datasets import is_file_name
 from .experiment import Experiment
 
 # Name: the module that has it in capitals, and its title.
@@ -26,7 +26,7 @@ def experiment(name: str) -> Experiment:
     UserError
         If there is none.
     """
-    if Path(name).suffix in (".csv", ".npz"):
+    if is_file_name(name):
         raise UserError(f"{name} is a file of data: compare models on it with comet-np run "
                         f"quickstart --datasets {name} (of a CSV file also --target COLUMN)")
     if name not in EXPERIMENTS:

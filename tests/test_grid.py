@@ -233,7 +233,7 @@ def test_every_preset_can_be_had_and_restored_from_its_record(name, preset):
     found = experiment(name)
     config = found.configure(preset, {})
     assert found.cells(config)
-    assert found.restore(json.loads(json.dumps(settings.values(config)))) == config
+    assert settings.build(found.config, json.loads(json.dumps(settings.values(config)))) == config
 
 
 # --- figure and table, from files made by hand --------------------------------------------------

@@ -179,12 +179,10 @@ def forward(x: Array, params: Params, fixed: Fixed, config: MLPConfig,
     check_arrays(x, params, config)
     if masks is not None:
         check_masks(masks, x, config)
-    elif config.gate is None:
-        check_fixed(fixed, config)
-        masks = (None,) * config.hidden
     else:
         check_fixed(fixed, config)
-        masks = config.gate.masks(x, fixed, config, at)
+        masks = ((None,) * config.hidden if config.gate is None else
+                 config.gate.masks(x, fixed, config, at))
         if len(masks) != config.hidden:
             raise UserError(f"the gate {type(config.gate).__name__} must give a mask for each of "
                             f"the {config.hidden} hidden layers, got {len(masks)}")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...backends import xp_of
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ...rng import stream
 
 
@@ -150,7 +150,7 @@ def remedy(name: str, files: Sequence[OfficialFile]) -> str:
 
 def reason(error: BaseException) -> str:
     """Return what an error says, on one line: its text may come from a damaged file."""
-    text = " ".join((getattr(error, "strerror", None) or str(error) or repr(error)).split())
+    text = one_line(getattr(error, "strerror", None) or str(error) or repr(error))
     return "".join(c if c.isprintable() else "?" for c in text[:200])
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...errors import UserError, unknown, user_path
+from ...errors import UserError, one_line, unknown, user_path
 from ...records import DamagedRecord, read_arrays
 from .base import Dataset, Preparation, split
 
@@ -132,7 +132,7 @@ def _array(values: Array, what: str) -> np.ndarray:
         return np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged, or on a GPU
         raise UserError(f"{what} must be a NumPy array, or what can be made one, got "
-                        f"{type(values).__name__} ({_line(error)})") from error
+                        f"{type(values).__name__} ({one_line(error)})") from error
 
 
 def _moments(values: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -267,7 +267,7 @@ def _from_npz(path: Path, task: str | None, seed: int) -> Dataset:
         raise UserError(f"{error}: write it with numpy.savez(file, x=..., y=...)") from error
     if "x" not in arrays or "y" not in arrays or ("x_test" in arrays) != ("y_test" in arrays):
         raise UserError(f"{path} must hold the arrays x and y, and may hold x_test and y_test "
-                        f"together; it holds {_line(', '.join(names)) or 'nothing'}")
+                        f"together; it holds {one_line(', '.join(names)) or 'nothing'}")
     test = (arrays["x_test"], arrays["y_test"]) if "x_test" in arrays else None
     return from_arrays(arrays["x"], arrays["y"], task, True, seed, path.name, test=test)
 
@@ -277,7 +277,7 @@ def _from_csv(path: Path, target: str | None, task: str | None, seed: int) -> Da
     first, second = next(lines, None), next(lines, None)
     if first is None:
         raise UserError(f"{path} is empty: expected a line of column names and a line an example")
-    width, names = len(first.cells), [_line(cell) for cell in first.cells]
+    width, names = len(first.cells), [one_line(cell) for cell in first.cells]
     header = _are_names(names, second.cells if second else [], target)
     columns = names if header else [str(i) for i in range(width)]
     at = _target(path, target, columns)
@@ -377,7 +377,7 @@ def _values(path: Path, cells: Sequence[tuple[int, str]], column: str,
 
 def _no_number(path: Path, line: int, column: str, cell: str) -> UserError:
     """Return the error for a cell that should be a number and is none, or no finite one."""
-    cell = _line(cell)
+    cell = one_line(cell)
     what = f'"{cell[:40]}{"..." * (len(cell) > 40)}", no finite number' if cell else "empty"
     return UserError(f'{path}, line {line}: column "{column}" is {what}: fill in what is missing, '
                      "or leave the line out; a category is given as a column of 0 and 1 for each "
@@ -393,7 +393,3 @@ def _number(text: str) -> float | None:
 
 def _is_finite(number: float | None) -> bool:
     return number is not None and math.isfinite(number)
-
-
-def _line(value: object) -> str:
-    return " ".join(str(value).split())

@@ -26,8 +26,9 @@ def train(config: RunConfig, data: Dataset, folder: Path, backend: Backend,
           progress: Any = None, stop: Stop | None = None) -> dict[str, Any]:
     """Train to the end, or go on where the run of this folder was stopped; return the result.
 
-    In the folder: ``metrics.jsonl``, a line an epoch, and ``checkpoint``. A run that was stopped at
-    any moment ends in the same metrics (times aside) and weights, bit for bit, as one that was not.
+    In the folder: ``metrics.jsonl``, a line an epoch; ``checkpoint``; at the end ``config.json``
+    and ``weights.npz``. A run that was stopped at any moment ends in the same metrics (times aside)
+    and weights, bit for bit, as one that was not.
 
     Parameters
     ----------
