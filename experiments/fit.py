@@ -19,7 +19,7 @@ from .files import RESULT, locked, write_result
 from .progress import Progress
 from .tasks import task as task_of
 from .training import Diverged, RunConfig, TrainConfig, step_work, train
-from .training.model import Trained, described, load_run
+from .training.model import Data, Trained, load_run
 
 Array = Any
 
@@ -110,8 +110,7 @@ def _trained(data: Dataset, config: RunConfig, backend: Backend, folder: Path,
     if not (folder / RESULT).exists():
         _train(data, config, backend, folder, progress)
     found = load_run(folder, backend, [*_classes(config), type(task_of(data.task))])
-    if (record(found.run), found.data.as_json()) != (record(config),
-                                                     described(data).as_json()):
+    if (record(found.run), found.data.as_json()) != (record(config), Data.of(data).as_json()):
         raise UserError(f"{folder} holds a finished run of other settings or data: choose "
                         "another folder")
     return found

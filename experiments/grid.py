@@ -6,6 +6,7 @@ differ in their presets only.
 
 import functools
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,6 +142,9 @@ def short_name(dataset: str) -> str:
     return Path(dataset).stem if datasets.is_file_name(dataset) else dataset
 
 
+_loading = threading.Lock()
+
+
 @functools.lru_cache(maxsize=2)
 def _load(name: str, folder: str | None, train: int | None, target: str | None,
           task: str | None, stamp: Any) -> Any:
@@ -149,8 +153,9 @@ def _load(name: str, folder: str | None, train: int | None, target: str | None,
 
 def run_cell(spec: GridCell, place: Place) -> dict[str, Any]:
     """Train the cell's model."""
-    data = _load(spec.dataset, place.data, spec.train, spec.target, spec.task,
-                 datasets.stamp(spec.dataset))
+    with _loading:  # once, though the threads of a GPU begin together
+        data = _load(spec.dataset, place.data, spec.train, spec.target, spec.task,
+                     datasets.stamp(spec.dataset))
     if data.notice:
         place.progress.message(f"{spec.dataset}: {data.notice}")
     return train(spec.run, data, place.folder, place.backend, place.progress, place.stop)

@@ -1,6 +1,9 @@
 """A grid: its models are the paper's, its flags reach its cells, its numbers are the files'."""
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from comet_np import settings
 from comet_np.backends import get_backend
 from comet_np.errors import UserError
 from comet_np.experiments import datasets, grid, grid_report
+from comet_np.experiments.datasets import DATASETS
 from comet_np.experiments.experiment import Place
 from comet_np.experiments.files import write_result
 from comet_np.experiments.grid import GridConfig, cell_of, cells
@@ -188,6 +192,31 @@ def test_a_cell_is_trained_on_the_data_that_it_names(monkeypatch, tmp_path):
     assert (run, data.digest, len(data.x_train)) == (cell.spec.run, expected.digest, 77)
     assert where == [tmp_path, place.backend, progress, place.stop]
     assert said == ["arm: half of it"]
+
+
+def test_threads_that_begin_together_load_the_data_once(tmp_path, monkeypatch):
+    loaded, both = [], threading.Barrier(2)
+
+    def load(name, *arguments, **options):
+        loaded.append(name)
+        time.sleep(0.1)  # the other thread is there by then
+        return DATASETS["arm"].load(0)
+
+    grid._load.cache_clear()
+    monkeypatch.setattr(datasets, "load", load)
+    monkeypatch.setattr(grid, "train", lambda *arguments: None)
+    spec = cells(GridConfig(datasets=("arm",)))[0].spec
+    place = Place(tmp_path, get_backend("numpy"), None, Progress(1), Stop())
+
+    def run(_):
+        both.wait()
+        grid.run_cell(spec, place)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, range(2)))
+    grid._load.cache_clear()
+    assert loaded == ["arm"]
+
 
 
 def test_a_cell_stands_for_one_model_data_set_and_seed():

@@ -259,8 +259,8 @@ MUTANTS = {
         "comet_np/interop/torch_mlp.py", "is Gate.init or _routing_shapes(config) is not None",
         "is Gate.init or True", ("test_trained", "round_trip and Planes")),
     "other units are the same data": Mutant(
-        "experiments/fit.py", "if (record(found.run), found.data.as_json()) != (record(config),\n",
-        "if (record(found.run), found.data.digest) != (record(config), data.digest) and (\n",
+        "experiments/fit.py", "found.data.as_json()) != (record(config), Data.of(data).as_json())",
+        "found.data.digest) != (record(config), data.digest)",
         ("test_trained", "left_alone")),
     "predictions in standard units": Mutant(
         "experiments/tasks/base.py", "output * preparation.y_std + preparation.y_mean", "output",
@@ -292,6 +292,11 @@ MUTANTS = {
         "if False:  # finished by", ("test_sweep", "another_sweep_finishes")),
     "a lock that two may hold": Mutant(
         "experiments/files.py", "fcntl.LOCK_EX", "fcntl.LOCK_SH", ("test_sweep", "hold_a_lock")),
+    "two trainings in one folder": Mutant(
+        "experiments/fit.py", "if not ours:", "if False:", ("test_trained", "two_do_not_train")),
+    "data that each thread loads": Mutant(
+        "experiments/grid.py", "with _loading:", "with threading.Lock():",
+        ("test_grid", "begin_together")),
     "checkpoints removed before the result is there": Mutant(
         "experiments/cell.py",
         "    write_result(folder, result)\n",

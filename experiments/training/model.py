@@ -48,16 +48,16 @@ class Data:
     shift: float = 0.0
     preparation: Preparation = AS_THEY_CAME
 
+    @classmethod
+    def of(cls, data: Dataset) -> "Data":
+        """Return what a model that is trained on these data keeps of them."""
+        return cls(data.name, data.digest, data.scale, data.shift, data.preparation)
+
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         arrays = {name: value.tolist() if isinstance(value, np.ndarray) else value
                   for name, value in self.preparation._asdict().items()}
         return vars(self) | {"preparation": arrays}
-
-
-def described(data: Dataset) -> Data:
-    """Return what a model that is trained on these data keeps of them."""
-    return Data(data.name, data.digest, data.scale, data.shift, data.preparation)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from ...tree import named_leaves, tree_map
 from ..files import METRICS
 from ..tasks import Batch
 from .examples import Examples
-from .model import Trained, described
+from .model import Data, Trained
 from .run import Run
 from .step import Forward, evaluate
 
@@ -58,7 +58,7 @@ def finish(run: Run) -> dict[str, Any]:
     run.record.sync()
     learner, to_host = run.learner, run.backend.to_host
     Trained(learner.model, tree_map(to_host, learner.params), tree_map(to_host, learner.fixed),
-            run.config, learner.task, described(run.data)).save_model(run.record.folder)
+            run.config, learner.task, Data.of(run.data)).save_model(run.record.folder)
     return result | {"notice": run.data.notice, "data": run.data.digest,
                      "seconds": {name: round(value, 3)
                                  for name, value in run.record.seconds.items()}}
