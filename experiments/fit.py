@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,7 +108,7 @@ def trained_on(data: Dataset, config: RunConfig, backend: str | Backend = "numpy
 
 def _trained(data: Dataset, config: RunConfig, backend: Backend, folder: Path,
              progress: bool) -> Trained:
-    if not (folder / RESULT).exists():
+    if not os.path.exists(folder / RESULT):  # unlike Path.exists, no error of a name too long
         _train(data, config, backend, folder, progress)
     found = load_run(folder, backend, [*_classes(config), type(task_of(data.task))])
     if (record(found.run), found.data.as_json()) != (record(config), Data.of(data).as_json()):

@@ -347,6 +347,12 @@ def test_a_finished_run_of_other_settings_or_data_is_left_alone(folder, x, y, ch
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
+def test_a_folder_of_too_long_a_name_is_refused():
+    for call in (lambda: fitted(folder="x" * 300), lambda: load_run("x" * 300)):
+        with pytest.raises(UserError, match=r"cannot .* of a shorter name"):
+            call()
+
+
 def test_two_do_not_train_in_one_folder(tmp_path):
     with locked(tmp_path / "lock"), pytest.raises(UserError, match="another training is at work"):
         fitted(folder=tmp_path)

@@ -197,9 +197,10 @@ def load_run(folder: str | Path, backend: str | Backend = "numpy",
         If there is no finished run, or one of its files is damaged.
     """
     folder = user_path(folder)
-    if not (folder / RESULT).is_file():
-        raise _no_run(folder)
-    result, files = read_result(folder)
+    try:
+        result, files = read_result(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _no_run(folder) from None
     if WEIGHTS not in files:
         raise UserError(f"{folder} is of an experiment that trains no network: there is no model "
                         "in it")
