@@ -29,6 +29,11 @@ def threads() -> int:
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # one a nested level
     if wanted.isdecimal() and int(wanted) > 0:
         return int(wanted)
+    return cores()
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -19,12 +19,16 @@ from .functional.routing import kwta_mask  # noqa: E402  (needs the path above)
 __version__ = "0.3.0"
 __all__ = ["__version__", "fit", "kwta_mask", "load_run"]  # not what needs scikit-learn
 
+_MODULES = ("backends", "experiments", "functional", "gates", "gradcheck", "interop", "models",
+            "optim")
 _LATER = {"fit": "experiments.fit", "load_run": "experiments.training.model",
           "CometClassifier": "experiments.estimators", "CometRegressor": "experiments.estimators"}
 
 
 def __getattr__(name: str) -> _Any:
     """Return what is imported when it is asked for: readers of the equations need none of it."""
+    if name in _MODULES:
+        return _import_module(f".{name}", __name__)
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(_import_module(f".{_LATER[name]}", __name__), name)

@@ -51,7 +51,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DamagedRecord(f"{path} is damaged: it holds no JSON record") from error
     if known != found:
-        raise DamagedRecord(f"{path} is damaged: its contents do not match their hash")
+        what = ("has no hash: it is older than COMET-NP 0.3, or was changed" if known is None else
+                "is damaged: its contents do not match their hash")
+        raise DamagedRecord(f"{path} {what}")
     return dict(values)
 
 

@@ -176,7 +176,7 @@ def _list(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from ..backends import get_backend
-    from ..backends.cpu import threads
+    from ..backends.cpu import cores
     from . import datasets
     from .experiment import keep_record, make_folder
     from .progress import duration
@@ -192,7 +192,7 @@ def _run(options: argparse.Namespace) -> int:
     cells = experiment.cells(config)
     jobs = options.jobs
     if jobs is None:
-        jobs = min(CELLS_ON_A_GPU if backend.waits else threads(), len(cells))
+        jobs = min(CELLS_ON_A_GPU if backend.waits else cores(), len(cells))
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {jobs}")
     out = _out(options)
@@ -208,6 +208,10 @@ def _run(options: argparse.Namespace) -> int:
               **provenance(options.backend)}
     if notice := keep_record(out, record, bool(to_run)):
         print(notice)
+    for name, sizes in own.items():
+        kind = "classes" if sizes.task == "classification" else "targets"
+        print(f"{name}: {sizes.examples} training examples (80 %), {sizes.inputs} features, "
+              f"{sizes.outputs} {kind if sizes.outputs > 1 else kind[:-1]}")
     started = time.monotonic()
     dtype = "float64" if values.get("precision") == "float64" else "float32"
     expected = expected_seconds(to_run, backend, dtype)

@@ -82,6 +82,9 @@ def fit(x: Array, y: Array, *, gate: Gate | None = COMET, widths: tuple[int, ...
     Diverged
         If the loss is no longer finite.
     """
+    if "p_k" in training:
+        raise UserError("p_k is a setting of the gate: fit(x, y, gate=comet_np.gates.Comet(p_k="
+                        f"{training['p_k']}))")
     widths = fitting("widths", tuple[int, ...], widths)
     seed = fitting("seed", int, seed)
     data = from_arrays(x, y, task, validation, seed)

@@ -8,7 +8,7 @@ import functools
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,13 @@ class GridConfig:
 
     def __post_init__(self) -> None:
         for name in ("datasets", "models", "widths", "p_k"):
-            if not getattr(self, name):
-                raise UserError(f"--{name.replace('_', '-')} needs at least one value")
+            values, flag = getattr(self, name), f"--{name.replace('_', '-')}"
+            if not values:
+                raise UserError(f"{flag} needs at least one value")
+            if len(set(values)) < len(values):
+                layers = "; how many layers have such a width is said by --layers"
+                raise UserError(f"{flag} compares values, each given once, got "
+                                f"{', '.join(map(str, values))}{layers * (name == 'widths')}")
         if self.layers < 1 or (self.train is not None and self.train < 1):
             raise UserError("a network needs at least 1 layer and 1 training example, got "
                             f"layers = {self.layers}, train = {self.train}")
@@ -99,6 +104,7 @@ class GridCell:
     train: int | None
     target: str | None
     task: str | None
+    digest: str
     run: RunConfig
 
 
@@ -133,7 +139,7 @@ def cell_of(config: GridConfig, dataset: str, width: int, model: str, p_k: float
     level = "" if model in WITHOUT_P_K else f"-pk{p_k}"
     examples = config.training.epochs * min(config.train or sizes.examples, sizes.examples)
     return Cell(f"{short_name(dataset)}-{model}-N{width}{level}-seed{seed}",
-                GridCell(dataset, config.train, config.target, config.task, run),
+                GridCell(dataset, config.train, config.target, config.task, sizes.digest, run),
                 step_work(run) * examples / config.training.examples_a_step)
 
 
@@ -147,15 +153,18 @@ _loading = threading.Lock()
 
 @functools.lru_cache(maxsize=2)
 def _load(name: str, folder: str | None, train: int | None, target: str | None,
-          task: str | None, stamp: Any) -> Any:
-    return datasets.load(name, folder, train=train, target=target, task=task)
+          task: str | None, digest: str, stamp: Any) -> Any:
+    data = datasets.load(name, folder, target=target, task=task)
+    if digest and data.digest != digest:
+        raise UserError(f"{name} was changed after this run had begun: give the same command again")
+    return replace(data, x_train=data.x_train[:train], y_train=data.y_train[:train])
 
 
 def run_cell(spec: GridCell, place: Place) -> dict[str, Any]:
     """Train the cell's model."""
     with _loading:  # once, though the threads of a GPU begin together
         data = _load(spec.dataset, place.data, spec.train, spec.target, spec.task,
-                     datasets.stamp(spec.dataset))
+                     spec.digest, datasets.stamp(spec.dataset))
     if data.notice:
         place.progress.message(f"{spec.dataset}: {data.notice}")
     return train(spec.run, data, place.folder, place.backend, place.progress, place.stop)

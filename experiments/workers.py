@@ -215,7 +215,9 @@ def _attempt(jobs: list[Job], at_once: int, progress: Progress,
                 writer.close()  # so that the pipe ends with the workers
                 shown = shower.submit(_show, reader, progress)
                 while wait(futures, timeout=0.2).not_done and not stop.asked:
-                    pass
+                    if shown.done():  # before its time: else the pipe fills up and all wait
+                        shown.result()
+                        break
                 if stop.asked:
                     for worker in _processes(pool):
                         worker.terminate()  # a cell in training saves a checkpoint and stops

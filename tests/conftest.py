@@ -23,7 +23,9 @@ def small_blocks(monkeypatch):
 @pytest.fixture
 def saved(monkeypatch):
     """Return the figures that are saved."""
-    pytest.importorskip("matplotlib")
+    plt = pytest.importorskip("matplotlib.pyplot")
     saved = []
     monkeypatch.setattr(figures, "save", lambda figure, file: saved.append(figure) or file)
-    return saved
+    yield saved
+    for figure in saved:
+        plt.close(figure)

@@ -266,7 +266,7 @@ def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
 def test_as_many_cells_at_a_time_as_cores_or_as_fit_a_gpu(monkeypatch, flags, waits, jobs):
     """But no more than there are."""
     monkeypatch.setattr(sweep.Sweep, "run", lambda sweep: [])
-    monkeypatch.setattr("comet_np.backends.cpu.threads", lambda: 3)
+    monkeypatch.setattr("comet_np.backends.cpu.cores", lambda: 3)
     monkeypatch.setattr(get_backend("numpy"), "waits", waits)
     assert main([*ARM[:-2], "--seeds", "4", *flags]) == 0
     assert json.loads(Path("runs/quickstart-smoke/run.json").read_text())["jobs"] == jobs

@@ -219,6 +219,15 @@ def test_threads_that_begin_together_load_the_data_once(tmp_path, monkeypatch):
 
 
 
+@pytest.mark.parametrize(("values", "said"), [
+    ({"widths": (20, 20)}, "--widths compares values, each given once, got 20, 20; how many"),
+    ({"p_k": (0.5, 0.5)}, "--p-k compares values, each given once, got 0.5, 0.5$"),
+    ({"models": ("comet", "comet")}, "--models compares values")])
+def test_nothing_is_compared_with_itself(values, said):
+    with pytest.raises(UserError, match=said):
+        GridConfig(**values)
+
+
 def test_a_cell_stands_for_one_model_data_set_and_seed():
     config = GridConfig(datasets=("glyphs", "arm"), models=("standard", "comet"), widths=(10, 20),
                         p_k=(0.1, 0.5), seeds=3)

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from comet_np.backends import get_backend
 from comet_np.errors import UserError
-from comet_np.experiments import datasets
+from comet_np.experiments import datasets, grid
 from comet_np.experiments.cli import main
 from comet_np.experiments.datasets import base, own
 from comet_np.experiments.datasets.own import from_arrays, read
+from comet_np.experiments.experiment import Place
+from comet_np.experiments.progress import Progress
 from comet_np.experiments.registry import experiment
 from comet_np.experiments.training.model import load_run
 from comet_np.records import read_json
@@ -433,12 +436,12 @@ def test_an_npz_file_without_its_arrays_is_refused(arrays, said):
 
 def test_the_sizes_of_a_file_are_those_of_its_data_and_follow_its_changes():
     file = write(NUMBERS)
-    assert datasets.sizes_of(file, "c") == ("classification", 2, 3, 5)
-    assert datasets.sizes_of(file, "c", "regression") == ("regression", 2, 1, 5)
+    assert datasets.sizes_of(file, "c")[:4] == ("classification", 2, 3, 5)
+    assert datasets.sizes_of(file, "c", "regression")[:4] == ("regression", 2, 1, 5)
     assert datasets.load(file, target="c", train=2).x_train.shape == (2, 2)
     assert datasets.load(file, target=2).outputs == 3
     write(NUMBERS.replace("a,b,c", "a,b,c,d").replace("\n", ",1\n").replace("d,1", "d") + ",2")
-    assert datasets.sizes_of(file, "c") == ("classification", 3, 3, 5)
+    assert datasets.sizes_of(file, "c")[:4] == ("classification", 3, 3, 5)
     Path(file).unlink()
     refused("there is no file", datasets.sizes_of, file, "c")
     datasets.recall(file, "c", None, datasets.Sizes("classification", 7, 3, 5))
@@ -488,9 +491,10 @@ def test_a_table_of_ones_own_goes_through_a_grid_and_is_drawn_without_it(capsys,
         'own.csv: the same in all training examples, so it says nothing: column "c"')
     assert [folder.name.rsplit("-", 1)[0] for folder in cells()] == [
         f"own-{model}-seed{seed}" for model in ("comet-N8-pk0.5", "standard-N8") for seed in (1, 4)]
-    table = said.out.split("\n", 2)[2]
+    table = said.out.split("\n", 3)[3]
     assert re.search(r"^own +8 +0\.5 ", table, re.MULTILINE)
-    assert read_json(OUT / "run.json")["own data"] == {"own.csv": ["classification", 3, 2, 48]}
+    assert read_json(OUT / "run.json")["own data"] == {
+        "own.csv": ["classification", 3, 2, 48, datasets.load("own.csv", target="level").digest]}
     picture = (OUT / "quickstart.png").read_bytes()
     Path("own.csv").unlink()
     (OUT / "quickstart.png").unlink()
@@ -528,26 +532,37 @@ def test_every_kind_of_file_and_task_goes_through_a_grid(options, loss, capsys):
     assert (OUT / "quickstart.png").stat().st_size > 10_000
 
 
-def test_finished_cells_of_another_table_are_not_mixed_in_silently(capsys):
-    """The table changes in length, or in numbers only, within one process."""
+def test_an_edited_table_is_another_run(capsys):
+    """Of other length, or of other numbers only; the file as it was finds its cells again."""
     pytest.importorskip("matplotlib")
-    command = (*SMOKE, "--datasets", "own.csv", "--target", "y", "--models", "standard")
-    for n in (60, 59):
-        write_own(seed=n, n=n)
+    command = (*SMOKE, "--datasets", "own.csv", "--target", "y", "--models", "standard",
+               "--seeds", "1")
+    texts = []
+    for seed, n in (60, 60), (61, 60), (62, 59):
+        write_own(seed=seed, n=n)
         drop_columns("level")
-        assert main((*command, "--seeds", "1")) == 0
-        assert "different data" not in capsys.readouterr().out
-        write_own(seed=1 + n, n=n)
-        drop_columns("level")
-        assert main((*command, "--seeds", "2")) == 0
+        texts.append(Path("own.csv").read_bytes())
+        assert main(command) == 0
         said = capsys.readouterr().out
         assert "1 cell run in" in said
-        assert "the finished cells of own were trained on different data" in said
-        digests = {read_json(folder / "result.json")["data"] for folder in cells()}
-        assert len(digests) == 2
-        for folder in cells():
-            (folder / "result.json").unlink()
-            (folder / "metrics.jsonl").unlink()
+        assert ("holds a run of other settings" in said) == (len(texts) > 1)
+        assert "different data" not in said
+    assert len({read_json(folder / "result.json")["data"] for folder in cells()}) == 3
+    Path("own.csv").write_bytes(texts[0])
+    assert main(command) == 0
+    assert "1 found finished" in capsys.readouterr().out
+
+
+def test_a_table_that_changes_while_cells_run_is_said(tmp_path):
+    write_own()
+    drop_columns("level")
+    quickstart = experiment("quickstart")
+    cell = quickstart.cells(quickstart.configure("smoke", {
+        "datasets": ("own.csv",), "target": "y", "seeds": 1, "models": ("standard",)}))[0]
+    write_own(seed=1)
+    drop_columns("level")
+    with pytest.raises(UserError, match=r"own\.csv was changed after this run had begun"):
+        grid.run_cell(cell.spec, Place(tmp_path, get_backend("numpy"), None, Progress(1)))
 
 
 def test_a_stopped_cell_does_not_go_on_with_another_table(capsys):
@@ -559,19 +574,16 @@ def test_a_stopped_cell_does_not_go_on_with_another_table(capsys):
     cell = quickstart.cells(quickstart.configure("smoke", {
         "datasets": ("own.csv",), "target": "y", "seeds": 1, "epochs": 2, "widths": (8,),
         "models": ("standard", "comet"), "p_k": (0.5,)}))[0]
-    data = datasets.load("own.csv", target="y")
-    assert stopped(cell.spec.run, data, cell.folder(OUT), at=2)
+    assert stopped(cell.spec.run, datasets.load("own.csv", target="y"), cell.folder(OUT), at=2)
     before, text = (cell.folder(OUT) / "checkpoint").read_bytes(), Path("own.csv").read_bytes()
     write_own(seed=1)
     drop_columns("level")
-    assert main(command) == 1
-    said = capsys.readouterr().out
-    assert "1 cell run in" in said
-    assert f"belongs to another run (data was {data.digest}, is " in said
+    assert main(command) == 0
+    assert "2 cells run in" in capsys.readouterr().out
     assert (cell.folder(OUT) / "checkpoint").read_bytes() == before
     Path("own.csv").write_bytes(text)
     assert main(command) == 0
-    assert "different data" in capsys.readouterr().out  # the other model's
+    assert cell.result(OUT)["last"]["step"] > 2
 
 
 def test_a_table_of_other_columns_gives_other_cells():
@@ -641,3 +653,22 @@ def test_a_stamp_tells_a_change():
     write(NUMBERS + "\n")
     assert own.stamp(file) != before
     assert own.stamp("none.csv") is None
+
+
+def test_a_model_knows_its_columns():
+    write_own()
+    drop_columns("level")
+    assert main((*SMOKE, "--datasets", "own.csv", "--target", "y", "--seeds", "1")) == 0
+    trained = load_run(cells()[0])
+    assert trained.data.preparation.columns == tuple(
+        name for name in Path("own.csv").read_text().splitlines()[0].split(",") if name != "y")
+    assert f"on 'own.csv' of {', '.join(trained.data.preparation.columns)}," in repr(trained)
+
+
+@pytest.mark.parametrize(("y", "task", "said"), [
+    (["a"] * 20, None, "y holds one class only, a: there is nothing to tell apart"),
+    (np.arange(20) / 7, "classification", "20 different real numbers in 20 examples"),
+    (np.eye(20, dtype=int), None, r"take y\.argmax\(axis=1\)")])
+def test_a_task_that_makes_no_sense_is_refused(y, task, said):
+    with pytest.raises(UserError, match=said):
+        from_arrays(np.eye(20), y, task)

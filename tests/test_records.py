@@ -71,7 +71,7 @@ def test_a_change_of_any_byte_is_noticed(tmp_path):
     b'{"a": ' + 5000 * b"9" + b"}"])
 def test_what_is_no_record_is_damaged(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(DamagedRecord, match=r"a\.json is damaged"):
+    with pytest.raises(DamagedRecord, match=r"a\.json (is damaged|has no hash)"):
         read_json(tmp_path / "a.json")
 
 

@@ -172,6 +172,7 @@ def test_predictions_in_float32(tmp_path):
 
 
 def test_a_rounded_format_of_products_is_that_of_the_run(tmp_path):
+    pytest.importorskip("ml_dtypes")
     model = fitted(precision="bfloat16")
     again = load_run(model.save(tmp_path))
     assert again.config.compute == model.config.compute == "bfloat16"
@@ -275,6 +276,7 @@ def test_numbers_of_numpy_are_settings_too(tmp_path):
     ({"task": "clas"}, 'unknown task "clas"'),
     ({"folder": "/dev/null"}, "cannot write into /dev/null .*: something else lies there, choose"),
     ({"folder": "/dev/null/x"}, "cannot write into /dev/null/x"),
+    ({"p_k": 0.5}, r"p_k is a setting of the gate: .*gate=comet_np\.gates\.Comet\(p_k=0\.5\)"),
 ])
 def test_a_setting_that_does_not_fit_is_one_sentence(changes, said):
     with pytest.raises(UserError, match=said) as error:

@@ -315,6 +315,9 @@ def check_masks(masks: tuple[Array | None, ...], x: Array, config: MLPConfig) ->
     if len(masks) == len(wanted) and all(
             m is None or mask_fits(m, shape) for m, shape in zip(masks, wanted, strict=True)):
         return
+    for m in masks:
+        if m is not None:
+            backend_of(m)  # says how to convert what is no array
     packed = [(*shape[:-1], -(-shape[-1] // 8)) for shape in wanted]
     got = [None if m is None else described(m) for m in masks]
     raise UserError(f"masks must be bool arrays of shapes {wanted}, or bit-packed uint8 arrays of "

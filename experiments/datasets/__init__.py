@@ -22,12 +22,14 @@ class Sizes(NamedTuple):
 
     task : "classification" or "regression", or a Task of one's own
     inputs, outputs, examples : N_0, classes or targets, and size of the training set
+    digest : of the data in a file of one's own, for a cell is trained on these and no others
     """
 
     task: Any
     inputs: int
     outputs: int
     examples: int
+    digest: str = ""
 
 
 class Entry(NamedTuple):
@@ -84,7 +86,8 @@ def sizes_of(name: str, target: str | None = None, task: str | None = None) -> S
         known = name, target, task, stamp(name)
         if known not in _seen:
             data = own.read(name, target, task)
-            _seen[known] = Sizes(data.task, data.x_train.shape[1], data.outputs, len(data.x_train))
+            _seen[known] = Sizes(data.task, data.x_train.shape[1], data.outputs, len(data.x_train),
+                                 data.digest)
         return _seen[known]
     entry = _entry(name)
     _check_options(name, entry, target, task)
@@ -138,7 +141,8 @@ def _check_options(name: str, entry: Entry, target: object, task: object) -> Non
         raise UserError(f"--task is for files of your own, and {name} is none: leave it out")
     if target is not None and entry.targets is None:
         raise UserError(f"--target is for data sets with several torques and for files of your "
-                        f"own, and {name} has classes: leave it out, or choose other --datasets")
+                        f"own, and {name} has classes: leave it out, or run each of the --datasets "
+                        "apart")
 
 
 def load(name: str, folder: str | Path | None = None, seed: int = 0, train: int | None = None,

@@ -30,6 +30,8 @@ class Preparation(NamedTuple):
         Likewise of the targets.
     classes : tuple of str, int, float or bool, or None
         The label of each class; None: its number.
+    columns : tuple of str
+        What the inputs are called, in their order; empty if they have no names.
     """
 
     x_mean: Any = None
@@ -37,6 +39,7 @@ class Preparation(NamedTuple):
     y_mean: Any = None
     y_std: Any = None
     classes: tuple[Any, ...] | None = None
+    columns: tuple[str, ...] = ()
 
     def inputs(self, x: Any) -> Any:
         """Return inputs as they stand in a `Dataset`, float32 (..., N_0) if standardised."""

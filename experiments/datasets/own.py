@@ -67,13 +67,16 @@ def from_arrays(x: Array, y: Array, task: str | None = None, validation: bool = 
                         f"least {least} example{'s' * (least > 1)}, got {len(x)}")
     rows = split(len(x), seed) if validation else (np.arange(len(x)), None)
     mean, std, constant = _moments(x[rows[0]], name)
-    to, notice = Preparation(mean, std), ""
+    to, notice = Preparation(mean, std, columns=tuple(columns)), ""
     if len(constant):
         notice = ("the same in all training examples, so it says nothing: "
                   + ", ".join(_column(columns, i) for i in constant[:5])
                   + (f" and {len(constant) - 5} more" if len(constant) > 5 else ""))
     if task == "classification":
         labels, y = np.unique(_one_column(y, name), return_inverse=True)
+        if len(labels) < 2:
+            raise UserError(f"{name}: y holds one class only, {labels[0]}: there is nothing to "
+                            "tell apart")
         to = to._replace(classes=tuple(labels.tolist()))
     else:
         y = _real(y, name)
@@ -155,11 +158,12 @@ def task_of(y: np.ndarray, task: str | None, name: str) -> str:
     if task is not None:
         if task not in TASKS:
             raise unknown("task", task, TASKS)
-        return task
-    if y.dtype.kind == "f":
+        if task == "regression" or y.dtype.kind != "f":
+            return task
+    elif y.dtype.kind == "f":
         return "regression"
-    if len(y) and 2 * (count := len(np.unique(y))) > y.size:
-        what = "strings" if y.dtype.kind == "U" else "whole numbers"
+    if y.size == len(y) > 0 and 2 * (count := len(np.unique(y))) > len(y):
+        what = {"U": "strings", "f": "real numbers"}.get(y.dtype.kind, "whole numbers")
         raise UserError(f"{name}: y holds {count} different {what} in {len(y)} examples: for "
                         "classes these are too many; if they are quantities, say "
                         'task="regression" (--task regression)')
@@ -170,7 +174,8 @@ def _one_column(y: np.ndarray, name: str) -> np.ndarray:
     """Return classes as an array (n,)."""
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if y.ndim != 1:
-        raise UserError(f"{name}: classes must have shape (n,), got {y.shape}")
+        raise UserError(f"{name}: classes must have shape (n,), got {y.shape}: of a column for "
+                        'each class take y.argmax(axis=1), of numbers say task="regression"')
     if y.dtype.kind == "f" and not np.isfinite(y).all():
         raise UserError(f"{name}: y holds a class that is not finite (NaN or infinity)")
     return y

@@ -92,7 +92,8 @@ class Trained:
         return iter((self.config, self.params, self.fixed))
 
     def __repr__(self) -> str:
-        return (f"Trained({self.config}, on {self.data.name!r}, "
+        columns = ", ".join(self.data.preparation.columns)
+        return (f"Trained({self.config}, on {self.data.name!r}{columns and f' of {columns}'}, "
                 f"{', '.join(f'{k} {v:.4g}' for k, v in self.result.get('last', {}).items())})")
 
     def output(self, x: Array) -> np.ndarray:
@@ -101,7 +102,8 @@ class Trained:
         Parameters
         ----------
         x : NumPy array (n, N_0)
-            In the units of the data that the network was trained on.
+            In the units and with the columns, in their order, of the data that the network was
+            trained on (`data.preparation.columns`, if they had names).
 
         Raises
         ------
@@ -111,7 +113,8 @@ class Trained:
         x = np.asarray(x)
         if x.dtype.kind not in "biuf" or x.ndim < 2:
             raise UserError("predictions need an array of numbers (n, features), got one of type "
-                            f"{x.dtype} and shape {x.shape}")
+                            f"{x.dtype} and shape {x.shape}: one example is x.reshape(1, -1), and "
+                            "numbers in strings become some by x.astype(float)")
         if not np.isfinite(x).all():
             raise UserError("x holds numbers that are not finite (NaN or infinity): fill them in, "
                             "or leave those examples out")
@@ -209,15 +212,13 @@ def load_run(folder: str | Path, backend: str | Backend = "numpy",
             raise TypeError("the last metrics are no numbers")
     run, task, data = _described(folder / CONFIG, files, known)
     config, weights = computing(run), folder / WEIGHTS
-    with believed(weights):
-        named, _ = read_arrays(io.BytesIO(read_known(weights, files)), str(weights))
-        try:
-            params, fixed = weights_of(named, config)
-        except UserError as error:
-            raise DamagedRecord(f"{weights} does not fit the {CONFIG} beside it: {error}"
-                                ) from error
-        if {leaf.dtype.name for leaf in leaves(params)} != {run.training.formats.master}:
-            raise DamagedRecord(f"{weights} does not hold numbers in {run.training.formats.master}")
+    named, _ = read_arrays(io.BytesIO(read_known(weights, files)), str(weights))
+    try:
+        params, fixed = weights_of(named, config)
+    except UserError as error:
+        raise DamagedRecord(f"{weights} does not fit the {CONFIG} beside it: {error}") from error
+    if {leaf.dtype.name for leaf in leaves(params)} != {run.training.formats.master}:
+        raise DamagedRecord(f"{weights} does not hold numbers in {run.training.formats.master}")
     with believed(folder / METRICS):
         metrics = [dict(json.loads(line))
                    for line in read_known(folder / METRICS, files).splitlines()]
@@ -233,20 +234,21 @@ def _described(file: Path, files: dict[str, str],
     classes = {each.__name__: each for each in (*KNOWN, *known)}
     with believed(file):
         values = read_json(file)
-        try:
-            run = restored(values["run"], classes)
-            name = values["task"]
-            if name not in TASKS and name not in classes:
-                raise unknown("task", name, TASKS)
-        except UserError as error:
-            raise UserError(f"{file}: {error}; classes of your own are given with known=[...]"
-                            ) from error
-        task, stored = TASKS.get(name) or classes[name](), values["data"]
-        if not (isinstance(run, RunConfig) and isinstance(run.training, TrainConfig)
-                and isinstance(task, Task)):
-            raise TypeError("it describes no run")
-        return run, task, Data(str(stored["name"]), str(stored["digest"]), float(stored["scale"]),
-                               float(stored["shift"]), _preparation(stored["preparation"]))
+        described, name, stored = values["run"], str(values["task"]), values["data"]
+        data = Data(str(stored["name"]), str(stored["digest"]), float(stored["scale"]),
+                    float(stored["shift"]), _preparation(stored["preparation"]))
+    try:
+        run = restored(described, classes)
+        if name not in TASKS and name not in classes:
+            raise unknown("task", name, TASKS)
+    except UserError as error:
+        raise UserError(f"{file}: {error}; classes of your own are given with known=[...]"
+                        ) from error
+    task = TASKS.get(name) or classes[name]()
+    if not (isinstance(run, RunConfig) and isinstance(run.training, TrainConfig)
+            and dataclasses.is_dataclass(run.model) and isinstance(task, Task)):
+        raise DamagedRecord(f"{file} is damaged: it describes no run")
+    return run, task, data
 
 
 def _no_run(folder: Path) -> UserError:
@@ -269,4 +271,5 @@ def _preparation(stored: dict[str, Any]) -> Preparation:
             raise ValueError("means and deviations do not belong together")
     classes = stored["classes"]
     x_mean, x_std, y_mean, y_std = moments
-    return Preparation(x_mean, x_std, y_mean, y_std, None if classes is None else tuple(classes))
+    return Preparation(x_mean, x_std, y_mean, y_std, None if classes is None else tuple(classes),
+                       tuple(map(str, stored["columns"])))
