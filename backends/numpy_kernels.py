@@ -43,7 +43,7 @@ def check_float(name: str, *arrays: Array) -> None:
                                f"got {', '.join(dtypes)}: cast them with .astype()")
 
 
-def _fit(dy: Array, x: Array, W: Array, g: Any) -> bool:
+def _gradients_fit(dy: Array, x: Array, W: Array, g: Any) -> bool:
     """Return whether gradients of W can be added into `g`; bodies say what is wrong."""
     dW, db = g
     shape = dy.shape[-1:] + x.shape[-1:]
@@ -115,7 +115,8 @@ def linear_forward(body: Body, x: Array, p: Any, compute: str | None = None) -> 
 def linear_backward(body: Body, dy: Array, cache: Any, p: Any, g: Any, compute: str | None = None,
                     input_gradient: bool = True) -> Array | None:
     x, W = cache.x, p.weight
-    if compute is not None or dy.shape != (*x.shape[:-1], len(W)) or not _fit(dy, x, W, g):
+    fit = dy.shape == (*x.shape[:-1], len(W)) and _gradients_fit(dy, x, W, g)
+    if compute is not None or not fit:
         return body(dy, cache, p, g, compute, input_gradient)
     dx = _products(dy, W) if input_gradient else None
     _add_outer(dy, x, g.weight)
@@ -284,7 +285,7 @@ def hidden_forward(body: Body, x: Array, p: Any, mask: Any, f: Any,
 def hidden_backward(body: Body, dh: Array, cache: Any, p: Any, g: Any, f: Any,
                     compute: str | None = None, input_gradient: bool = True) -> Array | None:
     x, a, m = cache
-    if compute is not None or dh.shape != a.shape or not _fit(dh, x, p.weight, g):
+    if compute is not None or dh.shape != a.shape or not _gradients_fit(dh, x, p.weight, g):
         return body(dh, cache, p, g, f, compute, input_gradient)
     check_float("hidden_backward", dh, a)
     rows, neurons = _in_memory_order(a)

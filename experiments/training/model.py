@@ -246,7 +246,7 @@ def _described(file: Path, files: dict[str, str],
                         ) from error
     task = TASKS.get(name) or classes[name]()
     if not (isinstance(run, RunConfig) and isinstance(run.training, TrainConfig)
-            and dataclasses.is_dataclass(run.model) and isinstance(task, Task)):
+            and hasattr(module_of(run.model), "forward") and isinstance(task, Task)):
         raise DamagedRecord(f"{file} is damaged: it describes no run")
     return run, task, data
 
