@@ -27,8 +27,8 @@ from ..optim import OptimizerConfig
 
 def config(N: int, epochs: int, optimizer: str) -> RunConfig:
     """Return a run of the COMET MLP with 3 hidden layers of N on the built-in images."""
-    _, inputs, outputs, _ = datasets.sizes_of("glyphs")
-    return RunConfig(MLPConfig((inputs, N, N, N, outputs)),
+    sizes = datasets.sizes_of("glyphs")
+    return RunConfig(MLPConfig((sizes.inputs, N, N, N, sizes.outputs)),
                      TrainConfig(OptimizerConfig(optimizer), lr=1e-3, epochs=epochs))
 
 

@@ -66,7 +66,7 @@ def test_built_in_data_are_of_the_promised_shape_and_reproducible(name):
     if name == "glyphs":
         pytest.importorskip("matplotlib")
     data, again = datasets.load(name, seed=3), datasets.load(name, seed=3)
-    task, inputs, outputs, examples = datasets.sizes_of(name)
+    task, inputs, outputs, examples, _ = datasets.sizes_of(name)
     assert data.x_train.shape == (examples, inputs)
     assert data.outputs == outputs
     assert data.task == task
