@@ -131,7 +131,7 @@ def test_no_process_outlives_a_killed_parent(tmp_path, moment):
         sweep.signal(signal.SIGKILL, to_all=False)
         sweep.process.wait()
         sweep.go()
-        wait_for(lambda: not sweep.is_alive(), seconds=30)
+        wait_for(lambda: not sweep.is_alive(), seconds=10)
         if moment == "workers import":
             assert not list(sweep.out.glob("cells/*"))
 
