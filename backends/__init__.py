@@ -13,6 +13,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import compress
 from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
@@ -107,22 +108,18 @@ def _check_all(first: Array, kind: Any, values: Iterable[Any], masks: bool) -> N
     """Raise a BackendError unless the arrays in `values` are what the first argument is.
 
     With `masks` one of them may be None or a function, as the mask of a layer.
-    It runs at every call: nothing here may depend on how large an array is, and what is usual, the
-    dtype of the first argument itself, is asked for first.
+    It runs at every call: nothing here may depend on how large an array is.
     """
-    usual = first.dtype
-    if usual not in NUMBERS:
-        _check_numbers(first)
     for value in values:
         if type(value) is kind:
-            if value.dtype is not usual and value.dtype not in NUMBERS:
+            if value.dtype not in NUMBERS:
                 _check_numbers(value)
         elif isinstance(value, tuple):
             for array in value:
                 if type(array) is not kind:
                     if array is not None or value[0] is None:  # a bias or a mask may be left out
                         backend_of(first, array)
-                elif array.dtype is not usual and array.dtype not in NUMBERS:
+                elif array.dtype not in NUMBERS:
                     _check_numbers(array)
         elif not masks or (value is not None and not callable(value)):
             backend_of(first, value)
@@ -167,9 +164,8 @@ def overridable(body: Callable[..., Any] | None = None, *,
     parameters = inspect.signature(body).parameters
     first_name = next(iter(parameters))
     annotations = [parameter.annotation for parameter in parameters.values()]
-    names = [name for name, annotation in zip(parameters, annotations, strict=True)
-             if _holds_arrays(annotation)]
-    places = tuple(list(parameters).index(name) for name in names if name != first_name)
+    places = [_holds_arrays(annotation) for annotation in annotations]
+    names = frozenset(compress(parameters, places))
     masks = any(map(_may_be_none, annotations))
 
     @functools.wraps(body)
@@ -177,10 +173,9 @@ def overridable(body: Callable[..., Any] | None = None, *,
         first = args[0] if args else kwargs.get(first_name)
         kind = type(first)
         backend = BACKENDS.get(kind) or _backend_of_one(first)
-        count = len(args)
-        _check_all(first, kind, [args[i] for i in places if i < count], masks)
+        _check_all(first, kind, compress(args, places), masks)
         if kwargs:
-            _check_all(first, kind, [kwargs[name] for name in names if name in kwargs], masks)
+            _check_all(first, kind, (kwargs[one] for one in names & kwargs.keys()), masks)
         kernel = backend.kernels.get(name) if _kernels_on else None
         if kernel is None:
             return body(*args, **kwargs)

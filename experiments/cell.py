@@ -13,7 +13,7 @@ from ..backends import OutOfMemory, get_backend
 from ..errors import UserError, of_system
 from ..settings import flags
 from .experiment import Cell, Place
-from .files import locked, write_result
+from .files import finish, locked
 from .provenance import provenance
 from .registry import experiment
 from .signals import Stop
@@ -73,7 +73,7 @@ def run_job(job: Job, progress: Any, stop: Stop | None = None) -> Outcome:
 
 
 def _run(job: Job, folder: Path, progress: Any, stop: Stop | None) -> None:
-    """Run a locked cell and write its result; the checkpoints that led to it go after that."""
+    """Run a locked cell and write its result; what an earlier failure left goes after that."""
     backend = get_backend(job.backend)
     backend.keep_freed_memory()
     with open(folder / "starts.jsonl", "a") as starts:
@@ -81,9 +81,8 @@ def _run(job: Job, folder: Path, progress: Any, stop: Stop | None) -> None:
     with backend.memory_explained():
         result = experiment(job.experiment).run_cell(
             job.cell.spec, Place(folder, backend, job.data, progress, stop))
-    write_result(folder, result)
-    for file in [*folder.glob("checkpoint*"), folder / "error.txt"]:
-        file.unlink(missing_ok=True)
+    finish(folder, result)
+    (folder / "error.txt").unlink(missing_ok=True)
 
 
 def _less_memory(job: Job) -> str:

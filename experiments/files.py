@@ -16,6 +16,13 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
     write_json(folder / RESULT, result | {"files": digests(folder, (CONFIG, WEIGHTS, METRICS))})
 
 
+def finish(folder: Path, result: dict[str, Any]) -> None:
+    """Write the result of a run; the checkpoints that led to it go after that."""
+    write_result(folder, result)
+    for file in folder.glob("checkpoint*"):
+        file.unlink()
+
+
 def read_result(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the result of a finished run, and the hashes of the files that belong to it."""
     with believed(folder / RESULT):

@@ -16,7 +16,7 @@ from ..models.mlp import MLPConfig
 from ..settings import fitting, record
 from .datasets import Dataset
 from .datasets.own import from_arrays
-from .files import RESULT, locked, write_result
+from .files import RESULT, finish, locked
 from .progress import Progress
 from .tasks import task as task_of
 from .training import Diverged, RunConfig, TrainConfig, step_work, train
@@ -134,9 +134,7 @@ def _train(data: Dataset, config: RunConfig, backend: Backend, folder: Path,
                 raise UserError(f"another training is at work in {folder}: wait for its end, or "
                                 "choose another folder")
             if not (folder / RESULT).exists():  # finished by another meanwhile
-                write_result(folder, train(config, data, folder, backend, line))
-                for file in folder.glob("checkpoint*"):
-                    file.unlink()
+                finish(folder, train(config, data, folder, backend, line))
     except OSError as error:
         raise UserError(of_system("write into", folder, error, "folder=")) from error
     finally:

@@ -298,7 +298,7 @@ MUTANTS = {
         "experiments/grid.py", "with _loading:", "with threading.Lock():",
         ("test_grid", "begin_together")),
     "checkpoints removed before the result is there": Mutant(
-        "experiments/cell.py",
+        "experiments/files.py",
         "    write_result(folder, result)\n",
         '    for file in folder.glob("checkpoint*"):\n        file.unlink()\n'
         "    write_result(folder, result)\n", ("test_sweep", "checkpoint")),

@@ -20,7 +20,7 @@ from comet_np import checkpoint
 from comet_np.backends import get_backend
 from comet_np.backends.cpu import threads
 from comet_np.experiments import cell as cells_module
-from comet_np.experiments import quickstart, sweep, workers
+from comet_np.experiments import files, quickstart, sweep, workers
 from comet_np.experiments.cell import Job, Outcome, run_job
 from comet_np.experiments.files import write_result
 from comet_np.experiments.progress import Progress
@@ -211,7 +211,7 @@ def test_without_a_result_the_checkpoint_stays(tmp_path, monkeypatch):
         raise checkpoint.CheckpointError("no space left")
 
     cells_run_by(monkeypatch, leave_a_checkpoint)
-    monkeypatch.setattr(cells_module, "write_result", full)
+    monkeypatch.setattr(files, "write_result", full)
     assert run_job(job, Progress(1)) == Outcome(job.cell.name, "failed", "no space left")
     assert (folder_of(job) / "checkpoint").exists()
     assert job.cell.result(tmp_path) is None
