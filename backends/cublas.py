@@ -136,15 +136,21 @@ class Cublas:
 def _cast(a: Array, compute: str | None) -> Array:
     """Return the operand `a` in the format that cuBLAS is to read, unless it rounds itself."""
     if compute == "float16":
-        return a.astype(np.float16)
+        return _as_it_lies(a, np.float16)
     if compute == "bfloat16":
         try:
             from ml_dtypes import bfloat16
         except ImportError:
             raise BackendError("bfloat16 needs the package ml_dtypes: python -m pip install "
                                "ml_dtypes") from None
-        return a.astype(bfloat16)
+        return _as_it_lies(a, bfloat16)
     return a
+
+
+def _as_it_lies(a: Array, dtype: Any) -> Array:
+    """Return `a` in this dtype; CuPy casts a transposed view slowly, so what it views is cast."""
+    there = a.swapaxes(-1, -2)
+    return there.astype(dtype).swapaxes(-1, -2) if there.flags.c_contiguous else a.astype(dtype)
 
 
 def _apart(a: Array) -> int:

@@ -58,6 +58,7 @@ def draw(points: list[Point], peers: dict[str, str], title: str, file: Path) -> 
         for B, axes in zip(batches, line, strict=True):
             _draw_panel(axes, peer, [point for point in points if point[1] == B])
         line[0].set_ylabel(f"our time / {peers[peer]}'s")
+        line[0].set_ylim(bottom=0)  # once all panels of the row are drawn, as it ends the scaling
     for B, top, bottom in zip(batches, panels[0], panels[-1], strict=True):
         top.set_title(f"batch {B}")
         bottom.set_xlabel("N (at each: $p_k$ = 0.1, 0.5, 0.9)")
@@ -81,4 +82,3 @@ def _draw_panel(axes: Any, peer: str, points: list[Point]) -> None:
     widths = sorted({N for N, *_ in points})
     axes.set_xticks(widths, labels=map(str, widths))
     axes.minorticks_off()
-    axes.set_ylim(bottom=0)

@@ -18,8 +18,12 @@ TOLERANCES = {
 }
 
 
-def relative_error(actual, expected):
-    """Return the largest difference over the largest expected magnitude; infinities must agree."""
+def relative_error(actual, expected, summed=None):
+    """Return the largest difference over the largest expected magnitude; infinities must agree.
+
+    `summed`: the sums of the magnitudes of what was added up, in place of the expected magnitudes
+    where terms may cancel: rounding is as large as the terms are, not as their sum.
+    """
     actual, expected = np.asarray(actual), np.asarray(expected, dtype="float64")
     assert actual.shape == expected.shape
     finite = np.isfinite(expected)
@@ -27,12 +31,12 @@ def relative_error(actual, expected):
     difference = np.abs(actual[finite].astype("float64") - expected[finite]).max(initial=0)
     if difference == 0:
         return 0.0
-    largest = np.abs(expected[finite]).max(initial=0)
+    largest = np.abs((expected if summed is None else summed)[finite]).max(initial=0)
     return difference / largest if largest else np.inf  # NaN, too, is above every tolerance
 
 
-def assert_close(actual, expected, operation):
+def assert_close(actual, expected, operation, summed=None):
     """Assert that `actual` agrees with `expected` as well as its dtype and operation allow."""
-    error = relative_error(actual, expected)
+    error = relative_error(actual, expected, summed)
     allowed = TOLERANCES[operation][str(np.asarray(actual).dtype)]
     assert error <= allowed, f"relative error {error:.2e}, allowed for {operation}: {allowed:.0e}"
