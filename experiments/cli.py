@@ -238,11 +238,12 @@ def _plot(options: argparse.Namespace) -> int:
 
 
 def _show(experiment: Experiment, config: Any, out: Path, preset: str) -> None:
-    """Print the table of a run and draw its figure."""
+    """Print the table of a run and draw its figures."""
     print(experiment.table(config, out))
     if preset == "smoke":
         print("a smoke run: it shows that everything works, its numbers mean nothing")
-    print(f"figure: {experiment.draw(config, out)}")
+    for file in experiment.draw(config, out):
+        print(f"figure: {file}")
 
 
 def _data(options: argparse.Namespace) -> int:

@@ -77,9 +77,8 @@ class _CometEstimator(BaseEstimator):
         training = settings.build(TrainConfig, {
             name: getattr(self, name)
             for name in ("optimizer", "lr", "epochs", "batch", "weight_decay", "precision")})
-        config = RunConfig(
-            VARIANTS[self.model](standard, fitting("p_k", float, self.p_k), "strict"), training,
-            seed)
+        config = VARIANTS[self.model](RunConfig(standard, training, seed),
+                                      fitting("p_k", float, self.p_k), "strict")
         self.trained_ = trained_on(data, config, self.backend)
 
     def _checked(self, x: Array) -> np.ndarray:

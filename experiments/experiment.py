@@ -104,7 +104,7 @@ class Experiment:
     run_cell : (spec, Place) -> result
         A dict of JSON values. Stopped and called again, training goes on from its checkpoint; the
         short cells of Figures 2 and 3 start over.
-    draw : (config, out) -> path of the figure
+    draw : (config, out) -> paths of the figures
         From the files of finished cells alone.
     table : (config, out) -> str
         What the figure means, in a few lines.
@@ -116,7 +116,7 @@ class Experiment:
     datasets: Callable[[Any], Sequence[str]]
     cells: Callable[[Any], list[Cell]]
     run_cell: Callable[[Any, Place], dict[str, Any]]
-    draw: Callable[[Any, Path], Path]
+    draw: Callable[[Any, Path], list[Path]]
     table: Callable[[Any, Path], str]
 
     def configure(self, preset: str, changes: dict[str, Any]) -> Any:

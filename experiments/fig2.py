@@ -167,7 +167,7 @@ def _points(config: Fig2Config, out: Path) -> dict[str, np.ndarray]:
     return {"input": rows[:, 0], "mask": rows[:, 1:1 + levels], "activation": rows[:, 1 + levels:]}
 
 
-def draw(config: Fig2Config, out: Path) -> Path:
+def draw(config: Fig2Config, out: Path) -> list[Path]:
     """Draw both panels: mask and activation cosine against input cosine, a colour a p_k."""
     plt = figures.pyplot()
     points = _points(config, out)
@@ -189,7 +189,7 @@ def draw(config: Fig2Config, out: Path) -> Path:
     figure.suptitle(f"fig2: {len(points['input'])} pairs, {config.networks} networks of "
                     f"{config.hidden} x {config.width} a pair, {config.activation}, inputs "
                     f"N(mu, {config.std:g}$^2$)", fontsize=8)
-    return figures.save(figure, out / "fig2.png")
+    return [figures.save(figure, out / "fig2.png")]
 
 
 def table(config: Fig2Config, out: Path) -> str:

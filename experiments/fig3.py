@@ -157,7 +157,7 @@ def statistics(networks: list[dict[str, Any]]) -> dict[str, tuple[float, float, 
             "models with one": ((never > 0).mean(), some.low, some.high)}
 
 
-def draw(config: Fig3Config, out: Path) -> Path:
+def draw(config: Fig3Config, out: Path) -> list[Path]:
     """Draw the utilisation in a sparse and in a dense network, and the sleepers against p_k."""
     plt = figures.pyplot()
     networks = _networks(config, out)
@@ -185,7 +185,7 @@ def draw(config: Fig3Config, out: Path) -> Path:
     images = f"{config.images} images" if config.images else "all images"
     figure.suptitle(f"fig3: 4-layer COMET MLPs, N ~ U(100, 1000), 1 - p_k ~ U(0.05, 1), {images} "
                     f"of {name}", fontsize=8)
-    return figures.save(figure, out / "fig3.png")
+    return [figures.save(figure, out / "fig3.png")]
 
 
 def table(config: Fig3Config, out: Path) -> str:

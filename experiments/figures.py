@@ -19,6 +19,8 @@ LOOKS = {"standard": ("#4c6a92", "standard"), "comet": ("#d9622b", "COMET"),
          "centred": ("#7d5a9e", "standard, $f - f(0)$"), "scaled": ("#7a9a4a", "standard, $p_k f$"),
          "smaller": ("#2f9c95", "smaller"), "dropout": ("#a8743d", "dropout"),
          "top-k": ("#c2477f", "top-k"), "layerwise": ("#5b8c2a", "layer-wise routing"),
+         "moe": ("#3b3b98", "MoE, trained gate"), "moe-fixed": ("#9aa0e0", "MoE, fixed gate"),
+         "l1": ("#704214", "L1"),
          "bernoulli": ("#8a8a8a", "Bernoulli masking"),
          "example-tied": ("#c9a227", "example-tied dropout")}
 
@@ -73,12 +75,17 @@ def pyplot() -> Any:
     return plt
 
 
-def seed_band(axes: Any, x: np.ndarray, curves: np.ndarray, color: Any, label: str) -> None:
-    """Draw the mean of the curves (seeds, points) and the band from their lowest to highest."""
-    axes.plot(x, curves.mean(axis=0), color=color, label=label, linewidth=1.4)
+def seed_band(axes: Any, x: np.ndarray, curves: np.ndarray, color: Any, label: str,
+              strong: bool = True, dashed: bool = False) -> None:
+    """Draw the mean of the curves (seeds, points) and the band from their lowest to highest.
+
+    Of many curves the `strong` ones lie above the others, which are thin.
+    """
+    axes.plot(x, curves.mean(axis=0), color=color, label=label, linewidth=1.5 if strong else 0.8,
+              linestyle="--" if dashed else "-", zorder=3 if strong else 2)
     if len(curves) > 1:
-        axes.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.2,
-                          linewidth=0)
+        axes.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=color,
+                          alpha=0.2 if strong else 0.08, linewidth=0)
 
 
 def save(figure: Any, file: Path) -> Path:

@@ -1,26 +1,64 @@
-"""The figure and the table of a grid, from the files of its finished cells alone."""
+"""The figures and the table of a grid, from the files of its finished cells alone."""
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import settings
 from ..errors import UserError
 from . import datasets, figures
-from .experiment import Experiment, columns
-from .grid import GridConfig, cell_of, cells, run_cell, short_name
+from .experiment import Cell, Experiment, columns
+from .grid import GridConfig, Panel, cell_of, cells, examples, panels, run_cell, short_name
+from .intervals import Interval, interval
 from .tasks import task
 from .tasks.base import Metric
+from .training.config import RunConfig, multiply_adds
+from .variants import WITHOUT_P_K
 
-Curves = dict[int, np.ndarray]  # by seed, (T,)
+PAPER_LEVELS = {"p_k": (0.1, 0.5, 0.9), "seeds": 3}
+PAPER_MODELS = ("standard", "smaller", "dropout", "top-k", "moe", "moe-fixed", "layerwise",
+                "bernoulli", "example-tied", "l1", "comet")
+SMOKE = {"datasets": ("glyphs",), "widths": (50, 100), "p_k": (0.1, 0.5), "seeds": 1, "epochs": 1,
+         "train": 500, "models": PAPER_MODELS}
+# An eightieth of the paper's steps: the learning rate is ten times the paper's.
+CIFAR10_LAPTOP = {"datasets": ("cifar10",), "widths": (100, 500, 1000), "epochs": 10,
+                  "train": 5000, "validation": 2000, "models": PAPER_MODELS, **PAPER_LEVELS}
+
 # Settings that a figure's title names on their own, or that its axes do.
-SAID = ("datasets", "models", "widths", "p_k", "seeds", "train", "optimizer", "lr", "batch",
-        "epochs")
+SAID = ("datasets", "models", "widths", "p_k", "activation", "seeds", "train", "optimizer", "lr",
+        "batch", "epochs")
 CHARACTERS_AN_INCH = 16  # of a title
 PALE = 20.0  # a lead below is pale, even if it is the largest: points, or per cent
+ACROSS = 5  # panels at most side by side
+LOAD = "val_load_"  # begins the metrics that say the share of each expert of a mixture
+
+
+class Curve(NamedTuple):
+    """What a finished cell's files say.
+
+    epoch, value, seconds : arrays (T,); the metric, and the training time with what was prepared.
+    parameters : int. load : shares of the experts before the first and after the last epoch, or
+    None. notice, data : of the data it was trained on.
+    """
+
+    epoch: np.ndarray
+    value: np.ndarray
+    seconds: np.ndarray
+    parameters: int
+    load: np.ndarray | None
+    notice: str
+    data: str
+
+    def best(self, sign: int) -> float:
+        """Return the best value."""
+        return float(sign * (sign * self.value).max())
+
+
+Curves = dict[int, Curve]  # by seed
+Found = dict[tuple[Panel, str], Curves]
 
 
 def metric_of(config: GridConfig, dataset: str) -> Metric:
@@ -28,21 +66,262 @@ def metric_of(config: GridConfig, dataset: str) -> Metric:
     return task(datasets.sizes_of(dataset, config.target, config.task).task).metric
 
 
-def curves_of(config: GridConfig, out: Path, dataset: str, width: int, model: str,
-              level: float) -> tuple[np.ndarray, Curves, int]:
-    """Return epochs (T,), the metric's curve of each finished seed, and the parameter count."""
-    key = f"val_{metric_of(config, dataset).key}"
-    curves: Curves = {}
-    epochs, count = np.zeros(0), 0
-    for seed in config.seed_numbers:
-        cell = cell_of(config, dataset, width, model, level, seed)
-        found = cell.result(out, lambda result: int(result["parameters"]))
-        if found is not None:
-            count = found
-            epochs, curves[seed] = cell.metrics(out, lambda lines: np.array(
-                [(line["epoch"], line[key]) for line in lines], np.float64).reshape(
-                    max(len(lines), 1), 2).T)
-    return epochs, curves, count
+def read(config: GridConfig, out: Path) -> Found:
+    """Return the curves of all finished cells; of each file it reads what it needs, once."""
+    known: dict[str, Curve | None] = {}
+    found: Found = {}
+    for panel in panels(config):
+        key = f"val_{metric_of(config, panel.dataset).key}"
+        for model in config.models:
+            curves = found.setdefault((panel, model), {})
+            for seed in config.seed_numbers:
+                cell = cell_of(config, panel, model, seed)
+                if cell.name not in known:
+                    known[cell.name] = _read(cell, out, key)
+                if (curve := known[cell.name]) is not None:
+                    curves[seed] = curve
+    return found
+
+
+def _read(cell: Cell, out: Path, key: str) -> Curve | None:
+    def of_result(result: dict[str, Any]) -> tuple[int, str, str, float]:
+        return (int(result["parameters"]), str(result["notice"]), str(result["data"]),
+                float(result["seconds"]["prepare"]))
+
+    def of_lines(lines: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray | None]:
+        table = np.array([(line["epoch"], line[key], line["seconds"]) for line in lines],
+                         np.float64).reshape(-1, 3)
+        shares = [[value for name, value in lines[i].items() if name.startswith(LOAD)]
+                  for i in (0, -1)] if lines else [[]]
+        return table.T, np.array(shares, np.float64) if shares[0] else None
+
+    result = cell.result(out, of_result)
+    if result is None:
+        return None
+    parameters, notice, data, prepare = result
+    (epoch, value, seconds), load = cell.metrics(out, of_lines)
+    return Curve(epoch, value, seconds + prepare, parameters, load, notice, data)
+
+
+# --- comparisons --------------------------------------------------------------------------------
+
+
+def lead(one: Curves, other: Curves, sign: int) -> Interval:
+    """Return by how much `one` is better at its best: points of accuracy, or % less error.
+
+    Over the seeds of which both are finished; NaN if there are none.
+    """
+    seeds = sorted(one.keys() & other.keys())
+    a, b = (np.array([curves[seed].best(sign) for seed in seeds]) for curves in (one, other))
+    if not seeds:
+        return interval(a)
+    return interval(100 * (a - b) if sign > 0 else 100 * (b - a) / b.mean())
+
+
+def _mean_best(curves: Curves, sign: int) -> float:
+    return float(np.mean([curve.best(sign) for curve in curves.values()]))
+
+
+def ranked(found: Found, panel: Panel, models: Sequence[str], sign: int) -> list[str]:
+    """Return the models that have finished cells in a panel, the best first."""
+    present = [model for model in models if found[panel, model]]
+    return sorted(present, key=lambda model: -sign * _mean_best(found[panel, model], sign))
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+
+def table(config: GridConfig, out: Path) -> str:
+    """Return a row for each panel: who wins, by how much, and COMET against the standard model."""
+    found = read(config, out)
+    several = len(config.activation) > 1
+    rows = [("data set", *["f"] * several, "N", "p_k", "best", "", "second", "", "lead (95 %)",
+             "COMET", "standard", "COMET's lead (95 %)")]
+    for panel in panels(config):
+        sign = metric_of(config, panel.dataset).sign
+        order = ranked(found, panel, config.models, sign)
+
+        def value(model: str | None, panel: Panel = panel, sign: int = sign) -> str:
+            curves = found.get((panel, model or ""), {})
+            return f"{_mean_best(curves, sign):.3f}" if curves else "-"
+
+        def by(one: str | None, other: str | None, panel: Panel = panel, sign: int = sign) -> str:
+            return _lead(lead(found.get((panel, one or ""), {}), found.get((panel, other or ""), {}),
+                              sign), sign)
+
+        first, second = (order + [None, None])[:2]
+        rows.append((short_name(panel.dataset), *[panel.activation] * several, str(panel.width),
+                     f"{panel.p_k:g}", first or "-", value(first), second or "-", value(second),
+                     by(first, second), value("comet"), value("standard"),
+                     by("comet", "standard")))
+    mixed = [f"\nthe finished cells of {short_name(dataset)} were trained on different data, as "
+             "its files were changed in between: compare within one --out that was begun afresh"
+             for dataset in config.datasets
+             if len({curve.data for (panel, _), curves in found.items()
+                     if panel.dataset == dataset for curve in curves.values()}) > 1]
+    labels = dict.fromkeys(metric_of(config, dataset).label for dataset in config.datasets)
+    return "".join([columns(rows), f"\n{', or '.join(labels)}: best over the epochs, mean over "
+                    "seeds; a lead with its 95 % interval over seeds", *_loads(config, found),
+                    *mixed])
+
+
+def _lead(found: Interval, sign: int) -> str:
+    if np.isnan(found.mean):
+        return "-"
+    reach = "" if np.isnan(found.reach) else f" +- {found.reach:.1f}"
+    if sign > 0:
+        return f"{found.mean:+.1f}{reach} points"
+    if abs(found.mean) < 0.05 and not reach:
+        return "no difference"
+    return f"{abs(found.mean):.1f}{reach} % {'less' if found.mean > 0 else 'more'} error"
+
+
+def effective_experts(shares: np.ndarray) -> np.ndarray:
+    """Return exp(entropy) of the experts' shares (..., E): E if all get as much, 1 if one gets all.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(shares > 0, shares * np.log(shares), 0)
+    return np.exp(-terms.sum(axis=-1))
+
+
+def _loads(config: GridConfig, found: Found) -> list[str]:
+    """Return a line for each panel and mixture of several experts: how many of them are in use."""
+    lines = []
+    for panel in panels(config):
+        for model in config.models:
+            loads = [curve.load for curve in found[panel, model].values()
+                     if curve.load is not None and curve.load.shape[1] > 1]
+            if loads:
+                first, last = effective_experts(np.array(loads)).mean(axis=0)
+                largest = np.array(loads)[:, 1].max(axis=-1).mean()
+                lines.append(f"\nexperts in use of {loads[0].shape[1]}, {model}, {_where(panel)}: "
+                             f"{first:.1f} before training, {last:.1f} after it (exp of the "
+                             f"entropy of their shares; the largest share is {largest:.0%})")
+    return lines
+
+
+def _where(panel: Panel) -> str:
+    return f"{short_name(panel.dataset)}, N = {panel.width}, p_k = {panel.p_k:g}"
+
+
+# --- the figures --------------------------------------------------------------------------------
+
+
+def draw(config: GridConfig, out: Path, name: str) -> list[Path]:
+    """Draw the curves against epochs, time and multiply-adds, and COMET's lead over each rival."""
+    found = read(config, out)
+    if not any(found.values()):
+        raise UserError(f"{out} holds no finished cell of {name}: run it first")
+    drawn = [_draw_curves(config, found, name, axis, out / f"{name}{suffix}.png")
+             for suffix, axis in (("", EPOCHS), ("_time", SECONDS), ("_work", MULTIPLY_ADDS))]
+    rivals = [model for model in config.models if model != "comet"]
+    if "comet" in config.models and rivals:
+        drawn.append(_draw_leads(config, found, rivals, name, out / f"{name}_summary.png"))
+    return drawn
+
+
+class Axis(NamedTuple):
+    """What curves are drawn against: its label, and the place of each point, from curves."""
+
+    label: str
+    places: Callable[[GridConfig, Panel, str, list[Curve], bool], np.ndarray]
+
+
+def _epochs(config: GridConfig, panel: Panel, model: str, curves: list[Curve],
+            routed: bool) -> np.ndarray:
+    return curves[0].epoch
+
+
+def _seconds(config: GridConfig, panel: Panel, model: str, curves: list[Curve],
+             routed: bool) -> np.ndarray:
+    places: np.ndarray = np.mean([curve.seconds for curve in curves], axis=0)
+    return places
+
+
+def _multiply_adds(config: GridConfig, panel: Panel, model: str, curves: list[Curve],
+                   routed: bool) -> np.ndarray:
+    run: RunConfig = cell_of(config, panel, model, config.seed_numbers[0]).spec.run
+    trained, routing = multiply_adds(run.model)
+    once = examples(config, panel.dataset)  # masks that are kept are computed once
+    kept = model == "comet" and not routed
+    return curves[0].epoch * once * (trained + (0 if kept else routing)) + once * routing * kept
+
+
+EPOCHS = Axis("epoch", _epochs)
+SECONDS = Axis("seconds of training, masks kept", _seconds)
+MULTIPLY_ADDS = Axis("multiply-adds (dashed: COMET routed at each step)", _multiply_adds)
+
+
+def arranged(config: GridConfig) -> list[list[Panel]]:
+    """Return the panels in rows: p_k side by side, or activations if there are several."""
+    across = config.activation if len(config.activation) > 1 else config.p_k
+    key = "activation" if len(config.activation) > 1 else "p_k"
+    rows: dict[Any, list[Panel]] = {}
+    for panel in panels(config):
+        rows.setdefault(panel._replace(**{key: across[0]}), []).append(panel)
+    return [row[i:i + ACROSS] for row in rows.values() for i in range(0, len(row), ACROSS)]
+
+
+def _draw_curves(config: GridConfig, found: Found, name: str, axis: Axis, file: Path) -> Path:
+    plt = figures.pyplot()
+    rows = arranged(config)
+    across = max(map(len, rows))
+    figure = plt.figure(figsize=(3.4 * across, 2.3 * len(rows) + 0.5))
+    grid = figure.add_gridspec(len(rows), across)
+    for i, row in enumerate(rows):
+        for j, panel in enumerate(row):
+            axes = figure.add_subplot(grid[i, j])
+            _draw_panel(axes, config, found, panel, axis)
+            if j == 0:
+                axes.set_ylabel(metric_of(config, panel.dataset).label)
+            if i == len(rows) - 1:
+                axes.set_xlabel(axis.label, labelpad=1)
+    figure.suptitle(_title(config, found, name, figure.get_figwidth(),
+                           "beside each panel: the best value of each model and its parameters"),
+                    fontsize=8)
+    return figures.save(figure, file)
+
+
+def _draw_panel(axes: Any, config: GridConfig, found: Found, panel: Panel, axis: Axis) -> None:
+    """Draw a curve a model, COMET and the standard model on top, with their names in order."""
+    sign = metric_of(config, panel.dataset).sign
+    order = ranked(found, panel, config.models, sign)
+    few = len(order) <= 3
+    for rank, model in enumerate(order):
+        curves = list(found[panel, model].values())
+        color, label = figures.look(model, config.models.index(model))
+        values = np.array([curve.value for curve in curves])
+        above = few or model in ("comet", "standard")
+        for routed in (False, True)[:1 + (axis is MULTIPLY_ADDS and model == "comet")]:
+            x = axis.places(config, panel, model, curves, routed)
+            figures.seed_band(axes, x, values, color, label, strong=above, dashed=routed)
+        axes.annotate(f"{label} {_mean_best(found[panel, model], sign):.3f} "
+                      f"({curves[0].parameters / 1e6:.2g} M)", (1.02, 1 - 0.088 * rank),
+                      xycoords="axes fraction", va="top", color=color, fontsize=6,
+                      fontweight="bold" if above and not few else "normal")
+    several = f", {panel.activation}" if len(config.activation) > 1 else ""
+    axes.set_title(figures.plain(f"{short_name(panel.dataset)}, N = {panel.width}, ")
+                   + f"$p_k$ = {panel.p_k:g}{several}")
+    if sign < 0:
+        axes.set_yscale("log")
+
+
+def _title(config: GridConfig, found: Found, name: str, inches: float, more: str) -> str:
+    """Return the settings, with what is odd about the data."""
+    ours, defaults = settings.values(config), settings.values(GridConfig())
+    limit = "" if config.train is None else f", {config.train} training examples"
+    f = "" if len(config.activation) > 1 else f", {config.activation[0]}"
+    others = "".join(f", {name.replace('_', ' ')} {value}" for name, value in ours.items()
+                     if name not in SAID and value != defaults[name])
+    notices = {panel.dataset: curve.notice for (panel, _), curves in found.items()
+               for curve in curves.values() if curve.notice}
+    characters = int(CHARACTERS_AN_INCH * inches)
+    return figures.plain("\n".join([
+        textwrap.fill(f"{name}: {ours['optimizer']} lr {ours['lr']:g}, batch {ours['batch']}, "
+                      f"{ours['epochs']} epochs{f}, {_seeds(config)} (band: lowest to highest)"
+                      f"{limit}{others}; {more}", characters),
+        *(textwrap.fill(f"{dataset}: {notice}", characters)
+          for dataset, notice in notices.items())]))
 
 
 def _seeds(config: GridConfig) -> str:
@@ -52,150 +331,65 @@ def _seeds(config: GridConfig) -> str:
     return f"seeds {', '.join(map(str, config.seeds))}"
 
 
-def best(curves: Curves, sign: int, seeds: Iterable[int] | None = None) -> np.ndarray:
-    """Return the best value of each curve, or of those of some seeds: (seeds,)."""
-    return np.array([sign * (sign * curves[seed]).max()
-                     for seed in (sorted(curves) if seeds is None else seeds)])
-
-
-def advantage(standard: Curves, comet: Curves, sign: int) -> float:
-    """Return by how much COMET's mean best is better: points of accuracy, or % less error.
-
-    Over the seeds of which both are finished; NaN if there are none.
-    """
-    seeds = sorted(standard.keys() & comet.keys())
-    if not seeds:
-        return np.nan
-    a, b = best(standard, sign, seeds).mean(), best(comet, sign, seeds).mean()
-    return float(100 * (b - a) if sign > 0 else 100 * (a - b) / a)
-
-
-def draw(config: GridConfig, out: Path, name: str) -> Path:
-    """Draw a panel for each data set, width and p_k, and COMET's advantage in one more each."""
+def _draw_leads(config: GridConfig, found: Found, rivals: list[str], name: str,
+                file: Path) -> Path:
+    """Draw COMET minus each rival over capacity and sparsity, a map a rival and data set."""
     plt = figures.pyplot()
-    if all(cell.result(out) is None for cell in cells(config)):
-        raise UserError(f"{out} holds no finished cell of {name}: run it first")
-    rows = [(dataset, width) for dataset in config.datasets for width in config.widths]
-    figure = plt.figure(figsize=(2.6 * (len(config.p_k) + 1), 3.0 * len(rows) + 0.3))
-    grid = figure.add_gridspec(len(rows), len(config.p_k) + 1)
-    for i, (dataset, width) in enumerate(rows):
-        _, label, sign = metric_of(config, dataset)
-        for j, level in enumerate(config.p_k):
-            axes = figure.add_subplot(grid[i, j])
-            for number, model in enumerate(config.models):
-                epochs, curves, count = curves_of(config, out, dataset, width, model, level)
-                if len(curves):
-                    color, model_name = figures.look(model, number)
-                    figures.seed_band(axes, epochs, np.array(list(curves.values())), color,
-                                      f"{model_name}: {best(curves, sign).mean():.3f} "
-                                      f"({count / 1e6:.2g} M)")
-            axes.set_title(f"{figures.plain(short_name(dataset))}, N = {width}, $p_k$ = {level:g}")
-            if sign < 0:
-                axes.set_yscale("log")
-            if j == 0:
-                axes.set_ylabel(label)
-            axes.set_xlabel("epoch", labelpad=1)
-            if axes.lines:
-                axes.legend(loc="upper left", bbox_to_anchor=(0, -0.24), title="best (parameters)",
-                            title_fontsize=7, alignment="left")
+    across = min(len(rivals), ACROSS)
+    down = -(-len(rivals) // across)
+    capacities = [(f, width) for f in config.activation for width in config.widths]
+    height = 0.7 + 0.34 * len(capacities)
+    figure, grid = plt.subplots(
+        down * len(config.datasets), across, squeeze=False,
+        figsize=(max(1.0 + 0.72 * len(config.p_k), 1.9) * across,
+                 height * down * len(config.datasets) + 0.6))
+    for axes in grid.flat:
+        axes.set_axis_off()
     for i, dataset in enumerate(config.datasets):
-        height = len(config.widths)
-        _draw_advantage(figure.add_subplot(grid[i * height:(i + 1) * height, -1]), config, out,
-                        dataset)
-    examples = "" if config.train is None else f", {config.train} training examples"
-    ours, defaults = settings.values(config), settings.values(GridConfig())
-    others = "".join(f", {name.replace('_', ' ')} {value}" for name, value in ours.items()
-                     if name not in SAID and value != defaults[name])
-    notices = {cell.spec.dataset: notice for cell in cells(config)
-               if (notice := cell.result(out, lambda result: str(result["notice"])))}
-    characters = int(CHARACTERS_AN_INCH * figure.get_figwidth())
-    figure.suptitle(figures.plain("\n".join([
-        textwrap.fill(f"{name}: {ours['optimizer']} lr {ours['lr']:g}, batch {ours['batch']}, "
-                      f"{ours['epochs']} epochs, {_seeds(config)} (band: lowest to highest)"
-                      f"{examples}{others}", characters),
-        *(textwrap.fill(f"{dataset}: {notice}", characters)
-          for dataset, notice in notices.items())])), fontsize=8)
-    return figures.save(figure, out / f"{name}.png")
+        metric = metric_of(config, dataset)
+        leads = {rival: [[lead(found[panel, "comet"], found[panel, rival], metric.sign)
+                          for panel in (Panel(dataset, f, width, level) for level in config.p_k)]
+                         for f, width in capacities] for rival in rivals}
+        means = np.array([[[each.mean for each in row] for row in rows]
+                          for rows in leads.values()])
+        largest = (max(PALE, min(np.nanmax(np.abs(means)), 100)) if np.isfinite(means).any()
+                   else 1.0)
+        for j, rival in enumerate(rivals):
+            axes = grid[i * down + j // across, j % across]
+            axes.set_axis_on()
+            _draw_lead(axes, leads[rival], largest)
+            axes.set_title(figures.look(rival, j)[1] + (" *" if rival in WITHOUT_P_K else ""),
+                           fontsize=7)
+            axes.set_xticks(range(len(config.p_k)), [f"{level:g}" for level in config.p_k])
+            axes.set_yticks(range(len(capacities)), _capacities(config, capacities))
+            axes.set_xlabel("$p_k$", labelpad=1)
+            if j % across == 0:
+                unit = f"points of {metric.key}" if metric.sign > 0 else "% less error"
+                axes.set_ylabel(figures.plain(f"{short_name(dataset)}: COMET's lead,\n{unit}"))
+    figure.suptitle(_title(config, found, name, figure.get_figwidth(),
+                           "COMET minus each rival, both at their best, with 95 % intervals over "
+                           "seeds; bold: the interval leaves out 0; *: the rival has no p_k"),
+                    fontsize=8)
+    return figures.save(figure, file)
 
 
-def _draw_advantage(axes: Any, config: GridConfig, out: Path, dataset: str) -> None:
-    metric = metric_of(config, dataset)
-    table = np.array([[_advantage_at(config, out, dataset, width, level) for level in config.p_k]
-                      for width in config.widths])
-    largest = max(PALE, min(np.nanmax(np.abs(table)), 100)) if np.isfinite(table).any() else 1.0
-    axes.imshow(table, cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto")
-    for (i, j), value in np.ndenumerate(table):
-        text = ("-" if np.isnan(value) else f"{value:+.1f}" if abs(value) < 100
-                else f"{value:+.0f}")
-        axes.text(j, i, text, ha="center", va="center", fontsize=9,
-                  color="white" if abs(value) > 0.7 * largest else "black")
-    axes.set_xticks(range(len(config.p_k)), [f"{level:g}" for level in config.p_k])
-    axes.set_yticks(range(len(config.widths)), [str(width) for width in config.widths])
-    axes.set_xlabel("$p_k$")
-    axes.set_ylabel("N")
+def _capacities(config: GridConfig, capacities: list[tuple[str, int]]) -> list[str]:
+    several = len(config.activation) > 1
+    return [f"{f}, {width}" if several and len(config.widths) > 1 else f if several else str(width)
+            for f, width in capacities]
+
+
+def _draw_lead(axes: Any, leads: list[list[Interval]], largest: float) -> None:
+    means = np.array([[each.mean for each in row] for row in leads])
+    axes.imshow(means, cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto")
+    for i, row in enumerate(leads):
+        for j, (mean, reach) in enumerate(row):
+            text = "-" if np.isnan(mean) else f"{mean:+.1f}" if abs(mean) < 100 else f"{mean:+.0f}"
+            axes.text(j, i, text + ("" if np.isnan(reach) else f"\n± {reach:.1f}"), ha="center",
+                      va="center", fontsize=6,
+                      fontweight="bold" if row[j].excludes_zero else "normal",
+                      color="white" if abs(mean) > 0.7 * largest else "black")
     axes.grid(False)
-    axes.set_title(f"{figures.plain(short_name(dataset))}: COMET's lead at its best,\n"
-                   + (f"points of {metric.key}" if metric.sign > 0 else "% less error"))
-
-
-def _advantage_at(config: GridConfig, out: Path, dataset: str, width: int, level: float) -> float:
-    standard = curves_of(config, out, dataset, width, "standard", level)[1]
-    comet = curves_of(config, out, dataset, width, "comet", level)[1]
-    return advantage(standard, comet, metric_of(config, dataset).sign)
-
-
-def table(config: GridConfig, out: Path) -> str:
-    """Return a row for each data set, width and p_k: best values, lead and seeds won."""
-    others = [model for model in config.models if model not in ("standard", "comet")]
-    rows = [("data set", "N", "p_k", "standard", "COMET", *others, "COMET's lead", "seeds won")]
-    for dataset in config.datasets:
-        sign = metric_of(config, dataset).sign
-        for width in config.widths:
-            for level in config.p_k:
-                curves = {model: curves_of(config, out, dataset, width, model, level)[1]
-                          for model in ("standard", "comet", *others)}
-                standard, comet = curves["standard"], curves["comet"]
-                rows.append((short_name(dataset), str(width), f"{level:g}",
-                             *(_spread(values, sign) for values in curves.values()),
-                             _lead(advantage(standard, comet, sign), sign),
-                             _won(standard, comet, sign)))
-    mixed = [f"\nthe finished cells of {short_name(dataset)} were trained on different data, as "
-             "its files were changed in between: compare within one --out that was begun afresh"
-             for dataset in config.datasets
-             if len({data for cell in cells(config) if cell.spec.dataset == dataset
-                     and (data := cell.result(out, lambda result: str(result["data"])))}) > 1]
-    labels = dict.fromkeys(metric_of(config, dataset).label for dataset in config.datasets)
-    return "".join([columns(rows), f"\n{', or '.join(labels)}: best, mean over seeds (lowest-"
-                    "highest)", *mixed])
-
-
-def _spread(curves: Curves, sign: int) -> str:
-    if not curves:
-        return "-"
-    values = best(curves, sign)
-    return f"{values.mean():.3f} ({values.min():.3f}-{values.max():.3f})"
-
-
-def _lead(value: float, sign: int) -> str:
-    if np.isnan(value):
-        return "-"
-    if sign > 0:
-        return f"{value:+.1f} points"
-    if abs(value) < 0.05:
-        return "no difference"
-    return f"{abs(value):.1f} % {'less' if value > 0 else 'more'} error"
-
-
-def _won(standard: Curves, comet: Curves, sign: int) -> str:
-    seeds = sorted(standard.keys() & comet.keys())
-    if not seeds:
-        return "-"
-    won = (sign * best(comet, sign, seeds) > sign * best(standard, sign, seeds)).sum()
-    return f"{won} of {len(seeds)}"
-
-
-PAPER_LEVELS = {"p_k": (0.1, 0.5, 0.9), "seeds": 3}
-PAPER_MODELS = {"models": ("standard", "comet")}
 
 
 def grid(name: str, **presets: dict[str, Any]) -> Experiment:

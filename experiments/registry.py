@@ -15,6 +15,7 @@ EXPERIMENTS = {
     "fig4": ("fig4", "Figure 4: CIFAR10, 4-layer MLP, SGD lr 1e-4"),
     "fig11": ("fig11", "Figure 11: CIFAR10, 4-layer MLP, SGD lr 1e-3"),
     "fig33": ("fig33", "Figure 33: SARCOS, 4-layer MLP, SGD lr 1e-2"),
+    "fig34": ("fig34", "Figure 34: CIFAR10, ten activations, SGD with momentum, lr 1e-3"),
 }
 
 

@@ -1,44 +1,68 @@
-"""The models that are compared, each a change of one configuration."""
+"""The models that are compared, each a change of one configuration: Sec. 4 of the paper."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from ..errors import UserError
 from ..functional.activations import ACTIVATIONS
 from ..functional.routing import Ties
 from ..gates import Bernoulli, Comet, ExampleTied, Layerwise, TopK
-from ..models.mlp import MLPConfig
+from ..models.moe import MoEConfig
+from .training.config import RunConfig
 
-WITHOUT_P_K = ("standard", "centred")
+WITHOUT_P_K = ("standard", "l1", "centred")
+PENALTY = 1e-4  # factor of the L1 penalty, which the paper does not say; --l1 gives another
 
-Variant = Callable[[MLPConfig, float, Ties], MLPConfig]  # the standard model, p_k, tie rule
-
-
-def _smaller(standard: MLPConfig, p_k: float, ties: Ties) -> MLPConfig:
-    hidden = [int(p_k * N) for N in standard.widths[1:-1]]
-    if min(hidden, default=1) < 1:
-        raise UserError(f"p_k = {p_k} leaves the smaller model no neuron in a layer of "
-                        f"{min(standard.widths[1:-1])}: raise one of them, or leave that model out")
-    return replace(standard, widths=(standard.widths[0], *hidden, standard.widths[-1]))
+Variant = Callable[[RunConfig, float, Ties], RunConfig]  # a run of the standard model, p_k, ties
 
 
-def _centred(standard: MLPConfig, p_k: float, ties: Ties) -> MLPConfig:
-    centred = f"centred_{standard.activation}"
-    return replace(standard, activation=centred if centred in ACTIVATIONS else standard.activation)
+def _change(run: RunConfig, **changes: Any) -> RunConfig:
+    """Return the run with a few fields of its model changed."""
+    return replace(run, model=replace(run.model, **changes))
 
 
-# Sec. 4 of the paper. The last two are controls of what a mask does besides routing: "scaled" is
+def _fewer_neurons(run: RunConfig, p_k: float, ties: Ties) -> RunConfig:
+    inputs, *hidden, outputs = run.model.widths
+    fewer = [int(p_k * N) for N in hidden]
+    if min(fewer, default=1) < 1:
+        raise UserError(f"p_k = {p_k} leaves the smaller model, and the experts of moe, no neuron "
+                        f"in a layer of {min(hidden)}: raise one of them, or leave that model out")
+    return _change(run, widths=(inputs, *fewer, outputs))
+
+
+def _mixture(run: RunConfig, p_k: float, ties: Ties, trainable: bool = True) -> RunConfig:
+    one = _fewer_neurons(run, p_k, ties).model
+    return replace(run, model=MoEConfig(one.widths, int(1 / p_k), one.activation,
+                                        trainable=trainable, bias=one.bias))
+
+
+def _l1(run: RunConfig, p_k: float, ties: Ties) -> RunConfig:
+    optimizer = run.training.optimizer
+    penalized = replace(optimizer, l1=optimizer.l1 or PENALTY)
+    return replace(run, training=replace(run.training, optimizer=penalized))
+
+
+def _centred(run: RunConfig, p_k: float, ties: Ties) -> RunConfig:
+    centred = f"centred_{run.model.activation}"
+    return _change(run, activation=centred) if centred in ACTIVATIONS else run
+
+
+# The paper's eleven. The last two are controls of what a mask does besides routing: "scaled" is
 # the standard model with its hidden activations multiplied by p_k, as a mask does on average;
 # "centred" the standard model with f(a) - f(0), without the positive mean of softplus.
 VARIANTS: dict[str, Variant] = {
-    "standard": lambda standard, p_k, ties: standard,
-    "smaller": _smaller,
-    "dropout": lambda standard, p_k, ties: replace(standard, dropout=1 - p_k),
-    "top-k": lambda standard, p_k, ties: replace(standard, gate=TopK(p_k, ties)),
-    "layerwise": lambda standard, p_k, ties: replace(standard, gate=Layerwise(p_k, ties)),
-    "bernoulli": lambda standard, p_k, ties: replace(standard, gate=Bernoulli(p_k)),
-    "example-tied": lambda standard, p_k, ties: replace(standard, gate=ExampleTied(p_k)),
-    "comet": lambda standard, p_k, ties: replace(standard, gate=Comet(p_k, ties)),
-    "scaled": lambda standard, p_k, ties: replace(standard, scale=p_k),
+    "standard": lambda run, p_k, ties: run,
+    "smaller": _fewer_neurons,
+    "dropout": lambda run, p_k, ties: _change(run, dropout=1 - p_k),
+    "top-k": lambda run, p_k, ties: _change(run, gate=TopK(p_k, ties)),
+    "moe": _mixture,
+    "moe-fixed": lambda run, p_k, ties: _mixture(run, p_k, ties, trainable=False),
+    "layerwise": lambda run, p_k, ties: _change(run, gate=Layerwise(p_k, ties)),
+    "bernoulli": lambda run, p_k, ties: _change(run, gate=Bernoulli(p_k)),
+    "example-tied": lambda run, p_k, ties: _change(run, gate=ExampleTied(p_k)),
+    "l1": _l1,
+    "comet": lambda run, p_k, ties: _change(run, gate=Comet(p_k, ties)),
+    "scaled": lambda run, p_k, ties: _change(run, scale=p_k),
     "centred": _centred,
 }

@@ -4,6 +4,7 @@ The leading axes of its input are free, so it is the MLP inside the blocks of la
 """
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -23,6 +24,7 @@ from ..functional.linear import (
 )
 from ..functional.packing import unpacked
 from ..gates import EVALUATION, Comet, Gate, Kept, Pass
+from ..gates.comet import Routed
 from ..precision import check_format
 from ..rng import key, uniform
 from ..tree import check_shapes, leaves, zeros_like
@@ -286,6 +288,17 @@ def trace(x: Array, params: Params, fixed: Fixed, config: MLPConfig) -> Trace:
 def parameter_count(config: MLPConfig) -> int:
     """Return the number of trainable parameters (the gate's fixed weights are not counted)."""
     return sum(N * (N_in + config.bias) for (N, N_in), _ in shapes(config))
+
+
+def multiply_adds(config: MLPConfig) -> tuple[int, int]:
+    """Return the multiply-adds of one example in a training step: trained layers, fixed weights.
+
+    Of a layer ``W x``, ``dW`` and, but for the first, ``W^T da``; of the gate's fixed weights, as
+    V of COMET, each once, if the masks are not kept.
+    """
+    trained = 3 * sum(N * N_in for (N, N_in), _ in shapes(config)) - math.prod(config.widths[:2])
+    fixed = config.gate.shapes(config.widths) if isinstance(config.gate, Routed) else ()
+    return trained, sum(map(math.prod, fixed))
 
 
 def check_arrays(x: Array, params: Params, config: MLPConfig) -> None:

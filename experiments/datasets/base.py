@@ -8,7 +8,7 @@ import os
 import stat
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,6 +110,13 @@ class Dataset:
             if array is not None:
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+    def first(self, train: int | None, validation: int | None) -> "Dataset":
+        """Return the first so many training and validation examples, and the whole test set."""
+        x_val, y_val = (None if array is None else array[:validation]
+                        for array in (self.x_val, self.y_val))
+        return replace(self, x_train=self.x_train[:train], y_train=self.y_train[:train],
+                       x_val=x_val, y_val=y_val)
 
 
 # Bytes to [-1, 1], as published: (x/255 - 0.5) / 0.5.

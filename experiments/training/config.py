@@ -89,10 +89,24 @@ def computing(config: RunConfig) -> Any:
     return replace(config.model, compute=compute)
 
 
+def multiply_adds(model: Any) -> tuple[int, int]:
+    """Return the multiply-adds of one example in a training step: trained layers, fixed weights.
+
+    Of a model that does not say them, three for each parameter.
+    """
+    module = module_of(model)
+    count = getattr(module, "multiply_adds", lambda model: (3 * module.parameter_count(model), 0))
+    found: tuple[int, int] = count(model)
+    return found
+
+
 def step_work(config: RunConfig) -> float:
     """Return about how many floating-point operations a step's matrix products take.
 
-    Masks are counted as kept, which cost nothing.
+    Masks that can be kept cost nothing.
     """
-    parameters = module_of(config.model).parameter_count(config.model)
-    return 6.0 * config.training.examples_a_step * parameters
+    trained, routing = multiply_adds(config.model)
+    kept = getattr(module_of(config.model), "with_kept_masks", lambda model: None)(config.model)
+    changes = config.training.augment is not None
+    return 2.0 * config.training.examples_a_step * (
+        trained + routing * (kept is None or changes))

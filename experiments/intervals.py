@@ -1,0 +1,33 @@
+"""Means with their 95 % intervals, by Student's t distribution."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import stdtrit
+
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """A mean and how far its 95 % interval reaches on both sides; NaN of a single value."""
+
+    mean: float
+    reach: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the whole interval is on one side of zero."""
+        return abs(self.mean) > self.reach
+
+
+def interval(values: np.ndarray) -> Interval:
+    """Return the mean of independent values (n,), as one of each seed, with its interval.
+
+    ``mean +- t_{n-1, 0.975} s / sqrt(n)``, s the standard deviation with n - 1 in its denominator.
+    """
+    n = len(values)
+    if n == 0:
+        return Interval(np.nan, np.nan)
+    t = stdtrit(n - 1, (1 + LEVEL) / 2) if n > 1 else np.nan
+    return Interval(float(np.mean(values)),
+                    float(t * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else np.nan)
