@@ -1,0 +1,51 @@
+"""The choice of a mixture of experts: softmax of a gate's scores, of which the largest stays."""
+
+from typing import Any, NamedTuple
+
+from ..backends import xp_of
+
+Array = Any
+
+
+class WeightCache(NamedTuple):
+    """What the backward of a chosen expert's weight reads.
+
+    g : array (..., E), the softmax of the scores. chosen : bool (..., E), one expert an example.
+    """
+
+    g: Array
+    chosen: Array
+
+
+def top_1(scores: Array) -> Array:
+    """Return the expert with the largest score, int64 (...): of equal ones the lowest index.
+
+    Of scores (..., E). A NaN counts as the largest, so that it reaches the output and the loss.
+    """
+    return xp_of(scores).argmax(scores, axis=-1)
+
+
+def one_hot(choice: Array, E: int) -> Array:
+    """Return which expert was chosen, bool (..., E), for int (...)."""
+    return choice[..., None] == xp_of(choice).arange(E)
+
+
+def weight_forward(scores: Array, chosen: Array) -> tuple[Array, WeightCache]:
+    """Return the weight of the chosen expert: scores (..., E), chosen (..., E) -> (...).
+
+    ``g = exp(s) / sum_j exp(s_j)``,  ``weight = g_e`` of the chosen expert e
+    """
+    xp = xp_of(scores)
+    powers = xp.exp(scores - scores.real.max(axis=-1, keepdims=True))  # .real: for the complex step
+    g = powers / powers.sum(axis=-1, keepdims=True)  # (..., E)
+    return (g * chosen).sum(axis=-1), WeightCache(g, chosen)
+
+
+def weight_backward(dweight: Array, cache: WeightCache) -> Array:
+    """Return ``ds_j = g_e ([j = e] - g_j) dweight``: dweight (...) -> (..., E).
+
+    The choice is piecewise constant in the scores, so nothing flows through it.
+    """
+    g, chosen = cache
+    weight = (g * chosen).sum(axis=-1)
+    return (weight * dweight)[..., None] * (chosen.astype(g.dtype) - g)

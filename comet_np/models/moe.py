@@ -1,0 +1,339 @@
+"""The mixture of experts of the paper's comparison: whole MLPs, of which a gate chooses one.
+
+The gate looks at the network's input; which expert it chooses, and with which weight, is in
+`comet_np.functional.mixture`.
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from numbers import Integral
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ..backends import Backend, backend_of, described, get_backend
+from ..errors import UserError, unknown
+from ..functional.linear import check_cotangent
+from ..functional.mixture import WeightCache, one_hot, top_1, weight_backward, weight_forward
+from ..gates import EVALUATION, Pass
+from ..tree import check_shapes, leaves, zeros_like
+from . import mlp
+from .mlp import MLPCache, MLPConfig
+
+__all__ = ["MoECache", "MoEConfig", "MoEParams", "backward", "counts", "forward", "init",
+           "parameter_count", "quantities", "shapes", "zeros_like"]
+
+Array = Any
+GATES = ("weighted", "hard")
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    """The shape and rules of a mixture of experts.
+
+    Attributes
+    ----------
+    widths : tuple of int
+        Of one expert: N_0 (inputs), n_1, ..., N_L (outputs). In the paper n_l = p_k N_l.
+    experts : int
+        E. In the paper 1 / p_k, rounded down.
+    activation : str
+        f, of the experts and of the gate's hidden layer.
+    gate : {"weighted", "hard"}
+        "weighted" (the paper): an MLP with one hidden layer, whose softmax weighs the output of the
+        chosen expert. "hard" (the published code): one layer, which only chooses. No gradient
+        reaches it, so it is never trained, whatever `trainable` says, and lies in `fixed`.
+    trainable : bool
+        Whether the weighted gate is trained; if not, it lies in `fixed`.
+    gate_width : int, optional
+        Neurons of the weighted gate's hidden layer, of which the paper does not say the number; as
+        many as an expert's first layer has if not given.
+    bias : bool
+        Whether the layers have biases, of the experts and of the gate.
+    compute : str or None
+        The format in which products of the experts read their operands, see `comet_np.precision`.
+        The gate's are never reduced, as that changes choices.
+    """
+
+    widths: tuple[int, ...]
+    experts: int
+    activation: str = "softplus"
+    gate: Literal["weighted", "hard"] = "weighted"
+    trainable: bool = True
+    gate_width: int | None = None
+    bias: bool = True
+    compute: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(self.widths))
+        if not isinstance(self.experts, Integral) or self.experts < 1:
+            raise UserError("experts is how many there are, an integer of at least 1, got "
+                            f"{self.experts!r}")
+        if self.gate not in GATES:
+            raise unknown("gate of a mixture of experts", self.gate, GATES)
+        if self.gate_width is not None and (not isinstance(self.gate_width, Integral)
+                                            or self.gate_width < 1):
+            raise UserError("gate_width is how many neurons the gate's hidden layer has, an "
+                            f"integer of at least 1, got {self.gate_width!r}")
+        _expert(self)  # says what is wrong with the rest
+
+    @property
+    def trains_gate(self) -> bool:
+        """Whether the gate is among the parameters; it is fixed otherwise."""
+        return self.gate == "weighted" and self.trainable
+
+
+@functools.cache
+def _expert(config: MoEConfig) -> MLPConfig:
+    """Return the configuration of one expert."""
+    return MLPConfig(config.widths, config.activation, None, config.bias, compute=config.compute)
+
+
+@functools.cache
+def _gate(config: MoEConfig) -> MLPConfig:
+    """Return the configuration of the gate."""
+    hidden = () if config.gate == "hard" else (config.gate_width or config.widths[1],)
+    return MLPConfig((config.widths[0], *hidden, config.experts), config.activation, None,
+                     config.bias)
+
+
+class MoEParams(NamedTuple):
+    """Parameters: of the gate, None when it is fixed, and of each expert."""
+
+    gate: mlp.Params | None
+    experts: tuple[mlp.Params, ...]
+
+
+class ExpertCache(NamedTuple):
+    """What the backward of an expert reads.
+
+    rows : int64 array of the examples that it saw, or a slice of all. y : its output for them.
+    """
+
+    rows: Array | slice
+    y: Array
+    cache: MLPCache
+
+
+class MoECache(NamedTuple):
+    """What `backward` reads, and the gate's scores.
+
+    chosen : bool (..., E), one expert an example. weight : (...), 1 of a hard gate. weighing :
+    WeightCache, None of a hard gate. gate : its parameters. scores : (..., E), and gating :
+    MLPCache, both None if the gate was not asked. experts : an ExpertCache each, None of one
+    without examples.
+    """
+
+    chosen: Array
+    weight: Array
+    weighing: WeightCache | None
+    gate: mlp.Params
+    scores: Array | None
+    gating: MLPCache | None
+    experts: tuple[ExpertCache | None, ...]
+
+
+@functools.cache
+def shapes(config: MoEConfig) -> MoEParams:
+    """Return the shapes of the parameters, a tree like the parameters themselves."""
+    return MoEParams(mlp.shapes(_gate(config)) if config.trains_gate else None,
+                     (mlp.shapes(_expert(config)),) * config.experts)
+
+
+def init(config: MoEConfig, seed: int = 0, backend: Backend | None = None,
+         dtype: str = "float32") -> tuple[MoEParams, tuple[Any, ...]]:
+    """Return freshly drawn parameters, and the gate's if it is fixed, else ().
+
+    Gate and experts are drawn as `comet_np.models.mlp.init` does, each array from a random stream
+    of its own: a fixed gate is the one from which a trained one of the same seed starts.
+    """
+    backend = backend or get_backend("numpy")
+    gate, _ = mlp.init(_gate(config), seed, backend, dtype, ("gate",))
+    experts = tuple(mlp.init(_expert(config), seed, backend, dtype, ("expert", e))[0]
+                    for e in range(config.experts))
+    return (MoEParams(gate, experts), ()) if config.trains_gate else (MoEParams(None, experts),
+                                                                      gate)
+
+
+def forward(x: Array, params: MoEParams, fixed: Any, config: MoEConfig,
+            choice: Array | None = None, at: Pass = EVALUATION) -> tuple[Array, MoECache]:
+    """Return the network's output: that of the chosen expert, times its weight.
+
+    ``s = gate(x)``,  ``e = argmax_j s_j``,  ``g = softmax(s)``,  ``y = g_e expert_e(x)``;
+    without g_e of a hard gate
+
+    On a CPU an expert computes its own examples only. On a device, where shapes may not depend on
+    data as a step is captured once, every expert computes all of them.
+
+    Parameters
+    ----------
+    x : array (..., N_0), float
+    params : MoEParams
+    fixed : tuple
+        The gate's parameters if it is fixed, else ().
+    config : MoEConfig
+    choice : int array (...), optional
+        The expert of each example from outside, instead of the gate's; a weight is still the
+        gate's.
+    at : Pass
+        Of no consequence: training and evaluation are the same.
+
+    Returns
+    -------
+    y : array (..., N_L)
+    cache : MoECache
+
+    Raises
+    ------
+    UserError
+        If a shape does not fit, or an expert is chosen that does not exist (on a CPU).
+    """
+    check_arrays(x, params, fixed, config)
+    backend, expert = backend_of(x), _expert(config)
+    xp, lead, dtype = backend.xp, x.shape[:-1], _dtype(x, params)
+    gate = fixed if params.gate is None else params.gate
+    scores = gating = weighing = None
+    if choice is not None:
+        check_choice(choice, x, config)
+    if choice is None or config.gate == "weighted":
+        scores, gating = mlp.forward(x, gate, (), _gate(config))  # (..., E)
+    chosen = one_hot(top_1(scores) if choice is None else choice, config.experts)  # (..., E)
+    if config.gate == "weighted":
+        weight, weighing = weight_forward(scores, chosen)  # (...)
+    else:
+        weight = xp.ones(lead, dtype=dtype)
+    x, masks, factor = (a.reshape(prod(lead), a.shape[-1])
+                        for a in (x, chosen, weight[..., None]))
+    y = xp.zeros((len(x), config.widths[-1]), dtype=dtype)
+    experts: list[ExpertCache | None] = []
+    for e, p in enumerate(params.experts):
+        rows: Any = slice(None) if backend.waits else xp.nonzero(masks[:, e])[0]
+        if not backend.waits and not len(rows):
+            experts.append(None)
+            continue
+        y_e, cache = mlp.forward(x[rows], p, (), expert)  # (rows, N_L)
+        y[rows] += xp.where(masks[rows, e, None], factor[rows] * y_e, 0)
+        experts.append(ExpertCache(rows, y_e, cache))
+    made = MoECache(chosen, weight, weighing, gate, scores, gating, tuple(experts))
+    return y.reshape(*lead, config.widths[-1]), made
+
+
+def backward(dy: Array, cache: MoECache, params: MoEParams, grads: MoEParams, config: MoEConfig,
+             input_gradient: bool = True) -> Array | None:
+    """Return dx and add the gradients of all parameters into `grads`.
+
+    ``dexpert_e = g_e dy``,  ``dg_e = sum_i dy_i expert_e(x)_i``,
+    ``ds_j = g_e ([j = e] - g_j) dg_e``
+
+    The choice is piecewise constant, so nothing flows through it: an expert that was not chosen
+    learns nothing, and a hard gate, whose g_e is no factor, neither.
+
+    Parameters
+    ----------
+    dy : array (..., N_L)
+        The gradient of the loss by the output.
+    cache : MoECache
+    params, grads : MoEParams
+        `grads` may be `params` themselves: see `comet_np.optim`.
+    config : MoEConfig
+    input_gradient : bool
+        False returns None and saves products: training does not need dx.
+
+    Raises
+    ------
+    UserError
+        If a shape does not fit, or `grads` cannot be written to.
+    """
+    check_shapes(grads, shapes(config), "the gradients of a mixture of experts need arrays, as of "
+                                        "zeros_like(params),")
+    lead, expert = cache.chosen.shape[:-1], _expert(config)
+    check_cotangent(dy, (*lead, config.widths[-1]))
+    xp, dtype = backend_of(dy).xp, _dtype(dy, params)
+    dy, masks, factor = (a.reshape(prod(lead), a.shape[-1])
+                         for a in (dy, cache.chosen, cache.weight[..., None]))
+    dx = xp.zeros((len(dy), config.widths[0]), dtype=dtype) if input_gradient else None
+    dweight = xp.zeros(len(dy), dtype=dtype)
+    # A fixed gate learns nothing: what flows into it matters for dx only.
+    through_gate = cache.weighing is not None and (config.trainable or input_gradient)
+    for e, part in enumerate(cache.experts):
+        if part is None:
+            continue
+        rows, y_e, made = part
+        mine = masks[rows, e, None]
+        if through_gate:
+            dweight[rows] += xp.where(mine, dy[rows] * y_e, 0).sum(axis=-1)
+        dy_e = xp.where(mine, factor[rows] * dy[rows], 0)  # (rows, N_L)
+        dx_e = mlp.backward(dy_e, made, params.experts[e], grads.experts[e], expert, input_gradient)
+        if dx is not None:
+            dx[rows] += dx_e
+    if dx is not None:
+        dx = dx.reshape(*lead, config.widths[0])
+    if through_gate:
+        assert cache.weighing is not None and cache.gating is not None
+        ds = weight_backward(dweight.reshape(lead), cache.weighing)  # (..., E)
+        to = zeros_like(cache.gate) if grads.gate is None else grads.gate
+        dx_gate = mlp.backward(ds, cache.gating, cache.gate, to, _gate(config), input_gradient)
+        dx = dx if dx is None else dx + dx_gate
+    return dx
+
+
+def _dtype(x: Array, params: MoEParams) -> Any:
+    return np.result_type(x.dtype, params.experts[0][0].weight.dtype)
+
+
+def counts(cache: MoECache, config: MoEConfig) -> dict[str, Array]:
+    """Return how many examples chose each expert: ``load_0 .. load_{E-1}``, 0-d arrays.
+
+    Of an example with more axes of its own (..., N_0) the share that did.
+    """
+    chosen, inner = cache.chosen, prod(cache.chosen.shape[1:-1])
+    loads = chosen.reshape(-1, config.experts).sum(axis=0) / inner
+    return {f"load_{e}": loads[e] for e in range(config.experts)}
+
+
+def quantities(params: MoEParams, cache: MoECache, y: Array) -> Iterator[tuple[str, Array]]:
+    """Yield what a forward pass read and made, by its name in the paper, in order."""
+    if cache.gating is not None:
+        for name, array in mlp.quantities(cache.gate, cache.gating, cache.scores):
+            yield f"{name} of the gate", array
+    for e, part in enumerate(cache.experts):
+        if part is not None:
+            for name, array in mlp.quantities(params.experts[e], part.cache, part.y):
+                yield f"{name} of expert {e}", array
+    yield "the output y", y
+
+
+def parameter_count(config: MoEConfig) -> int:
+    """Return the number of trainable parameters (a fixed gate's are not counted)."""
+    gate = mlp.parameter_count(_gate(config)) if config.trains_gate else 0
+    return gate + config.experts * mlp.parameter_count(_expert(config))
+
+
+def check_arrays(x: Array, params: MoEParams, fixed: Any, config: MoEConfig) -> None:
+    """Raise a UserError unless x, the parameters and the fixed gate fit the configuration."""
+    what = f"{config.experts} experts of widths {config.widths} with bias={config.bias} "
+    gate = "a gate that is trained" if config.trains_gate else "a gate that is fixed"
+    check_shapes(params, shapes(config), f"{what}and {gate} need parameters")
+    if config.trains_gate:
+        if any(True for _ in leaves(fixed)):
+            raise UserError("a mixture of experts with a gate that is trained has no fixed "
+                            "weights, expected (): got some (was trainable=False meant?)")
+    else:
+        check_shapes(fixed, mlp.shapes(_gate(config)), f"{what}and {gate} need fixed weights, of "
+                                                       "the gate,")
+    mlp.check_arrays(x, params.experts[0], _expert(config))
+
+
+def check_choice(choice: Array, x: Array, config: MoEConfig) -> None:
+    """Raise a UserError unless `choice` says an expert for each example; a device is not read."""
+    backend = backend_of(x, choice)
+    if choice.dtype.kind not in "iu" or choice.shape != x.shape[:-1]:
+        raise UserError("choice is the number of an expert for each example, an integer array of "
+                        f"shape {x.shape[:-1]}, got {described(choice)}")
+    if not backend.waits and choice.size:
+        low, high = int(choice.min()), int(choice.max())
+        if low < 0 or high >= config.experts:
+            raise UserError(f"choice must lie in 0..{config.experts - 1} for {config.experts} "
+                            f"experts, got {low}..{high}")
