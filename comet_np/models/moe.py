@@ -311,6 +311,13 @@ def parameter_count(config: MoEConfig) -> int:
     return gate + config.experts * mlp.parameter_count(_expert(config))
 
 
+def multiply_adds(config: MoEConfig) -> tuple[int, int]:
+    """Return the multiply-adds of one example in a training step: trained layers, a fixed gate."""
+    expert, gate = (mlp.multiply_adds(part(config))[0] for part in (_expert, _gate))
+    once = sum(prod(layer.weight) for layer in mlp.shapes(_gate(config)))
+    return (expert + gate, 0) if config.trains_gate else (expert, once)
+
+
 def check_arrays(x: Array, params: MoEParams, fixed: Any, config: MoEConfig) -> None:
     """Raise a UserError unless x, the parameters and the fixed gate fit the configuration."""
     what = f"{config.experts} experts of widths {config.widths} with bias={config.bias} "
