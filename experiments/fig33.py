@@ -4,7 +4,7 @@ from .grid_report import PAPER_LEVELS, PAPER_MODELS, SMOKE, grid
 
 EXPERIMENT = grid(
     "fig33",
-    smoke=SMOKE | {"datasets": ("arm",)},
+    smoke=SMOKE | {"datasets": ("arm",), "lr": 1e-3},
     laptop={"datasets": ("sarcos",), "widths": (100, 500, 1000), "lr": 1e-2, "epochs": 10,
             "models": PAPER_MODELS, **PAPER_LEVELS},
     paper={"datasets": ("sarcos",), "widths": (100, 500, 1000), "lr": 1e-2, "epochs": 50,

@@ -90,9 +90,9 @@ def _read(cell: Cell, out: Path, key: str) -> Curve | None:
 
     def of_lines(lines: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray | None]:
         table = np.array([(line["epoch"], line[key], line["seconds"]) for line in lines],
-                         np.float64).reshape(-1, 3)
+                         np.float64)
         shares = [[value for name, value in lines[i].items() if name.startswith(LOAD)]
-                  for i in (0, -1)] if lines else [[]]
+                  for i in (0, -1)]
         return table.T, np.array(shares, np.float64) if shares[0] else None
 
     result = cell.result(out, of_result)
@@ -146,8 +146,8 @@ def table(config: GridConfig, out: Path) -> str:
             return f"{_mean_best(curves, sign):.3f}" if curves else "-"
 
         def by(one: str | None, other: str | None, panel: Panel = panel, sign: int = sign) -> str:
-            return _lead(lead(found.get((panel, one or ""), {}), found.get((panel, other or ""), {}),
-                              sign), sign)
+            a, b = (found.get((panel, model or ""), {}) for model in (one, other))
+            return _lead(lead(a, b, sign), sign)
 
         first, second = (order + [None, None])[:2]
         rows.append((short_name(panel.dataset), *[panel.activation] * several, str(panel.width),
@@ -258,7 +258,7 @@ def arranged(config: GridConfig) -> list[list[Panel]]:
     key = "activation" if len(config.activation) > 1 else "p_k"
     rows: dict[Any, list[Panel]] = {}
     for panel in panels(config):
-        rows.setdefault(panel._replace(**{key: across[0]}), []).append(panel)
+        rows.setdefault(panel._replace(**{key: across[0]}), []).append(panel)  # type: ignore
     return [row[i:i + ACROSS] for row in rows.values() for i in range(0, len(row), ACROSS)]
 
 

@@ -163,7 +163,7 @@ def test_the_table_of_figure_2_compares_the_most_similar_pairs_with_the_least(tm
 
 def test_figure_2_shows_all_finished_pairs(tmp_path, saved):
     finished_fig2(tmp_path)
-    assert fig2.draw(CONFIG2, tmp_path) == tmp_path / "fig2.png"
+    assert fig2.draw(CONFIG2, tmp_path) == [tmp_path / "fig2.png"]
     figure, = saved
     i = np.arange(60)
     for axes, drawn in zip(figure.axes, ([i / 100, i * 0 + 1.0], [i / 200, 1 - i / 590]),
@@ -326,7 +326,7 @@ def test_the_table_of_figure_3_counts_networks_and_neurons(tmp_path):
 
 def test_figure_3_shows_a_sparse_network_a_dense_one_and_all_sleepers(tmp_path, saved):
     finished_fig3(tmp_path)
-    assert fig3.draw(CONFIG3, tmp_path) == tmp_path / "fig3.png"
+    assert fig3.draw(CONFIG3, tmp_path) == [tmp_path / "fig3.png"]
     sparse, dense, sleepers = saved[0].axes
     for axes, shown in ((sparse, 2), (dense, 16)):  # p_k = 0.09 and 0.51, nearest to 0.1 and 0.5
         assert f"$p_k$ = {0.03 * (shown + 1):.2f}" in axes.get_title()

@@ -550,10 +550,12 @@ def test_the_figures_show_the_numbers_of_the_files(tmp_path, saved):
         tmp_path / f"grid{suffix}.png" for suffix in ("", "_time", "_work", "_summary")]
     epochs, time, work, summary = saved
     for dataset, names, lead, means in (
-            ("glyphs", ["COMET 0.650 (2.5 M)", "standard 0.600 (2.5 M)"], f"+5.0\n± {reach([0, 20, -5]):.1f}",
+            ("glyphs", ["COMET 0.650 (2.5 M)", "standard 0.600 (2.5 M)"],
+             f"+5.0\n± {reach([0, 20, -5]):.1f}",
              {"COMET": [0.4 / 3, 1.3 / 3, 1.85 / 3, 0.5],
               "standard": [0.4 / 3, 0.4, 1.6 / 3, 0.5]}),
-            ("arm", ["COMET 0.200 (2.5 M)", "standard 0.500 (2.5 M)"], f"+60.0\n± {reach([-40, 60, 160]):.1f}",
+            ("arm", ["COMET 0.200 (2.5 M)", "standard 0.500 (2.5 M)"],
+             f"+60.0\n± {reach([-40, 60, 160]):.1f}",
              {"COMET": [1.1, 1.1 / 3, 0.7 / 3, 1.1 / 3],
               "standard": [1.1, 2.2 / 3, 1.7 / 3, 1.7 / 3]})):
         place = CONFIG.datasets.index(dataset)

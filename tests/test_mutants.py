@@ -189,7 +189,7 @@ MUTANTS = {
         ("test_kernels", "agrees_with_its_body and kwta")),
     # --- models and settings of a grid ----------------------------------------------------------
     "the control without its centring": Mutant(
-        "experiments/variants.py", 'f"centred_{standard.activation}"', "standard.activation",
+        "experiments/variants.py", 'f"centred_{run.model.activation}"', "run.model.activation",
         ("test_grid", "controls_do")),
     "a standard model with a gate": Mutant(
         "experiments/grid.py", "gate=None, bias", "bias",
@@ -201,11 +201,12 @@ MUTANTS = {
         "experiments/variants.py", "[int(p_k * N) for", "[-int(-p_k * N // 1) for",
         ("test_grid", "parameter_counts and smaller")),
     "--ties ignored": Mutant(
-        "experiments/grid.py", "p_k, config.ties)", 'p_k, "strict")', FLAGS),
+        "experiments/grid.py", "p_k,\n                          config.ties)",
+        'p_k,\n                          "strict")', FLAGS),
     "--bias ignored": Mutant(
         "experiments/grid.py", "bias=config.bias", "bias=True", FLAGS),
     "--target ignored": Mutant(
-        "experiments/grid.py", "spec.train, spec.target,", "spec.train, None,",
+        "experiments/grid.py", "spec.validation, spec.target,", "spec.validation, None,",
         ("test_grid", "trained_on_the_data")),
     "flags of nested settings ignored": Mutant(
         "comet_np/settings.py", "own[field.name] = _changed(value, values)",
@@ -215,18 +216,26 @@ MUTANTS = {
         ("test_training", "checkpoint_of_another_run")),
     # --- tables and figures ---------------------------------------------------------------------
     "'less' for 'more'": Mutant(
-        "experiments/grid_report.py", "'less' if value > 0 else 'more'",
-        "'more' if value > 0 else 'less'", TABLE),
-    "ties counted as won": Mutant(
-        "experiments/grid_report.py", "seeds) > sign *", "seeds) >= sign *", TABLE),
+        "experiments/grid_report.py", "'less' if found.mean > 0 else 'more'",
+        "'more' if found.mean > 0 else 'less'", TABLE),
     "the last value for the best": Mutant(
-        "experiments/grid_report.py", "sign * (sign * curves[seed]).max()", "curves[seed][-1]",
+        "experiments/grid_report.py", "sign * (sign * self.value).max()", "self.value[-1]",
         TABLE),
+    "intervals of a normal law": Mutant(
+        "experiments/intervals.py", "stdtrit(n - 1, (1 + LEVEL) / 2)", "1.96", TABLE),
+    "a deviation of the whole population": Mutant(
+        "experiments/intervals.py", "ddof=1", "ddof=0", TABLE),
     "a lead over seeds that only one has": Mutant(
-        "experiments/grid_report.py",
-        "best(standard, sign, seeds).mean(), best(comet, sign, seeds).mean()",
-        "best(standard, sign).mean(), best(comet, sign).mean()",
+        "experiments/grid_report.py", "sorted(one.keys() & other.keys())", "sorted(one.keys())",
         ("test_grid", "seeds_that_both_have")),
+    "the worst called the best": Mutant(
+        "experiments/grid_report.py", "-sign * _mean_best(found", "sign * _mean_best(found",
+        ("test_grid", "best_of_many")),
+    "multiply-adds of masks kept as if routed each step": Mutant(
+        "experiments/grid_report.py", "(0 if kept else routing)", "routing",
+        ("test_grid", "figures_show")),
+    "a penalty for every model": Mutant(
+        "experiments/grid.py", 'model != "l1"', "False", ("test_grid", "penalty_is_that")),
     "weights by the number of neurons": Mutant(
         "experiments/fig2.py", "W *= 2 / W.shape[1] ** 0.5", "W *= 2 / W.shape[0] ** 0.5",
         ("test_fig2_fig3", "uniform_by")),

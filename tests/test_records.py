@@ -177,8 +177,8 @@ def test_a_record_that_cannot_be_kept_aside_is_one_sentence(tmp_path, monkeypatc
 # --- results of cells ---------------------------------------------------------------------------
 
 CELL = Cell("a", MLPConfig((2, 3, 1)), 1.0)
-LINES = [{"epoch": 0, "val_loss": 0.5, "val_accuracy": 0.1},
-         {"epoch": 1, "val_loss": 0.25, "val_accuracy": 0.3}]
+LINES = [{"epoch": 0, "val_loss": 0.5, "val_accuracy": 0.1, "seconds": 0.0},
+         {"epoch": 1, "val_loss": 0.25, "val_accuracy": 0.3, "seconds": 1.5}]
 
 
 def finish_cell(cell, out, result, lines=LINES):
@@ -211,7 +211,8 @@ def test_a_changed_digit_of_the_metrics_is_not_believed(tmp_path):
     assert CELL.result(tmp_path) == {}
 
 
-RESULT = {"parameters": 40, "data": "the data", "notice": "", "last": LINES[1]}
+RESULT = {"parameters": 40, "data": "the data", "notice": "", "last": LINES[1],
+          "seconds": {"prepare": 0.5}}
 
 
 def test_forged_results_and_metrics_of_a_grid_are_one_sentence(tmp_path):

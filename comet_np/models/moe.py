@@ -319,8 +319,8 @@ def parameter_count(config: MoEConfig) -> int:
 
 def multiply_adds(config: MoEConfig) -> tuple[int, int]:
     """Return the multiply-adds of one example in a training step: trained layers, a fixed gate."""
-    expert, gate = (mlp.multiply_adds(part(config))[0] for part in (_expert, _gate))
-    once = sum(prod(layer.weight) for layer in mlp.shapes(_gate(config)))
+    expert, gate = (mlp.multiply_adds(part)[0] for part in (config.expert, config.gating))
+    once = sum(prod(layer.weight) for layer in mlp.shapes(config.gating))
     return (expert + gate, 0) if config.trains_gate else (expert, once)
 
 
