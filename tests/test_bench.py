@@ -242,6 +242,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(bench, "SECONDS", {"smoke": 0.0})
 
 
+@pytest.mark.slow
 def test_a_run_of_the_models(tiny, tmp_path, capsys):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     assert cli.main(["bench", "--models", "--preset", "smoke", "--repeats", "1", "--threads", "1",
