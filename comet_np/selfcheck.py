@@ -31,7 +31,7 @@ from .gates import (
     keep,
 )
 from .gradcheck import GradientCheck, check_gradients
-from .models import mlp
+from .models import mlp, moe
 from .rng import key, stream
 from .samples import SAMPLES, Size, alike, in_tf32, outcome, samples
 from .tree import zeros_like
@@ -115,6 +115,12 @@ def check_model_gradients(backend: Backend | None = None) -> Iterator[tuple[str,
     params, fixed = mlp.init(config, backend=backend, dtype="float64")
     yield "MLP, Comet, dropout", check_mlp_gradients(x, params, fixed, config, at=at)
 
+    for name, mixture in (("weighted", moe.MoEConfig((20, 15, 15, 5), 3)),
+                          ("fixed", moe.MoEConfig((20, 15, 15, 5), 3, trainable=False)),
+                          ("hard", moe.MoEConfig((20, 15, 15, 5), 3, gate="hard"))):
+        weights = moe.init(mixture, backend=backend, dtype="float64")
+        yield f"mixture of experts, {name} gate", check_moe_gradients(x, *weights, mixture)
+
 
 def _short(gate: Gate) -> str:
     name = type(gate).__name__
@@ -142,6 +148,27 @@ def check_mlp_gradients(x: Array, params: mlp.Params, fixed: mlp.Fixed, config: 
     return check_gradients(forward, backward, {"x": x, "params": params},
                            masks=lambda cache: cache.masks, scores=scores if capped else None,
                            **options)
+
+
+def check_moe_gradients(x: Array, params: moe.MoEParams, fixed: Tree, config: moe.MoEConfig,
+                        choice: Array | None = None, **options: Any) -> GradientCheck:
+    """Check `moe.backward` by x and by all parameters, with the `choice` frozen or else live.
+
+    The arguments are those of `moe.forward`; the `options` those of `check_gradients`.
+    """
+    def forward(point: Tree) -> tuple[Array, moe.MoECache]:
+        return moe.forward(point["x"], point["params"], fixed, config, choice)
+
+    def backward(dy: Array, cache: moe.MoECache, point: Tree) -> Tree:
+        g = zeros_like(point["params"])
+        return {"x": moe.backward(dy, cache, point["params"], g, config), "params": g}
+
+    def scores(point: Tree, cache: moe.MoECache) -> list[tuple[Array, int]]:
+        return [(cache.scores, 1)]
+
+    return check_gradients(forward, backward, {"x": x, "params": params},
+                           masks=lambda cache: [cache.chosen],
+                           scores=scores if choice is None else None, **options)
 
 
 def routing_scores(x: Array, cache: mlp.MLPCache, fixed: mlp.Fixed,

@@ -30,7 +30,7 @@ CIFAR10_LAPTOP = {"datasets": ("cifar10",), "widths": (100, 500, 1000), "epochs"
 # Settings that a figure's title names on their own, or that its axes do.
 SAID = ("datasets", "models", "widths", "p_k", "activation", "seeds", "train", "optimizer", "lr",
         "batch", "epochs")
-CHARACTERS_AN_INCH = 16  # of a title
+CHARACTERS_AN_INCH, LEAST_INCHES = 16, 5.0  # of a title, and the width that it needs
 PALE = 20.0  # a lead below is pale, even if it is the largest: points, or per cent
 ACROSS = 5  # panels at most side by side
 LOAD = "val_load_"  # begins the metrics that say the share of each expert of a mixture
@@ -266,7 +266,7 @@ def _draw_curves(config: GridConfig, found: Found, name: str, axis: Axis, file: 
     plt = figures.pyplot()
     rows = arranged(config)
     across = max(map(len, rows))
-    figure = plt.figure(figsize=(3.4 * across, 2.3 * len(rows) + 0.5))
+    figure = plt.figure(figsize=(max(3.4 * across, LEAST_INCHES), 2.3 * len(rows) + 0.6))
     grid = figure.add_gridspec(len(rows), across)
     for i, row in enumerate(rows):
         for j, panel in enumerate(row):
@@ -274,8 +274,7 @@ def _draw_curves(config: GridConfig, found: Found, name: str, axis: Axis, file: 
             _draw_panel(axes, config, found, panel, axis)
             if j == 0:
                 axes.set_ylabel(metric_of(config, panel.dataset).label)
-            if i == len(rows) - 1:
-                axes.set_xlabel(axis.label, labelpad=1)
+    figure.supxlabel(axis.label, fontsize=8)
     figure.suptitle(_title(config, found, name, figure.get_figwidth(),
                            "beside each panel: the best value of each model and its parameters"),
                     fontsize=8)
@@ -341,8 +340,8 @@ def _draw_leads(config: GridConfig, found: Found, rivals: list[str], name: str,
     height = 0.7 + 0.34 * len(capacities)
     figure, grid = plt.subplots(
         down * len(config.datasets), across, squeeze=False,
-        figsize=(max(1.0 + 0.72 * len(config.p_k), 1.9) * across,
-                 height * down * len(config.datasets) + 0.6))
+        figsize=(max((1.0 + 0.72 * len(config.p_k)) * across, LEAST_INCHES),
+                 height * down * len(config.datasets) + 0.8))
     for axes in grid.flat:
         axes.set_axis_off()
     for i, dataset in enumerate(config.datasets):
@@ -365,7 +364,7 @@ def _draw_leads(config: GridConfig, found: Found, rivals: list[str], name: str,
             axes.set_xlabel("$p_k$", labelpad=1)
             if j % across == 0:
                 unit = f"points of {metric.key}" if metric.sign > 0 else "% less error"
-                axes.set_ylabel(figures.plain(f"{short_name(dataset)}: COMET's lead,\n{unit}"))
+                axes.set_ylabel(figures.plain(f"{short_name(dataset)}: COMET's lead,\n{unit}; N"))
     figure.suptitle(_title(config, found, name, figure.get_figwidth(),
                            "COMET minus each rival, both at their best, with 95 % intervals over "
                            "seeds; bold: the interval leaves out 0; *: the rival has no p_k"),

@@ -86,6 +86,24 @@ MUTANTS = {
     "a result before its metrics are on the disk": Mutant(
         "experiments/training/record.py", "    run.record.sync()\n    learner,", "    learner,",
         ("test_sweep", "on_the_disk")),
+    # --- the mixture of experts -----------------------------------------------------------------
+    "nothing of the gate in the input's gradient": Mutant(
+        "comet_np/models/moe.py", "dx if dx is None else dx + dx_gate", "dx",
+        ("test_moe", "by_differences")),
+    "experts that were not chosen have a say": Mutant(
+        "comet_np/models/moe.py", "xp.where(masks[rows, e, None], factor[rows] * y_e, 0)",
+        "factor[rows] * y_e", ("test_moe", "number_by_number")),
+    "experts that were not chosen learn": Mutant(
+        "comet_np/models/moe.py", "xp.where(mine, factor[rows] * dy[rows], 0)",
+        "factor[rows] * dy[rows]", ("test_moe", "without_examples")),
+    "a hard gate among the parameters": Mutant(
+        "comet_np/models/moe.py", 'return self.gate == "weighted" and self.trainable',
+        "return self.trainable", ("test_moe", "counted")),
+    "all experts start alike": Mutant(
+        "comet_np/models/moe.py", '("expert", e)', '("expert", 0)', ("test_moe", "for_itself")),
+    "the load of experts is no metric": Mutant(
+        "experiments/training/step.py", "counts | self._functions.counts(made.cache, self.model)",
+        "counts", ("test_moe", "is_a_metric")),
     # --- optimizers -----------------------------------------------------------------------------
     "--momentum ignored": Mutant(
         "comet_np/optim.py", "lr, config.momentum,", "lr, 0.9,", ("test_optim", "formulas")),

@@ -7,10 +7,13 @@ from typing import Any
 from ..errors import UserError
 from ..models import module_of
 from ..models.mlp import MLPConfig
+from ..models.moe import MoEConfig
 from ..tree import named_leaves, tree_map
 from .torch_mlp import has_names, mlp_from_torch, mlp_to_torch
+from .torch_moe import moe_from_torch, moe_to_torch
 
-__all__ = ["mlp_from_torch", "mlp_to_torch", "named_weights", "weights_of"]
+__all__ = ["mlp_from_torch", "mlp_to_torch", "moe_from_torch", "moe_to_torch", "named_weights",
+           "weights_of"]
 
 Array = Any
 Tree = Any
@@ -23,6 +26,8 @@ def named_weights(params: Tree, fixed: Tree, config: Any) -> dict[str, Array]:
     """
     if isinstance(config, MLPConfig) and has_names(config):
         return mlp_to_torch(params, fixed)
+    if isinstance(config, MoEConfig):
+        return moe_to_torch(params, fixed)
     return dict(named_leaves({"params": params, "fixed": fixed}))
 
 
@@ -36,6 +41,8 @@ def weights_of(named: Mapping[str, Array], config: Any) -> tuple[Tree, Tree]:
     """
     if isinstance(config, MLPConfig) and has_names(config):
         return mlp_from_torch(named, config)
+    if isinstance(config, MoEConfig):
+        return moe_from_torch(named, config)
     params, fixed = module_of(config).init(config)
     like = {"params": params, "fixed": fixed}
     shapes = {name: array.shape for name, array in named_leaves(like)}

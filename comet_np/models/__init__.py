@@ -1,9 +1,13 @@
 """Models: one module each, with the same functions beside the class of its configuration.
 
 ``init(config, seed, backend, dtype) -> (params, fixed)``,
-``forward(x, params, fixed, config, masks, at) -> (y, cache)``,
+``forward(x, params, fixed, config, masks, at) -> (y, cache)``, where `masks` is what a gate would
+say, ``choice`` in a mixture of experts,
 ``backward(dy, cache, params, grads, config, input_gradient) -> dx``,
 ``parameter_count(config) -> int``.
+
+Some have more, for what training writes down: ``quantities(params, cache, y)``, all that a forward
+pass read and made, by name; ``counts(cache, config)``, sums over examples, a metric each.
 """
 
 import sys

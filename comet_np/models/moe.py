@@ -77,26 +77,26 @@ class MoEConfig:
                                             or self.gate_width < 1):
             raise UserError("gate_width is how many neurons the gate's hidden layer has, an "
                             f"integer of at least 1, got {self.gate_width!r}")
-        _expert(self)  # says what is wrong with the rest
+        if self.gate_width is not None and self.gate == "hard":
+            raise UserError("a hard gate is one layer without a hidden one: leave gate_width out, "
+                            f"got {self.gate_width}")
+        _ = self.expert  # says what is wrong with the rest
 
     @property
     def trains_gate(self) -> bool:
         """Whether the gate is among the parameters; it is fixed otherwise."""
         return self.gate == "weighted" and self.trainable
 
+    @functools.cached_property
+    def expert(self) -> MLPConfig:
+        """The configuration of one expert."""
+        return MLPConfig(self.widths, self.activation, None, self.bias, compute=self.compute)
 
-@functools.cache
-def _expert(config: MoEConfig) -> MLPConfig:
-    """Return the configuration of one expert."""
-    return MLPConfig(config.widths, config.activation, None, config.bias, compute=config.compute)
-
-
-@functools.cache
-def _gate(config: MoEConfig) -> MLPConfig:
-    """Return the configuration of the gate."""
-    hidden = () if config.gate == "hard" else (config.gate_width or config.widths[1],)
-    return MLPConfig((config.widths[0], *hidden, config.experts), config.activation, None,
-                     config.bias)
+    @functools.cached_property
+    def gating(self) -> MLPConfig:
+        """The configuration of the gate."""
+        hidden = () if self.gate == "hard" else (self.gate_width or self.widths[1],)
+        return MLPConfig((self.widths[0], *hidden, self.experts), self.activation, None, self.bias)
 
 
 class MoEParams(NamedTuple):
@@ -138,8 +138,8 @@ class MoECache(NamedTuple):
 @functools.cache
 def shapes(config: MoEConfig) -> MoEParams:
     """Return the shapes of the parameters, a tree like the parameters themselves."""
-    return MoEParams(mlp.shapes(_gate(config)) if config.trains_gate else None,
-                     (mlp.shapes(_expert(config)),) * config.experts)
+    return MoEParams(mlp.shapes(config.gating) if config.trains_gate else None,
+                     (mlp.shapes(config.expert),) * config.experts)
 
 
 def init(config: MoEConfig, seed: int = 0, backend: Backend | None = None,
@@ -150,9 +150,15 @@ def init(config: MoEConfig, seed: int = 0, backend: Backend | None = None,
     of its own: a fixed gate is the one from which a trained one of the same seed starts.
     """
     backend = backend or get_backend("numpy")
-    gate, _ = mlp.init(_gate(config), seed, backend, dtype, ("gate",))
-    experts = tuple(mlp.init(_expert(config), seed, backend, dtype, ("expert", e))[0]
+    gate, _ = mlp.init(config.gating, seed, backend, dtype, ("gate",))
+    experts = tuple(mlp.init(config.expert, seed, backend, dtype, ("expert", e))[0]
                     for e in range(config.experts))
+    return placed(gate, experts, config)
+
+
+def placed(gate: mlp.Params, experts: tuple[mlp.Params, ...],
+           config: MoEConfig) -> tuple[MoEParams, tuple[Any, ...]]:
+    """Return the parameters, and the gate's if it is fixed, else ()."""
     return (MoEParams(gate, experts), ()) if config.trains_gate else (MoEParams(None, experts),
                                                                       gate)
 
@@ -191,14 +197,14 @@ def forward(x: Array, params: MoEParams, fixed: Any, config: MoEConfig,
         If a shape does not fit, or an expert is chosen that does not exist (on a CPU).
     """
     check_arrays(x, params, fixed, config)
-    backend, expert = backend_of(x), _expert(config)
+    backend, expert = backend_of(x), config.expert
     xp, lead, dtype = backend.xp, x.shape[:-1], _dtype(x, params)
     gate = fixed if params.gate is None else params.gate
     scores = gating = weighing = None
     if choice is not None:
         check_choice(choice, x, config)
     if choice is None or config.gate == "weighted":
-        scores, gating = mlp.forward(x, gate, (), _gate(config))  # (..., E)
+        scores, gating = mlp.forward(x, gate, (), config.gating)  # (..., E)
     chosen = one_hot(top_1(scores) if choice is None else choice, config.experts)  # (..., E)
     if config.gate == "weighted":
         weight, weighing = weight_forward(scores, chosen)  # (...)
@@ -228,7 +234,7 @@ def backward(dy: Array, cache: MoECache, params: MoEParams, grads: MoEParams, co
     ``ds_j = g_e ([j = e] - g_j) dg_e``
 
     The choice is piecewise constant, so nothing flows through it: an expert that was not chosen
-    learns nothing, and a hard gate, whose g_e is no factor, neither.
+    gets a gradient of 0, and a hard gate, whose g_e is no factor, none.
 
     Parameters
     ----------
@@ -248,7 +254,7 @@ def backward(dy: Array, cache: MoECache, params: MoEParams, grads: MoEParams, co
     """
     check_shapes(grads, shapes(config), "the gradients of a mixture of experts need arrays, as of "
                                         "zeros_like(params),")
-    lead, expert = cache.chosen.shape[:-1], _expert(config)
+    lead, expert = cache.chosen.shape[:-1], config.expert
     check_cotangent(dy, (*lead, config.widths[-1]))
     xp, dtype = backend_of(dy).xp, _dtype(dy, params)
     dy, masks, factor = (a.reshape(prod(lead), a.shape[-1])
@@ -274,7 +280,7 @@ def backward(dy: Array, cache: MoECache, params: MoEParams, grads: MoEParams, co
         assert cache.weighing is not None and cache.gating is not None
         ds = weight_backward(dweight.reshape(lead), cache.weighing)  # (..., E)
         to = zeros_like(cache.gate) if grads.gate is None else grads.gate
-        dx_gate = mlp.backward(ds, cache.gating, cache.gate, to, _gate(config), input_gradient)
+        dx_gate = mlp.backward(ds, cache.gating, cache.gate, to, config.gating, input_gradient)
         dx = dx if dx is None else dx + dx_gate
     return dx
 
@@ -307,8 +313,15 @@ def quantities(params: MoEParams, cache: MoECache, y: Array) -> Iterator[tuple[s
 
 def parameter_count(config: MoEConfig) -> int:
     """Return the number of trainable parameters (a fixed gate's are not counted)."""
-    gate = mlp.parameter_count(_gate(config)) if config.trains_gate else 0
-    return gate + config.experts * mlp.parameter_count(_expert(config))
+    gate = mlp.parameter_count(config.gating) if config.trains_gate else 0
+    return gate + config.experts * mlp.parameter_count(config.expert)
+
+
+def multiply_adds(config: MoEConfig) -> tuple[int, int]:
+    """Return the multiply-adds of one example in a training step: trained layers, a fixed gate."""
+    expert, gate = (mlp.multiply_adds(part(config))[0] for part in (_expert, _gate))
+    once = sum(prod(layer.weight) for layer in mlp.shapes(_gate(config)))
+    return (expert + gate, 0) if config.trains_gate else (expert, once)
 
 
 def check_arrays(x: Array, params: MoEParams, fixed: Any, config: MoEConfig) -> None:
@@ -321,9 +334,9 @@ def check_arrays(x: Array, params: MoEParams, fixed: Any, config: MoEConfig) -> 
             raise UserError("a mixture of experts with a gate that is trained has no fixed "
                             "weights, expected (): got some (was trainable=False meant?)")
     else:
-        check_shapes(fixed, mlp.shapes(_gate(config)), f"{what}and {gate} need fixed weights, of "
+        check_shapes(fixed, mlp.shapes(config.gating), f"{what}and {gate} need fixed weights, of "
                                                        "the gate,")
-    mlp.check_arrays(x, params.experts[0], _expert(config))
+    mlp.check_arrays(x, params.experts[0], config.expert)
 
 
 def check_choice(choice: Array, x: Array, config: MoEConfig) -> None:

@@ -68,6 +68,14 @@ class Learner:
         self._functions.backward(self.task.loss_backward(dloss, made.loss_cache), made.cache,
                                  self.params, grads, self.model, False)
 
+    def counts(self, made: "Forward", batch: Batch) -> dict[str, Array]:
+        """Return the metrics besides the loss, of the task and of the model, summed over examples.
+        """
+        counts = self.task.counts(made.output, batch.y)
+        if hasattr(self._functions, "counts"):
+            counts = counts | self._functions.counts(made.cache, self.model)
+        return counts
+
     def step(self, batches: Sequence[Batch], examples: Examples, lr: Array | float,
              check: Callable[[Batch, "Forward"], None] = lambda batch, made: None) -> Array:
         """Take one step on some mini-batches and return its mean loss, a 0-d array.
@@ -107,7 +115,7 @@ class Forward(NamedTuple):
 def evaluate(learner: Learner, examples: Examples,
              check: Callable[[Batch, Forward], None] = lambda batch, made: None
              ) -> dict[str, float]:
-    """Return the mean loss over all examples, and the task's other metrics as means over them.
+    """Return the mean loss over all examples, and the other metrics as means over them.
 
     `check` sees each block of examples and what the forward pass made of it, and may raise.
     """
@@ -118,7 +126,7 @@ def evaluate(learner: Learner, examples: Examples,
         check(batch, made)
         found = {"loss": float(to_host(made.loss)) * len(batch.rows)}
         found |= {name: to_host(count).item()
-                  for name, count in learner.task.counts(made.output, batch.y).items()}
+                  for name, count in learner.counts(made, batch).items()}
         for name, value in found.items():
             sums[name] = sums.get(name, 0) + value
     return {name: value / len(examples) for name, value in sums.items()}

@@ -16,6 +16,7 @@ from comet_np.experiments.training import Diverged, RunConfig, TrainConfig
 from comet_np.functional.packing import unpacked
 from comet_np.gates import Bernoulli, Comet, ExampleTied, Layerwise, TopK
 from comet_np.models import mlp
+from comet_np.models.moe import MoEConfig
 from comet_np.optim import OptimizerConfig
 
 from ..runs import after_steps, assert_bit_for_bit, images, lines, small_data, stopped, trained
@@ -34,6 +35,7 @@ OPTIMIZERS = {
     "adamw": OptimizerConfig("adamw", weight_decay=0.01, clip_norm=10.0),
 }
 MODEL = mlp.MLPConfig((12, 30, 40, 5), gate=Comet(0.3))
+MIXTURE = MoEConfig((12, 10, 13, 5), 3, activation="tanh")  # with softplus all choose the same
 RUN = RunConfig(MODEL, TrainConfig(batch=8, epochs=2))
 
 
@@ -66,6 +68,13 @@ def test_regression_agrees(gpu, case, tmp_path):
     {"bias": False, "gate": Comet(0.3, g="relu")}], ids=str)
 def test_other_models_equal_numpys(gpu, change, tmp_path):
     config = changed(change, precision="float64")
+    assert_as_on_numpy(gpu, config, small_data(), tmp_path, "training")
+
+
+@pytest.mark.parametrize("change", [{}, {"trainable": False}, {"gate": "hard"}], ids=str)
+def test_mixtures_of_experts_equal_numpys(gpu, change, tmp_path):
+    """Whose experts compute all examples here, and their own there."""
+    config = replace(changed(precision="float64"), model=replace(MIXTURE, **change))
     assert_as_on_numpy(gpu, config, small_data(), tmp_path, "training")
 
 
@@ -117,6 +126,10 @@ CAPTURED = {
     "example-tied": changed({"gate": ExampleTied(0.4, 0.2)}),
     "layer-wise": changed({"gate": Layerwise(0.3)}),
     "top-k": changed({"gate": TopK(0.3)}),
+    "mixture of experts": replace(RUN, model=MIXTURE),
+    "mixture of experts, fixed gate": replace(RUN, model=replace(MIXTURE, trainable=False)),
+    "mixture of experts, hard gate": replace(
+        changed(optimizer=OPTIMIZERS["adam"]), model=replace(MIXTURE, gate="hard")),
 }
 
 
@@ -139,7 +152,7 @@ def test_training_without_graphs_is_bit_for_bit_the_same(gpu, config, tmp_path, 
 
 @pytest.mark.parametrize(("name", "graphs"), [
     *((name, "1") for name in OPTIMIZERS), ("adam", "0"),
-    ("three mini-batches a step", "1"), ("dropout, Bernoulli", "1")])
+    ("three mini-batches a step", "1"), ("dropout, Bernoulli", "1"), ("mixture of experts", "1")])
 def test_a_resumed_run_is_bit_for_bit_the_same(gpu, name, graphs, tmp_path, monkeypatch):
     """The first step after a resume runs outside a graph, and must not differ for that."""
     monkeypatch.setenv("COMET_NP_GRAPHS", graphs)
