@@ -13,14 +13,26 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @cache
+def _cpuinfo() -> dict[str, str]:
+    """Return what Linux tells of the first core; nothing elsewhere."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().partition("\n\n")[0].splitlines() if file.exists() else []
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":")
+                                                               for line in lines)}
+
+
 def processor() -> str:
     """Return the processor's name as far as the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def kind() -> str:
+    """Return what tells kinds of one name apart: family, model, and whether it has AVX-512."""
+    told = _cpuinfo()
+    if "flags" not in told:
+        return "unknown"
+    avx512 = "with" if "avx512f" in told["flags"].split() else "without"
+    return f"family {told.get('cpu family')}, model {told.get('model')}, {avx512} AVX-512"
 
 
 @cache

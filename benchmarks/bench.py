@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..backends import get_backend
-from ..backends.cpu import processor
+from ..backends.cpu import kind, processor
 from ..backends.cpu import threads as usable_threads
 from ..errors import UserError, unknown
 from ..experiments.experiment import columns, make_folder
-from . import gpu
+from . import gpu, models
 from .cpu_workers import KWTA_K, KWTA_N, KWTA_ROWS, P_K
-from .processes import Results, in_a_process, own_compile_cache, show_progress
+from .processes import Plan, Results, in_a_process, own_compile_cache, show_progress
 from .ratios import NO_GOAL, Point, Row, draw, print_settings, shown
 
 WIDTHS = {"smoke": (100,), "full": (100, 500, 1000, 3000)}
@@ -31,11 +31,12 @@ GOALS: dict[str, Any] = {
 
 
 def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None, compiled: bool,
-        limit: float) -> bool:
+        limit: float, compared: bool = False) -> bool:
     """Measure, print the tables, and write ``bench.json`` and ``bench.png`` into `out`.
 
     ``bench.json`` is written after each worker. Return whether all workers, none of which may take
-    more than `limit` seconds, returned their times.
+    more than `limit` seconds, returned their times. With `compared` the paper's models are
+    measured, as `models` says, and no figure is drawn.
     """
     if preset not in SECONDS:
         raise unknown("preset", preset, SECONDS)
@@ -44,36 +45,47 @@ def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
             raise UserError(f"{flag} must be at least 1, got {value}")
     if not 0 < limit < math.inf:
         raise UserError(f"--limit takes seconds, more than 0, got {limit:g}")
+    on_gpu = get_backend(backend).waits
+    if on_gpu and compared:
+        raise UserError("--models are measured on the CPU: leave out --backend or --models")
     make_folder(out)
-    if get_backend(backend).waits:
+    if on_gpu:
         return gpu.run(preset, out, repeats, compiled, limit)
     threads = threads or usable_threads()
     versions, missing = {}, {}
-    for peer, package in PACKAGES.items():
+    for peer, package in (models.PACKAGES if compared else PACKAGES).items():
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             missing[peer] = f"not installed: python -m pip install {package}"
     settings = {
-        "machine": processor(), "cores": os.cpu_count(), "threads": threads,
-        "python": platform.python_version(), "numpy": metadata.version("numpy"),
-        "scipy": metadata.version("scipy"), **versions,
+        "machine": processor(), "kind of processor": kind(), "cores": os.cpu_count(),
+        "threads": threads, "python": platform.python_version(),
+        "numpy": metadata.version("numpy"), "scipy": metadata.version("scipy"), **versions,
         "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE", "not set"),
-        "pytorch settings": f"eager, float32, torch.set_num_threads({threads}), torch.optim.SGD; "
-                            "compiled: torch.compile with its defaults",
-        "jax settings": "one jax.jit of value_and_grad and SGD, float32, parameters donated, "
-                        f"compiled before; NPROC and PJRT_NPROC are {threads}, which XLA's threads "
-                        "follow (not OMP_NUM_THREADS, nor XLA_FLAGS); its top-k has one thread",
+        "pytorch settings": f"eager, float32, torch.set_num_threads({threads}), torch.optim.SGD"
+                            + "; compiled: torch.compile with its defaults" * (not compared),
+        **(models.SETTINGS if compared else {
+            "jax settings": "one jax.jit of value_and_grad and SGD, float32, parameters donated, "
+                            f"compiled before; NPROC and PJRT_NPROC are {threads}, which XLA's "
+                            "threads follow (not OMP_NUM_THREADS, nor XLA_FLAGS); its top-k has "
+                            "one thread"}),
         "repeats": repeats, "seconds a worker": f"at most {limit:g}", "preset": preset}
     print_settings(settings)
     environment = {"JAX_PLATFORMS": "cpu"} | {name: str(threads) for name in (
         "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "PJRT_NPROC")}
     with own_compile_cache() as cache:
-        worker = functools.partial(in_a_process, "cpu_workers", environment | cache, limit)
+        worker = functools.partial(in_a_process, "model_workers" if compared else "cpu_workers",
+                                   environment | cache, limit)
         results = Results(out / "bench.json", settings,
                           lambda work, N, B: worker(work, N, B, SECONDS[preset]))
         results.left_out.update(missing)
-        measure(results, preset, repeats, compiled)
+        measure(results, [models.plan(results, preset) if compared else
+                          plan(results, preset, compiled and repeat == 0)
+                          for repeat in range(repeats)])
+    if compared:
+        print(models.report(results, preset))
+        return results.all_ran
     print(report(results, preset))
     points: list[Point] = [(N, B, p_k, row) for N, B in cells(preset)
                            for p_k, row in ratios(results, N, B)]
@@ -90,20 +102,25 @@ def cells(preset: str) -> list[tuple[int, int]]:
     return [(N, B) for N in WIDTHS[preset] for B in BATCHES[preset]]
 
 
-def measure(results: Results, preset: str, repeats: int, compiled: bool) -> None:
+def measure(results: Results, plans: list[Plan]) -> None:
     """Run all workers, those of each repeat in turn."""
-    frameworks = ["ours", *(peer for peer in PEERS if peer not in results.left_out)]
-    largest = max(cells(preset))
-    for repeat in range(repeats):
-        plan = [(work, N, B) for N, B in cells(preset) for work in (*frameworks, "products")]
-        plan += [(f"memory_{name}", *largest) for name in frameworks]
-        plan += [(f"kwta_{name}", KWTA_N, KWTA_ROWS) for name in frameworks]
-        if compiled and repeat == 0 and "pytorch" in frameworks:
-            plan += [("pytorch_compiled", N, B) for N, B in cells(preset)]
-        for work, N, B in plan:
-            show_progress(f"repeat {repeat + 1} of {repeats}: {work} N = {N} batch {B}")
+    for repeat, workers in enumerate(plans, start=1):
+        for work, N, B in workers:
+            show_progress(f"repeat {repeat} of {len(plans)}: {work} N = {N} batch {B}")
             results.add(work, N, B)
     show_progress("")
+
+
+def plan(results: Results, preset: str, compiled: bool) -> Plan:
+    """Return the workers of a repeat."""
+    frameworks = ["ours", *(peer for peer in PEERS if peer not in results.left_out)]
+    largest = max(cells(preset))
+    workers = [(work, N, B) for N, B in cells(preset) for work in (*frameworks, "products")]
+    workers += [(f"memory_{name}", *largest) for name in frameworks]
+    workers += [(f"kwta_{name}", KWTA_N, KWTA_ROWS) for name in frameworks]
+    if compiled and "pytorch" in frameworks:
+        workers += [("pytorch_compiled", N, B) for N, B in cells(preset)]
+    return workers
 
 
 def ratios(results: Results, N: int, B: int) -> list[tuple[float, Row]]:

@@ -64,15 +64,22 @@ def ours(N: int, B: int, seconds: float) -> dict[str, float]:
 
 
 def _our_step(N: int, B: int, p_k: float | None, cached: bool, seconds: float) -> float:
+    from ..experiments.training import RunConfig
+
+    return median_ms(our_step(RunConfig(network(N, p_k)), B, cached)[1], seconds)
+
+
+def our_step(config: Any, B: int, keeps: bool) -> tuple[Any, Callable[[], Any]]:
+    """Return a learner, and its training step on one mini-batch, masks kept if `keeps`."""
     from ..backends import get_backend
     from ..experiments.tasks import TASKS, Batch
-    from ..experiments.training import Learner, RunConfig
+    from ..experiments.training import Learner
 
     backend = get_backend("numpy")
-    learner = Learner(RunConfig(network(N, p_k)), TASKS["classification"], backend)
-    examples = examples_of(learner, learner.fixed, B, backend, keeps=cached)
+    learner = Learner(config, TASKS["classification"], backend)
+    examples = examples_of(learner, learner.fixed, B, backend, keeps)
     batches = [Batch(examples.x, examples.y, examples.rows)]
-    return median_ms(lambda: learner.step(batches, examples, LR), seconds)
+    return learner, lambda: learner.step(batches, examples, LR)
 
 
 def network(N: int, p_k: float | None) -> Any:

@@ -18,6 +18,7 @@ from ..checkpoint import write_atomically
 from .ratios import Ratio, Row
 
 Run = Callable[..., dict[str, Any]]  # (work, *sizes): what that worker returns
+Plan = list[tuple[str, int, int]]  # workers in turn: work, N and batch size
 
 
 class WorkerFailed(Exception):

@@ -113,8 +113,10 @@ def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     bench.add_argument("--backend", default="numpy", help="numpy (the default) or cupy")
     bench.add_argument("--preset", default="full", help="full (the default): 12 minutes; smoke: "
                        "seconds")
+    bench.add_argument("--models", action="store_true", help="all models that the paper compares, "
+                       "each against its form in eager PyTorch")
     bench.add_argument("--out", help="folder for the result and the plot "
-                       "(default: runs/bench)")
+                       "(default: runs/bench, or runs/bench-models)")
     bench.add_argument("--repeats", type=int, default=5, help="processes a cell and framework "
                        "(default: 5)")
     bench.add_argument("--threads", type=int, default=None, help="threads (default: all cores)")
@@ -272,10 +274,11 @@ def _bench(options: argparse.Namespace) -> int:
     from .progress import duration
 
     get_backend(options.backend)  # an unknown name or a missing GPU is said before any work
-    started, out = time.monotonic(), _folder(options.out, "runs/bench")
+    default = "runs/bench-models" if options.models else "runs/bench"
+    started, out = time.monotonic(), _folder(options.out, default)
     try:
         all_ran = bench.run(options.backend, options.preset, out, options.repeats,
-                            options.threads, not options.no_compile, options.limit)
+                            options.threads, not options.no_compile, options.limit, options.models)
     except KeyboardInterrupt:
         print(f"\ncomet-np: stopped; {out / 'bench.json'} has what was measured, the same command "
               "starts anew", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The backend seam: which backend an array belongs to, mixing, and blocks over threads."""
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -198,6 +199,20 @@ def test_an_error_in_a_block_is_raised(failing, two_threads):
 
     with pytest.raises(ValueError, match="in a block"):
         over_blocks(work, 10 * BLOCK)
+
+
+@pytest.mark.parametrize(("told", "expected"), [
+    ("cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: P 9\nflags\t\t: fpu avx512f\n\nmodel\t: 1\n",
+     ("P 9", "family 25, model 17, with AVX-512")),
+    ("cpu family\t: 6\nmodel\t: 85\nmodel name\t: P 9\nflags\t: avx2\n",
+     ("P 9", "family 6, model 85, without AVX-512")),
+    ("processor\t: 0\nBogoMIPS\t: 50.00\n\n",
+     (platform.processor() or platform.machine(), "unknown"))])
+def test_the_kind_of_processor(told, expected, monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text(told)
+    monkeypatch.setattr(cpu, "Path", lambda name: tmp_path / "cpuinfo")
+    monkeypatch.setattr(cpu, "_cpuinfo", cpu._cpuinfo.__wrapped__)
+    assert (cpu.processor(), cpu.kind()) == expected
 
 
 @pytest.mark.parametrize(("value", "expected"), [("3", 3), ("0", None), ("many", None)])

@@ -3,18 +3,24 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from comet_np.benchmarks import bench, cpu_workers, processes
+from comet_np.benchmarks import bench, cpu_workers, model_workers, models, processes
 from comet_np.benchmarks.processes import Results, WorkerFailed, in_a_process
 from comet_np.errors import UserError
 from comet_np.experiments import cli
+from comet_np.experiments.variants import PENALTY
+from comet_np.functional.dropout import dropout_factor
+from comet_np.rng import key
+from comet_np.tree import leaves, tree_map
 from tests.tolerances import assert_close
 
 needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None,
@@ -197,6 +203,77 @@ def test_the_masks_of_the_timed_model_are_checked(monkeypatch):
     assert list(times) == ["standard", "comet 0.1", "comet 0.9"]
     assert all(time > 0 for time in times.values())
     assert checked == [(k, [(2, 10)] * 3) for k in (1, 9)]
+
+
+# --- the compared models ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", model_workers.MODELS)
+def test_pytorch_takes_our_step_of_each_model(name, monkeypatch):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    model, N, B, rate = model_workers.MODELS[name], 40, 12, 10.0
+    monkeypatch.setattr(cpu_workers, "INPUTS", 12)
+    for workers in cpu_workers, model_workers:  # so that an update is not lost in rounding
+        monkeypatch.setattr(workers, "LR", rate)
+    layers = iter((1, 2, 3))
+
+    def dropped(h, p):
+        factor = dropout_factor(h.detach().numpy(), p, key(0, "dropout", next(layers)), 0)
+        return h * torch.tensor(factor)
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", dropped)
+    learner, ours = model_workers.our_model_step(model, N, B)
+    before = tree_map(np.copy, learner.params)
+    params, theirs = model_workers.torch_step(model, N, B)
+    loss, expected = ours(), theirs()
+    if name == "l1":  # their loss has the penalty
+        expected -= PENALTY * sum(abs(p).sum() for p in leaves(before) if p.ndim > 1)
+    assert_close(loss, expected, "sum")
+    for old, new, of_torch in zip(*map(leaves, (before, learner.params, params)), strict=True):
+        moved = [(old - p) / rate for p in (new, of_torch.detach().numpy())]
+        assert_close(*moved, "sum")
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Let the benchmark of the models be one of a small network, a few steps each."""
+    monkeypatch.setattr(models, "WIDTHS", {"smoke": (10,)})
+    monkeypatch.setattr(models, "BATCHES", {"smoke": (4,)})
+    monkeypatch.setattr(bench, "SECONDS", {"smoke": 0.0})
+
+
+@pytest.mark.slow
+def test_a_run_of_the_models(tiny, tmp_path, capsys):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    assert cli.main(["bench", "--models", "--preset", "smoke", "--repeats", "1", "--threads", "1",
+                     "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^kind of processor: (unknown|family .*, with(out)? AVX-512)$", printed, re.M)
+    times = json.loads((tmp_path / "bench.json").read_text())["times"]
+    assert list(times) == [f"{work}_models 10 4 {name}" for work in ("our", "pytorch")
+                           for name in model_workers.MODELS]
+    for name in model_workers.MODELS:
+        value = times[f"our_models 10 4 {name}"][0] / times[f"pytorch_models 10 4 {name}"][0]
+        [[*_, ratio, _]] = words_of(printed, f"10, 4, {name} ")
+        assert ratio == f"{value:.2f}" + "*" * (value > 0.7)
+
+
+def test_the_models_without_pytorch(tiny, versions, monkeypatch, tmp_path, capsys):
+    del versions["torch"]
+    monkeypatch.setattr(bench, "in_a_process", lambda module, environment, limit, work, *sizes: (
+        dict.fromkeys(model_workers.MODELS, 1.0) if work == "our_models" else pytest.fail(work)))
+    assert bench.run("numpy", "smoke", tmp_path, 2, 1, True, 7, compared=True)
+    printed = capsys.readouterr().out
+    assert words_of(printed, "10, 4, comet ") == [["1", "not", "installed", "-"]]
+    assert "left out: pytorch_models (not installed: python -m pip install torch)" in printed
+    assert "jax" not in printed
+
+
+def test_the_models_are_measured_on_the_cpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "get_backend", lambda name: SimpleNamespace(waits=True))
+    with pytest.raises(UserError, match="--models are measured on the CPU: leave out --backend"):
+        bench.run("cupy", "smoke", tmp_path / "bench", 1, None, True, 7, compared=True)
+    assert not (tmp_path / "bench").exists()
 
 
 # --- the run as a whole -------------------------------------------------------------------------

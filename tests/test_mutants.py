@@ -426,6 +426,9 @@ MUTANTS = {
     "results written at the end": Mutant(
         "benchmarks/processes.py", "            self.all_ran = False\n        self.save()",
         "            self.all_ran = False", ("test_bench", "outlive_a_failed_one")),
+    "a benchmark against another mixture": Mutant(
+        "benchmarks/model_workers.py", "weight[mine, None] * mlp(", "mlp(",
+        ("test_bench", "pytorch_takes and moe")),
     "SIGHUP that is heard under nohup": Mutant(
         "experiments/signals.py", "not in (signal.SIG_IGN, None)", "is not None",
         ("test_processes", "ignored_stays")),
@@ -526,7 +529,7 @@ def hunt(request, copies):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_caught(name, hunt):
-    if MUTANTS[name].tests[0] == "test_interop":
+    if MUTANTS[name].tests[0] == "test_interop" or "pytorch" in MUTANTS[name].tests[1]:
         pytest.importorskip("torch", reason="PyTorch, the crosscheck extra, is not installed")
     answer = hunt[name].result()
     assert answer.returncode == 1, answer.stdout  # tests failed; all else is another error
