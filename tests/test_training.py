@@ -526,7 +526,7 @@ def test_a_diverged_run_diverges_again_at_the_same_step(tmp_path):
 @pytest.mark.parametrize("gate", [Layerwise(0.3), TopK(0.3)])
 def test_a_gate_that_reads_what_diverged_is_no_bad_input(gate, tmp_path):
     """Its scores are NaN before the loss is looked at."""
-    config = changed({"gate": gate, "activation": "relu"}, lr=1e30)
+    config = changed({"gate": gate, "widths": (12, *5 * [20], 5)}, lr=1e20)
     with pytest.raises(Diverged, match=r"diverged at step \d+: a routing score is NaN; lower --lr"):
         trained(config, small_data("regression"), tmp_path)
     assert checkpoint.load(tmp_path / "diverged")
