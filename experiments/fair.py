@@ -101,15 +101,18 @@ def lead(comet: Contender, rival: Contender, sign: int, cost: Cost = epochs) -> 
     """
     assert comet.setting is not None and rival.setting is not None
     pairs = []
-    for seed in comet.curves:
-        spent = [(cost(side.setting, side.curves[seed]), side.curves[seed].values)  # type: ignore[arg-type]
-                 for side in (comet, rival)]
-        limit = min(costs[-1] for costs, _ in spent)
-        # the untrained network costs nothing
-        pairs.append([sign * max(sign * value for point, value in enumerate(values)
-                                 if point == 0 or costs[point] <= limit)
-                      for costs, values in spent])
+    for a, b in zip(comet.curves.values(), rival.curves.values(), strict=True):
+        spent = cost(comet.setting, a), cost(rival.setting, b)
+        limit = min(spent[0][-1], spent[1][-1])
+        pairs.append([_best_within(limit, costs, curve, sign)
+                      for costs, curve in zip(spent, (a, b), strict=True)])
     return _interval(*np.array(pairs).T, sign)
+
+
+def _best_within(limit: float, costs: np.ndarray, curve: Curve, sign: int) -> float:
+    """Return the best value that costs no more than the limit; the untrained network's is free."""
+    return sign * max(sign * value for point, value in enumerate(curve.values)
+                      if point == 0 or costs[point] <= limit)
 
 
 def lead_on_test(comet: Contender, rival: Contender, sign: int) -> Interval:
@@ -156,9 +159,9 @@ def _table(config: FairConfig, dataset: str, found: dict[str, Contender]) -> str
             tests[1] = _signed(lead_on_test(comet, side, metric.sign))
         rows.append((model, f"{setting.lr:g}", f"{setting.momentum:g}", setting.activation,
                      setting.initial, value, *leads, *tests * tested))
-    unit = f"points of {metric.key}" if metric.sign > 0 else "% less error"
     title = (f"{short_name(dataset)}: {metric.label}, best over the epochs, mean over seeds "
-             f"{', '.join(map(str, config.reporting))} with 95 % interval; leads in {unit}")
+             f"{', '.join(map(str, config.reporting))} with its 95 % interval; leads in "
+             f"{_unit(metric)}")
     return "\n".join([title, columns(rows), *_edges(config, found),
                       f"{short_name(dataset)}: {verdict(found, metric)}"])
 
@@ -170,6 +173,10 @@ def _spread(values: np.ndarray) -> str:
 
 def _signed(found: Interval) -> str:
     return f"{found.mean:+.1f}" + ("" if np.isnan(found.reach) else f" +- {found.reach:.1f}")
+
+
+def _unit(metric: Metric) -> str:
+    return f"points of {metric.key}" if metric.sign > 0 else "% less error"
 
 
 def _edges(config: FairConfig, found: dict[str, Contender]) -> list[str]:
@@ -188,7 +195,6 @@ def verdict(found: dict[str, Contender], metric: Metric) -> str:
         return "comet is not finished, or has diverged: no comparison"
     leads = {model: lead(comet, side, metric.sign) for model, side in found.items()
              if side.stands and model != "comet"}
-    unit = f"points of {metric.key}" if metric.sign > 0 else "% less error"
     better, worse, open_ = [], [], []
     for model, by in leads.items():
         size = f"{model} ({_signed(by)})"
@@ -202,7 +208,7 @@ def verdict(found: dict[str, Contender], metric: Metric) -> str:
     said += [f"{model} has diverged" for model, side in found.items() if not side.stands]
     first = max((model for model, side in found.items() if side.stands),
                 key=lambda model: metric.sign * found[model].best(metric.sign).mean())
-    return f"{first} has the best mean; " + "; ".join(said) + f" (leads in {unit})"
+    return f"{first} has the best mean; " + "; ".join(said) + f" (leads in {_unit(metric)})"
 
 
 # --- the figure ---------------------------------------------------------------------------------
@@ -226,9 +232,10 @@ def draw(config: FairConfig, out: Path) -> list[Path]:
     notices = dict.fromkeys(f"{dataset}: {side.notice}" for dataset, sides in found.items()
                             for side in sides.values() if side.notice)
     settings = len(cells(config)[0].spec.settings)
-    title = (f"fair: each model with the best of {settings} settings, chosen on "
-             f"{len(config.choosing)} seeds, shown on {len(config.reporting)} others (band: lowest "
-             f"to highest; bars: 95 % intervals, paired); N = {config.width}, p_k {config.p_k:g}, "
+    title = (f"fair: each model with the best of {settings} settings; seeds for the choice "
+             f"{', '.join(map(str, config.choosing))}, for what is shown "
+             f"{', '.join(map(str, config.reporting))} (band: lowest to highest; bars: 95 % "
+             f"intervals, paired); N = {config.width}, p_k {config.p_k:g}, "
              f"{config.epochs} epochs"
              + ("" if config.train is None else f", {config.train} training examples"))
     figure.suptitle(figures.plain("\n".join(textwrap.fill(line, 160)
@@ -262,11 +269,11 @@ def _draw_leads(axes: Any, config: FairConfig, dataset: str, found: dict[str, Co
         color, name = figures.look(model, number)
         side = found.get(model)
         if side is None or side.setting is None:
-            names.append(f"{name}: " + ("not finished" if side is None else "diverged"))
+            names.append(f"{name}\n" + ("not finished" if side is None else "diverged"))
             continue
         chosen = side.setting
-        names.append(f"{name}: lr {chosen.lr:g}, {chosen.momentum:g}, {chosen.activation}, "
-                     f"{chosen.initial}")
+        momentum = f" momentum {chosen.momentum:g}" if chosen.momentum else ""
+        names.append(f"{name}\nlr {chosen.lr:g}{momentum} {chosen.activation} {chosen.initial}")
         if comet is None or not comet.stands or not side.stands or model == "comet":
             continue
         for cost, offset, marker in ((epochs, -0.14, "o"), (seconds, 0.14, "s")):
@@ -279,9 +286,9 @@ def _draw_leads(axes: Any, config: FairConfig, dataset: str, found: dict[str, Co
     axes.set_ylim(len(names) - 0.5, -0.5)
     for text, model in zip(axes.get_yticklabels(), config.models, strict=True):
         text.set_color(figures.look(model, 0)[0])
-    axes.set_xlabel("points of accuracy" if metric.sign > 0 else "% less error", labelpad=1)
-    axes.set_title(f"{figures.plain(short_name(dataset))}: COMET's lead at equal epochs (o),\n"
-                   "at equal seconds (squares); chosen: lr, momentum, f, initial")
+    axes.set_xlabel(_unit(metric), labelpad=1)
+    axes.set_title(f"{figures.plain(short_name(dataset))}: COMET's lead at\nequal epochs (discs), "
+                   "seconds (squares)")
 
 
 EXPERIMENT = Experiment(

@@ -56,16 +56,16 @@ class FairConfig:
     models: tuple[str, ...] = option(
         ("standard", "smaller", "dropout", "top-k", "layerwise", "centred", "comet"),
         f"comet, and the models it is compared with, of {', '.join(VARIANTS)}")
-    width: int = option(400, "neurons in each hidden layer, N")
+    width: int = option(300, "neurons in each hidden layer, N")
     p_k: float = option(0.5, "proportion of neurons that stay active, for the models that have it")
     layers: int = option(4, "layers, L, the output included")
-    train: int | None = option(5000, "use only so many training examples")
+    train: int | None = option(3000, "use only so many training examples")
     validation: int | None = option(2000, "use only so many validation examples")
     target: str | None = option(None, "which torque to predict (arm: 0-6, sarcos: 21-27, all); of "
                                 "a CSV file: which column, by name or number")
     task: str | None = option(None, "of a file of your own: classification or regression (by the "
                               "type of its targets if not given)")
-    epochs: int = option(10, "passes over the training set")
+    epochs: int = option(5, "passes over the training set")
     batch: int = option(32, "examples in a mini-batch")
     lrs: tuple[float, ...] = option((3e-3, 1e-2, 3e-2, 1e-1, 3e-1), "learning rates to choose from")
     momenta: tuple[float, ...] = option((0.0, 0.9), "momenta to choose from; 0 is plain SGD")
