@@ -33,7 +33,7 @@ from . import datasets
 from .datasets import Dataset
 from .experiment import Cell, Place, damaged
 from .files import METRICS, RESULT, WEIGHTS, finish, read_result
-from .grid import GridCell, load, short_name
+from .grid import load, short_name
 from .progress import Part
 from .tasks import task
 from .tasks.base import Metric
@@ -218,8 +218,7 @@ def run_cell(spec: FairCell, place: Place) -> dict[str, Any]:
     Each training has a folder of its own in that of the cell, and is done once: a killed cell goes
     on with the training it was at. Those for the choice leave no weights.
     """
-    data = load(GridCell(spec.dataset, spec.train, spec.validation, spec.target, spec.task,
-                         spec.digest, run=None), place)  # type: ignore[arg-type]
+    data = load(spec, place)
     metric = task(data.task).metric
     if data.x_val is None:
         raise UserError(f"{spec.dataset} has no validation set, on which settings are chosen")

@@ -23,9 +23,11 @@ from comet_np.experiments.signals import Stop
 from comet_np.experiments.tasks.base import Metric
 from comet_np.experiments.training import RunConfig, TrainConfig
 from comet_np.experiments.variants import VARIANTS
+from comet_np.models import module_of
 from comet_np.models.mlp import MLPConfig
 from comet_np.optim import OptimizerConfig
 from comet_np.records import read_known
+from comet_np.tree import leaves
 
 SMALL = FairConfig(datasets=("arm", "glyphs"), models=("standard", "smaller", "comet"), width=8,
                    train=40, validation=30, epochs=2, batch=8, lrs=(1e-2, 0.2), momenta=(0.0, 0.9),
@@ -76,8 +78,6 @@ def test_a_setting_reaches_the_run():
             standard = MLPConfig((21, 8, 8, 1), setting.activation, None, initial=setting.initial)
             training = TrainConfig(optimizer, setting.lr, batch=8, epochs=2, precision="float64")
             assert setting.run == VARIANTS[model](RunConfig(standard, training), 0.25, "index")
-    assert {setting.initial for setting in
-            selection.settings_of(config, sizes_of("arm"), "comet")} == {"paper", "he"}
 
 
 @pytest.mark.parametrize("model", SMALL.models)
@@ -155,6 +155,15 @@ def test_a_contender_of_which_all_diverges_is_said_to(tmp_path):
     assert cell_of(config, "arm", "comet").result(tmp_path)["reported"] == []
     assert EXPERIMENT.table(config, tmp_path).count("all diverged") == 2
     assert EXPERIMENT.draw(config, tmp_path) == [tmp_path / "fair.png"]
+
+
+@pytest.mark.parametrize("model", VARIANTS)
+def test_every_model_obeys_the_initialisation(model):
+    paper, he = (selection.settings_of(replace(SMALL, initials=(initial,)), sizes_of("arm"),
+                                       model)[0].run for initial in ("paper", "he"))
+    assert paper != he == replace(paper, model=replace(paper.model, initial="he"))
+    params = leaves(module_of(he.model).init(he.model)[0])
+    assert not any(b.any() for b in params if b.ndim == 1)
 
 
 # --- stopped and resumed ------------------------------------------------------------------------
