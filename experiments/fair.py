@@ -101,12 +101,13 @@ def lead(comet: Contender, rival: Contender, sign: int, cost: Cost = epochs) -> 
     """
     assert comet.setting is not None and rival.setting is not None
     pairs = []
-    for a, b in zip(comet.curves.values(), rival.curves.values(), strict=True):
-        spent = cost(comet.setting, a), cost(rival.setting, b)
+    for ours, theirs in zip(comet.curves.values(), rival.curves.values(), strict=True):
+        spent = cost(comet.setting, ours), cost(rival.setting, theirs)
         limit = min(spent[0][-1], spent[1][-1])
         pairs.append([_best_within(limit, costs, curve, sign)
-                      for costs, curve in zip(spent, (a, b), strict=True)])
-    return _interval(*np.array(pairs).T, sign)
+                      for costs, curve in zip(spent, (ours, theirs), strict=True)])
+    a, b = np.array(pairs).T
+    return _interval(a, b, sign)
 
 
 def _best_within(limit: float, costs: np.ndarray, curve: Curve, sign: int) -> float:
@@ -195,16 +196,11 @@ def verdict(found: dict[str, Contender], metric: Metric) -> str:
         return "comet is not finished, or has diverged: no comparison"
     leads = {model: lead(comet, side, metric.sign) for model, side in found.items()
              if side.stands and model != "comet"}
-    better, worse, open_ = [], [], []
-    for model, by in leads.items():
-        size = f"{model} ({_signed(by)})"
-        if np.isnan(by.reach) or not by.excludes_zero:
-            open_.append(size)
-        else:
-            (better if by.mean > 0 else worse).append(size)
-    said = [f"{words} {', '.join(models)}" for words, models in (
-        ("COMET is better than", better), ("worse than", worse),
-        ("no difference is shown to", open_)) if models]
+    said = []
+    for words, sign in (("better than", 1), ("worse than", -1), ("not shown to differ from", 0)):
+        models = [f"{model} ({_signed(by)})" for model, by in leads.items()
+                  if sign == (np.sign(by.mean) if by.excludes_zero else 0)]
+        said += [f"COMET is {words} {', '.join(models)}"] * bool(models)
     said += [f"{model} has diverged" for model, side in found.items() if not side.stands]
     first = max((model for model, side in found.items() if side.stands),
                 key=lambda model: metric.sign * found[model].best(metric.sign).mean())

@@ -253,9 +253,9 @@ def choice(tried: Sequence[Sequence[Curve]], sign: int) -> int | None:
 
     None if all have diverged.
     """
-    means = [-math.inf if None in values else sign * float(np.mean(values))
-             for values in ([best(curve, sign) for curve in curves] for curves in tried)]
-    return None if max(means) == -math.inf else int(np.argmax(means))
+    values = np.array([[best(curve, sign) for curve in curves] for curves in tried], np.float64)
+    means = sign * values.mean(axis=1)  # NaN of one that has diverged
+    return None if np.isnan(means).all() else int(np.nanargmax(means))
 
 
 def trained(setting: Setting, seed: int, data: Dataset, place: Place, chosen: bool) -> Curve:

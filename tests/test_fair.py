@@ -341,11 +341,11 @@ def test_the_verdict_says_who_wins_by_how_much_and_where_nothing_is_shown():
     better, worse, open_ = ("({:+.1f} +- {:.1f})".format(*of_t(values)) for values in (
         [10.0, 10.0, 10.1], [-10.0, -11.0, -9.9], [10.0, -8.0, 1.1]))
     assert verdict(found, ACCURACY) == (
-        f"dropout has the best mean; COMET is better than standard {better}; worse than dropout "
-        f"{worse}; no difference is shown to top-k {open_}; smaller has diverged (leads in points "
-        "of accuracy)")
+        f"dropout has the best mean; COMET is better than standard {better}; COMET is worse than "
+        f"dropout {worse}; COMET is not shown to differ from top-k {open_}; smaller has diverged "
+        "(leads in points of accuracy)")
     one_seed = {"standard": contender([0.5]), "comet": contender([0.9])}
-    assert "no difference is shown to standard (+40.0)" in verdict(one_seed, ACCURACY)
+    assert "COMET is not shown to differ from standard (+40.0)" in verdict(one_seed, ACCURACY)
     found["comet"] = contender([0.5], diverged="at step 1")
     for without in found, {"standard": found["standard"]}:
         assert "no comparison" in verdict(without, ACCURACY)
