@@ -79,7 +79,10 @@ def epochs(setting: Setting, curve: Curve) -> np.ndarray:
 
 
 def seconds(setting: Setting, curve: Curve) -> np.ndarray:
-    """Return the seconds of training before each point, masks kept; those of this machine."""
+    """Return the seconds of training before each point, masks kept and evaluation left out.
+
+    They are those of the machine, and of what else ran on it at the time.
+    """
     return np.array(curve.seconds, np.float64)
 
 

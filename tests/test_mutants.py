@@ -459,7 +459,7 @@ MUTANTS = {
         "trained(setting, seed, data,", ("test_fair", "sees_no_test")),
     "reported on the seeds of the choice": Mutant(
         "experiments/selection.py", "chosen=True) for seed in spec.reporting]",
-        "chosen=True) for seed in spec.choosing]", ("test_fair", "limited")),
+        "chosen=True) for seed in spec.choosing]", ("test_fair", "is_chosen")),
     "one seed for choice and report": Mutant(
         "experiments/selection.py", "set(self.choosing) & set(self.reporting)",
         "set(self.choosing) & set()", ("test_fair", "bad_settings")),
