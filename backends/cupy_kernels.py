@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import NaNScore, UserError
 from .base import BackendError, bits_fit, described, labels_fit, layer_fits, mask_fits
 from .cublas import FORMATS, Cublas
 
@@ -50,10 +50,10 @@ NO_MASK, BYTES, BITS = 0, 1, 2  # kinds of masks, of activation.cu
 
 NO_ERROR = np.uint64(2**64 - 1)
 ERRORS = (
-    "routing score {low} of example {row} is NaN, which has no rank: look for NaN or infinity in "
-    "the input or in the routing weights",
-    "the label of example {row} is {low}, which is no class of the network: check its number of "
-    "classes or the labels of the data set",
+    (NaNScore, "routing score {low} of example {row} is NaN, which has no rank: look for NaN or "
+               "infinity in the input or in the routing weights"),
+    (UserError, "the label of example {row} is {low}, which is no class of the network: check its "
+                "number of classes or the labels of the data set"),
 )
 
 NAMES: list[str] = []  # of the kernels
@@ -119,11 +119,11 @@ class CupyKernels:
     def check_errors(self) -> None:
         """Raise a UserError for what this thread's kernels found wrong since the last call."""
         errors = self.mine.errors
-        for place, message in zip(self.xp.asnumpy(errors), ERRORS, strict=True):
+        for place, (kind, message) in zip(self.xp.asnumpy(errors), ERRORS, strict=True):
             if place != NO_ERROR:
                 errors.fill(NO_ERROR)
                 row, low = divmod(int(place), 2**32)
-                raise UserError(message.format(row=row, low=np.uint32(low).view(np.int32)))
+                raise kind(message.format(row=row, low=np.uint32(low).view(np.int32)))
 
     def launch(self, file: str, name: str, grid: tuple[int, ...], block: tuple[int, ...],
                *arguments: Any) -> None:

@@ -23,6 +23,10 @@ class UserError(ValueError):
     """Bad input, said in one sentence: what was expected, what came, what to do."""
 
 
+class NaNScore(UserError):
+    """A routing score that is NaN and so has no rank."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``'; did you mean "x"?'`` for the known name closest to `name`, or ``''``."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)

@@ -37,6 +37,13 @@ def uniform(backend: Backend, dtype: str, N_in: int, shape: tuple[int, ...], see
     return backend.asarray(draw * (1 / math.sqrt(N_in)), dtype=dtype)
 
 
+def normal(backend: Backend, dtype: str, std: float, shape: tuple[int, ...], seed: int,
+           *name: str | int) -> Array:
+    """Return numbers ~ N(0, std^2) of the stream called `name`, the same in every dtype."""
+    draw = stream(seed, *name).standard_normal(shape, dtype="float32")
+    return backend.asarray(draw * std, dtype=dtype)
+
+
 def key(seed: int, *name: str | int) -> Key:
     """Return the key of the counter-based stream called `name`."""
     k0, k1 = np.frombuffer(_digest(seed, name), "<u8")

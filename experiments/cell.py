@@ -14,6 +14,7 @@ from ..errors import UserError, of_system
 from ..settings import flags
 from .experiment import Cell, Place
 from .files import finish, locked
+from .progress import Part
 from .provenance import provenance
 from .registry import experiment
 from .signals import Stop
@@ -40,7 +41,7 @@ class Outcome(NamedTuple):
 def run_job(job: Job, progress: Any, stop: Stop | None = None) -> Outcome:
     """Run one cell, unless it is finished or another sweep is at it."""
     cell, folder = job.cell, job.cell.folder(job.out)
-    progress = _CellProgress(progress, cell.work)
+    progress = Part(progress, cell.work)
     try:
         if cell.result(job.out) is not None:
             return Outcome(cell.name, "found")
@@ -94,23 +95,3 @@ def _less_memory(job: Job) -> str:
     if "float64" in json.dumps(dataclasses.asdict(job.cell.spec)):
         advice.append("or the --precision")
     return ", ".join([*advice, "or run fewer cells at once with --jobs 1"])
-
-
-class _CellProgress:
-    """The progress of one cell, which counts as done when it ends, however that comes."""
-
-    def __init__(self, progress: Any, work: float) -> None:
-        self._progress, self._left = progress, work
-        self.message = progress.message
-
-    def skip(self, work: float) -> None:
-        self._left -= work
-        self._progress.skip(work)
-
-    def advance(self, work: float, text: str = "", steps: int = 1) -> None:
-        self._left -= work
-        self._progress.advance(work, text, steps)
-
-    def end(self) -> None:
-        """Leave out what the cell did not need, or did not come to."""
-        self.skip(self._left)

@@ -191,11 +191,17 @@ def _load(name: str, folder: str | None, train: int | None, validation: int | No
     return data.first(train, validation)
 
 
-def run_cell(spec: GridCell, place: Place) -> dict[str, Any]:
-    """Train the cell's model."""
+def load(spec: Any, place: Place) -> Dataset:
+    """Return the data of a cell, whose spec names them as a `GridCell` does; say what is odd."""
     with _loading:  # once, though the threads of a GPU begin together
-        data = _load(spec.dataset, place.data, spec.train, spec.validation, spec.target, spec.task,
-                     spec.digest, datasets.stamp(spec.dataset))
+        data: Dataset = _load(spec.dataset, place.data, spec.train, spec.validation, spec.target,
+                              spec.task, spec.digest, datasets.stamp(spec.dataset))
     if data.notice:
         place.progress.message(f"{spec.dataset}: {data.notice}")
-    return train(spec.run, data, place.folder, place.backend, place.progress, place.stop)
+    return data
+
+
+def run_cell(spec: GridCell, place: Place) -> dict[str, Any]:
+    """Train the cell's model."""
+    return train(spec.run, load(spec, place), place.folder, place.backend, place.progress,
+                 place.stop)

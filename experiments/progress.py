@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from typing import TextIO
+from typing import Any, TextIO
 
 from .streams import Tolerant
 
@@ -113,3 +113,25 @@ class Progress:
     def _write(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()
+
+
+class Part:
+    """The progress of a part of the work, which counts as done when it ends, however that comes."""
+
+    def __init__(self, progress: Any, work: float) -> None:
+        self._progress, self._left = progress, work
+        self.message = progress.message
+
+    def skip(self, work: float) -> None:
+        """Count `work` as done before now."""
+        self._left -= work
+        self._progress.skip(work)
+
+    def advance(self, work: float, text: str = "", steps: int = 1) -> None:
+        """Count `work`, done in some `steps`, and show it with a text."""
+        self._left -= work
+        self._progress.advance(work, text, steps)
+
+    def end(self) -> None:
+        """Leave out what was not needed, or not come to."""
+        self.skip(self._left)

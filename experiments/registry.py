@@ -10,6 +10,7 @@ from .experiment import Experiment
 EXPERIMENTS = {
     "quickstart": ("quickstart", "COMET against the standard MLP on built-in data (images, robot "
                                  "arm)"),
+    "fair": ("fair", "the fair fight: each model with its best setting, from equal budgets"),
     "fig2": ("fig2", "Figure 2: input similarity against mask and activation similarity"),
     "fig3": ("fig3", "Figure 3: neuron utilisation of random networks on CIFAR10, then CIFAR100"),
     "fig4": ("fig4", "Figure 4: CIFAR10, 4-layer MLP, SGD lr 1e-4"),

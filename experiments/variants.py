@@ -34,7 +34,8 @@ def _fewer_neurons(run: RunConfig, p_k: float, ties: Ties) -> RunConfig:
 def _mixture(run: RunConfig, p_k: float, ties: Ties, trainable: bool = True) -> RunConfig:
     one = _fewer_neurons(run, p_k, ties).model
     return replace(run, model=MoEConfig(one.widths, int(1 / p_k), one.activation,
-                                        trainable=trainable, bias=one.bias))
+                                        trainable=trainable, bias=one.bias,
+                                        initial=one.initial))
 
 
 def _l1(run: RunConfig, p_k: float, ties: Ties) -> RunConfig:

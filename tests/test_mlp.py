@@ -420,7 +420,36 @@ def test_initial_weights_follow_their_law():
     assert abs(np.corrcoef(params[0].weight.ravel(), fixed[0].ravel())[0, 1]) < 0.02
 
 
-def test_models_of_one_seed_start_from_the_same_weights():
+def test_weights_of_he_follow_their_law():
+    """And the biases are 0, and the gate's weights are what they are without it."""
+    config = MLPConfig((400, 300, 200, 10), initial="he")
+    params, fixed = mlp.init(config, seed=3)
+    for W, b in params:
+        w, variance = W.ravel() * math.sqrt(W.shape[1] / 2), 1 / W.size
+        assert (W.dtype, b.dtype) == ("float32", "float32")
+        assert not b.any()
+        for power, moment, of_moment in ((1, 0, 1), (2, 1, 2), (4, 3, 96)):  # of N(0, 1)
+            assert abs((w**power).mean() - moment) < 5 * math.sqrt(of_moment * variance)
+    first, second = params[0].weight[:200, :300], params[1].weight
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.02
+    for V, same in zip(fixed, mlp.init(replace(config, initial="paper"), seed=3)[1], strict=True):
+        np.testing.assert_array_equal(V, same)
+    assert mlp.init(replace(config, bias=False))[0][0].bias is None
+
+
+def test_the_paper_is_the_default_and_draws_what_it_drew():
+    """The first numbers of each array, of a version without a choice."""
+    params, _ = mlp.init(MLPConfig((6, 10, 4), initial="paper"), seed=3)
+    for a, b in zip(leaves(params), leaves(mlp.init(MLPConfig((6, 10, 4)), seed=3)[0]),
+                    strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [leaf.ravel()[0].item() for leaf in leaves(params)] == [
+        0.1252775490283966, -0.2369108647108078, 0.12728537619113922, 0.2866203784942627]
+
+
+@pytest.mark.parametrize("initial", mlp.INITIALS)
+def test_models_of_one_seed_start_from_the_same_weights(initial):
+    COMET = MLPConfig((6, 10, 9, 8, 4), bias=initial == "paper", initial=initial)
     comet, routing = mlp.init(COMET, seed=3)
     double, _ = mlp.init(COMET, seed=3, dtype="float64")
     other, other_routing = mlp.init(COMET, seed=4)
@@ -473,6 +502,7 @@ def test_configurations_are_values():
     ({"gate": Comet}, r"gate is None or a gate, .* got <class"),
     ({"dropout": 1.0}, r"dropout rate is a probability in \[0, 1\), got 1\.0"),
     ({"dropout": -0.1}, r"dropout rate is a probability in \[0, 1\), got -0\.1"),
+    ({"initial": "hee"}, 'unknown initialisation "hee"; did you mean "he"'),
     ({"compute": "fp16"}, 'unknown format of products "fp16"'),
 ])
 def test_bad_configurations(settings, message):

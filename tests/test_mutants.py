@@ -450,6 +450,39 @@ MUTANTS = {
     "one remedy for all errors": Mutant(
         "comet_np/errors.py", "REMEDIES.get(error.errno or 0, _ELSEWHERE)",
         "REMEDIES[errno.ENOSPC]", ("test_streams", "remedy")),
+    # --- the fair fight -------------------------------------------------------------------------
+    "He's variance halved": Mutant(
+        "comet_np/models/mlp.py", "math.sqrt(2 / N_in)", "math.sqrt(1 / N_in)",
+        ("test_mlp", "of_he")),
+    "a score that diverged as bad input": Mutant(
+        "experiments/training/record.py", "except NaNScore as error:",
+        "except LookupError as error:", ("test_training", "no_bad_input")),
+    "one seed is enough for a choice": Mutant(
+        "experiments/selection.py", "values.mean(axis=1)", "np.nanmean(values, axis=1)",
+        ("test_fair", "one_divergence")),
+    "the worst setting chosen": Mutant(
+        "experiments/selection.py", "np.nanargmax(means)", "np.nanargmin(means)",
+        ("test_fair", "is_chosen")),
+    "a choice by the last epoch": Mutant(
+        "experiments/selection.py", "sign * max(sign * v for v in curve.values)",
+        "curve.values[-1]", ("test_fair", "is_chosen")),
+    "a choice that sees the test set": Mutant(
+        "experiments/selection.py", "trained(setting, seed, without_test,",
+        "trained(setting, seed, data,", ("test_fair", "sees_no_test")),
+    "reported on the seeds of the choice": Mutant(
+        "experiments/selection.py", "chosen=True) for seed in spec.reporting]",
+        "chosen=True) for seed in spec.choosing]", ("test_fair", "is_chosen")),
+    "one seed for choice and report": Mutant(
+        "experiments/selection.py", "set(self.choosing) & set(self.reporting)",
+        "set(self.choosing) & set()", ("test_fair", "bad_settings")),
+    "a finished training done again": Mutant(
+        "experiments/selection.py", "if not (folder / RESULT).exists():", "if True:",
+        ("test_fair", "again_and_again")),
+    "equal seconds of the slower one": Mutant(
+        "experiments/fair.py", "limit = min(", "limit = max(", ("test_fair", "equal_seconds")),
+    "routing that costs nothing": Mutant(
+        "experiments/fair.py", "sum(multiply_adds(setting.run.model)) - a_step",
+        "0 * a_step", ("test_fair", "multiply_adds")),
 }
 
 

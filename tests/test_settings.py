@@ -183,6 +183,7 @@ VALUES = {
         "dropout": (0.2, {}),
         "scale": (0.5, {}),
         "compute": ("tf32", {}),
+        "initial": ("he", {}),
     },
     Comet: {"p_k": (0.3, {}), "ties": ("index", {}), "g": ("softplus", {})},
     Layerwise: {"p_k": (0.3, {}), "ties": ("threshold", {})},

@@ -521,3 +521,12 @@ def test_a_diverged_run_diverges_again_at_the_same_step(tmp_path):
             trained(changed(lr=1e6, epochs=9), data, tmp_path)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("gate", [Layerwise(0.3), TopK(0.3)])
+def test_a_gate_that_reads_what_diverged_is_no_bad_input(gate, tmp_path):
+    """Its scores are NaN before the loss is looked at."""
+    config = changed({"gate": gate, "widths": (12, *5 * [20], 5)}, lr=1e20)
+    with pytest.raises(Diverged, match=r"diverged at step \d+: a routing score is NaN; lower --lr"):
+        trained(config, small_data("regression"), tmp_path)
+    assert checkpoint.load(tmp_path / "diverged")

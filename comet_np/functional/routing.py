@@ -10,7 +10,7 @@ from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 from ..backends import overridable, xp_of
-from ..errors import UserError, unknown
+from ..errors import NaNScore, UserError, unknown
 from .activations import Activation, masked
 from .linear import project
 
@@ -109,11 +109,11 @@ def check_kwta_arguments(scores: Array, k: int, ties: str) -> None:
 
 
 def check_no_nan(scores: Array, xp: Any) -> None:
-    """Raise a UserError that names the first NaN of `scores`, if there is one."""
+    """Raise a NaNScore that names the first NaN of `scores`, if there is one."""
     bad = xp.isnan(scores)
     if bool(bad.any()):
         where = tuple(int(i[0]) for i in xp.nonzero(bad))
-        raise UserError(f"routing score {where} of {scores.shape} is NaN, which has no rank: look "
+        raise NaNScore(f"routing score {where} of {scores.shape} is NaN, which has no rank: look "
                         "for NaN or infinity in the input or in the routing weights")
 
 

@@ -11,7 +11,7 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 from ..backends import Backend, backend_of, described, get_backend, mask_fits
-from ..errors import UserError
+from ..errors import UserError, unknown
 from ..functional.activations import Activation, activation, scaled
 from ..functional.dropout import DropoutCache, check_rate, dropout_backward, dropout_forward
 from ..functional.hidden import HiddenCache, hidden_backward, hidden_forward
@@ -26,7 +26,7 @@ from ..functional.packing import unpacked
 from ..gates import EVALUATION, Comet, Gate, Kept, Pass
 from ..gates.comet import Routed
 from ..precision import check_format
-from ..rng import key, uniform
+from ..rng import key, normal, uniform
 from ..tree import check_shapes, leaves, zeros_like
 
 __all__ = ["MLPCache", "MLPConfig", "Params", "Trace", "backward", "forward", "init",
@@ -35,6 +35,7 @@ __all__ = ["MLPCache", "MLPConfig", "Params", "Trace", "backward", "forward", "i
 Array = Any
 Params = tuple[Linear, ...]  # one a layer, 1..L
 Fixed = Any  # the gate's fixed weights, a tree; of COMET V_l, one a hidden layer
+INITIALS = ("paper", "he")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class MLPConfig:
         Factor of the hidden activations: of the control that shows what a mask does on average.
     compute : str or None
         The format in which products read their operands, see `comet_np.precision`.
+    initial : {"paper", "he"}
+        The law of the initial W and b, see `init`.
     """
 
     widths: tuple[int, ...]
@@ -68,6 +71,7 @@ class MLPConfig:
     dropout: float = 0.0
     scale: float = 1.0
     compute: str | None = None
+    initial: str = "paper"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
@@ -81,6 +85,8 @@ class MLPConfig:
                             f"{self.gate!r}")
         check_rate(self.dropout)
         check_format(self.compute)
+        if self.initial not in INITIALS:
+            raise unknown("initialisation", self.initial, INITIALS)
 
     @property
     def f(self) -> Activation:
@@ -123,7 +129,13 @@ def init(config: MLPConfig, seed: int = 0, backend: Backend | None = None,
          dtype: str = "float32", name: tuple[str | int, ...] = ()) -> tuple[Params, Fixed]:
     """Return freshly drawn parameters, and the gate's fixed weights.
 
+    "paper", which is PyTorch's default:
     ``W_l, b_l ~ U(-1/sqrt(N_{l-1}), 1/sqrt(N_{l-1}))``
+
+    "he", of He et al., 'Delving deep into rectifiers', 2015:
+    ``W_l ~ N(0, 2/N_{l-1})``,  ``b_l = 0``
+
+    The gate's fixed weights have a law of their own, whichever it is.
 
     Parameters
     ----------
@@ -143,12 +155,21 @@ def init(config: MLPConfig, seed: int = 0, backend: Backend | None = None,
     fixed : tree of arrays, never trained; of COMET V_l (N_l, N_{l-1}); () without a gate
     """
     backend = backend or get_backend("numpy")
+    draw = _he if config.initial == "he" else uniform
     params = tuple(
-        Linear(uniform(backend, dtype, W[1], W, seed, *name, "W", layer),
-               None if b is None else uniform(backend, dtype, W[1], b, seed, *name, "b", layer))
+        Linear(draw(backend, dtype, W[1], W, seed, *name, "W", layer),
+               None if b is None else draw(backend, dtype, W[1], b, seed, *name, "b", layer))
         for layer, (W, b) in enumerate(shapes(config), start=1))
     gate = config.gate
     return params, () if gate is None else gate.init(config.widths, seed, backend, dtype)
+
+
+def _he(backend: Backend, dtype: str, N_in: int, shape: tuple[int, ...], seed: int,
+        *name: str | int) -> Array:
+    """Return a weight or a bias of the law "he"; its arguments are those of `uniform`."""
+    if name[-2] == "b":
+        return backend.xp.zeros(shape, dtype=dtype)
+    return normal(backend, dtype, math.sqrt(2 / N_in), shape, seed, *name)
 
 
 def forward(x: Array, params: Params, fixed: Fixed, config: MLPConfig,

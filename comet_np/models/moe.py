@@ -55,6 +55,8 @@ class MoEConfig:
     compute : str or None
         The format in which products of the experts read their operands, see `comet_np.precision`.
         The gate's are never reduced, as that changes choices.
+    initial : {"paper", "he"}
+        The law of the initial weights of the experts and of the gate, see `mlp.init`.
     """
 
     widths: tuple[int, ...]
@@ -65,6 +67,7 @@ class MoEConfig:
     gate_width: int | None = None
     bias: bool = True
     compute: str | None = None
+    initial: str = "paper"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
@@ -90,13 +93,15 @@ class MoEConfig:
     @functools.cached_property
     def expert(self) -> MLPConfig:
         """The configuration of one expert."""
-        return MLPConfig(self.widths, self.activation, None, self.bias, compute=self.compute)
+        return MLPConfig(self.widths, self.activation, None, self.bias, compute=self.compute,
+                         initial=self.initial)
 
     @functools.cached_property
     def gating(self) -> MLPConfig:
         """The configuration of the gate."""
         hidden = () if self.gate == "hard" else (self.gate_width or self.widths[1],)
-        return MLPConfig((self.widths[0], *hidden, self.experts), self.activation, None, self.bias)
+        return MLPConfig((self.widths[0], *hidden, self.experts), self.activation, None, self.bias,
+                         initial=self.initial)
 
 
 class MoEParams(NamedTuple):

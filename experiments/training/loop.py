@@ -15,7 +15,7 @@ from ..signals import Stop, stop_on_signals
 from ..tasks import Batch
 from .config import RunConfig
 from .device import DeviceSteps
-from .record import check_finite, due, finish, report, resume, save
+from .record import check_finite, due, finish, report, resume, save, scores_finite
 from .run import Run
 from .step import Forward
 
@@ -48,7 +48,8 @@ def train(config: RunConfig, data: Dataset, folder: Path, backend: Backend,
         When asked to stop, after a checkpoint.
     """
     run = Run(config, data, Path(folder), backend, progress or Progress(1))
-    with run.record, stop_on_signals(stop) as stop, np.errstate(over="ignore", invalid="ignore"):
+    with run.record, scores_finite(run), stop_on_signals(stop) as stop, np.errstate(
+            over="ignore", invalid="ignore"):
         resume(run)
         if not run.record.last:
             report(run, 0)

@@ -3,12 +3,14 @@
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from ... import checkpoint
-from ...errors import UserError
+from ...errors import NaNScore, UserError
 from ...models import module_of
 from ...settings import record as as_record
 from ...tree import named_leaves, tree_map
@@ -71,12 +73,28 @@ def check_finite(run: Run, step: int, batch: Batch, made: Forward) -> None:
     """Save the state and raise Diverged unless the loss of a mini-batch is finite."""
     loss = run.backend.to_host(made.loss).item()
     if not np.isfinite(loss):
-        state = run.record.folder / "diverged"
-        checkpoint.save(state, _arrays(run), _description(run))
-        raise Diverged(
-            f"training diverged at step {step} (loss {loss}): the first quantity that is not "
-            f"finite is {first_not_finite(run, batch, made)}; lower --lr, or clip with "
-            f"--clip-norm; the state is in {state}")
+        raise _diverged(run, f"at step {step} (loss {loss}): the first quantity that is not finite "
+                             f"is {first_not_finite(run, batch, made)}")
+
+
+@contextmanager
+def scores_finite(run: Run) -> Iterator[None]:
+    """Save the state and raise Diverged for a routing score that is NaN.
+
+    A gate that reads what the network computed meets such numbers before the loss does.
+    """
+    try:
+        yield
+    except NaNScore as error:
+        raise _diverged(run, f"at step {run.step}: a routing score is NaN") from error
+
+
+def _diverged(run: Run, what: str) -> Diverged:
+    """Save the state and return the error."""
+    state = run.record.folder / "diverged"
+    checkpoint.save(state, _arrays(run), _description(run))
+    return Diverged(f"training diverged {what}; lower --lr, or clip with --clip-norm; the state is "
+                    f"in {state}")
 
 
 def first_not_finite(run: Run, batch: Batch, made: Forward) -> str:
