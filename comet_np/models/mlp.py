@@ -118,7 +118,7 @@ def shapes(config: MLPConfig) -> Params:
 
 
 def init(config: MLPConfig, seed: int = 0, backend: Backend | None = None,
-         dtype: str = "float32") -> tuple[Params, Fixed]:
+         dtype: str = "float32", name: tuple[str | int, ...] = ()) -> tuple[Params, Fixed]:
     """Return freshly drawn parameters, and the gate's fixed weights.
 
     ``W_l, b_l ~ U(-1/sqrt(N_{l-1}), 1/sqrt(N_{l-1}))``
@@ -132,6 +132,8 @@ def init(config: MLPConfig, seed: int = 0, backend: Backend | None = None,
     backend : Backend, optional
         Where the arrays are made; NumPy if not given.
     dtype : str
+    name : tuple of str and int
+        Of the network within a larger one: of W and b, others of the same seed are drawn apart.
 
     Returns
     -------
@@ -140,8 +142,8 @@ def init(config: MLPConfig, seed: int = 0, backend: Backend | None = None,
     """
     backend = backend or get_backend("numpy")
     params = tuple(
-        Linear(uniform(backend, dtype, W[1], W, seed, "W", layer),
-               None if b is None else uniform(backend, dtype, W[1], b, seed, "b", layer))
+        Linear(uniform(backend, dtype, W[1], W, seed, *name, "W", layer),
+               None if b is None else uniform(backend, dtype, W[1], b, seed, *name, "b", layer))
         for layer, (W, b) in enumerate(shapes(config), start=1))
     gate = config.gate
     return params, () if gate is None else gate.init(config.widths, seed, backend, dtype)

@@ -18,6 +18,7 @@ from ...errors import UserError, unknown, user_path
 from ...interop import named_weights, weights_of
 from ...models import module_of
 from ...models.mlp import MLPConfig
+from ...models.soft_moe import SoftMoEConfig
 from ...optim import OptimizerConfig
 from ...records import DamagedRecord, believed, read_arrays, read_json, read_known, write_json
 from ...settings import record, restored
@@ -30,7 +31,7 @@ from .examples import BLOCK, blocks
 
 Array = Any
 
-KNOWN = (RunConfig, TrainConfig, OptimizerConfig, MLPConfig,
+KNOWN = (RunConfig, TrainConfig, OptimizerConfig, MLPConfig, SoftMoEConfig,
          *(getattr(gates, name) for name in gates.__all__ if isinstance(getattr(gates, name), type)
            and dataclasses.is_dataclass(getattr(gates, name))))
 
