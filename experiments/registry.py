@@ -15,6 +15,8 @@ EXPERIMENTS = {
     "fig4": ("fig4", "Figure 4: CIFAR10, 4-layer MLP, SGD lr 1e-4"),
     "fig11": ("fig11", "Figure 11: CIFAR10, 4-layer MLP, SGD lr 1e-3"),
     "fig33": ("fig33", "Figure 33: SARCOS, 4-layer MLP, SGD lr 1e-2"),
+    "softmoe": ("softmoe", "Soft MoE (arXiv 2409.00879): one expert against several, and which of "
+                           "them an input needs"),
 }
 
 

@@ -132,8 +132,8 @@ def init(config: MLPConfig, seed: int = 0, backend: Backend | None = None,
     backend : Backend, optional
         Where the arrays are made; NumPy if not given.
     dtype : str
-    name : tuple of str and int
-        Of the network within a larger one: of W and b, others of the same seed are drawn apart.
+    name : tuple of str or int
+        What the names of the streams of W and b begin with, in a model of several MLPs.
 
     Returns
     -------

@@ -156,8 +156,8 @@ def forward(x: Array, params: SoftMoEParams, fixed: tuple[()], config: SoftMoECo
     logits, routing_cache = linear_forward(x, routing)  # (..., T, E S)
     slots, dispatch = dispatch_forward(x, logits, config.compute)  # (..., E S, D)
     made = [mlp.forward(part, p, (), config.expert)
-            for part, p in zip(_of_experts(slots, config), params.experts, strict=True)]
-    outputs = xp_of(x).concatenate([y for y, _ in made], axis=-2)  # (..., E S, D_out)
+            for part, p in zip(_by_expert(slots, config), params.experts, strict=True)]
+    outputs = _side_by_side([y for y, _ in made])  # (..., E S, D_out)
     y, combine = combine_forward(outputs, logits, kept_slots(kept, x, config), config.compute)
     return y, SoftMoECache(routing_cache, dispatch, tuple(cache for _, cache in made), combine,
                            logits)
@@ -188,10 +188,10 @@ def backward(dy: Array, cache: SoftMoECache, params: SoftMoEParams, grads: SoftM
     check_cotangent(dy, (*cache.dispatch.x.shape[:-1], config.widths[-1]))
     check_shapes(grads, shapes(config), f"{_needs(config)} gradients")
     doutputs, dlogits = combine_backward(dy, cache.combine, config.compute)
-    dslots = xp_of(dy).concatenate(
-        [mlp.backward(part, *of_expert, config.expert) for part, *of_expert in zip(
-            _of_experts(doutputs, config), cache.experts, params.experts, grads.experts,
-            strict=True)], axis=-2)  # (..., E S, D)
+    dslots = _side_by_side(
+        [mlp.backward(part, made, p, g, config.expert) for part, made, p, g in zip(
+            _by_expert(doutputs, config), cache.experts, params.experts, grads.experts,
+            strict=True)])  # (..., E S, D)
     dx, of_dispatch = dispatch_backward(dslots, cache.dispatch, config.compute, input_gradient)
     through_logits = linear_backward(dlogits + of_dispatch, cache.routing,
                                      Linear(params.slots, None), Linear(grads.slots, None),
@@ -243,7 +243,15 @@ def _needs(config: SoftMoEConfig) -> str:
             f"bias={config.bias} need SoftMoEParams(slots, experts), the")
 
 
-def _of_experts(slots: Array, config: SoftMoEConfig) -> list[Array]:
-    """Return the S slots of each expert: views of slots (..., E S, D)."""
-    S = config.slots
-    return [slots[..., first:first + S, :] for first in range(0, config.experts * S, S)]
+def _by_expert(slots: Array, config: SoftMoEConfig) -> Array:
+    """Return slots (..., E S, D) as (E, ..., S, D): those of each expert whole in memory."""
+    apart = slots.reshape(*slots.shape[:-2], config.experts, config.slots, slots.shape[-1])
+    xp = xp_of(slots)
+    return xp.ascontiguousarray(xp.moveaxis(apart, -3, 0))
+
+
+def _side_by_side(parts: list[Array]) -> Array:
+    """Return the slots (..., S, D) of each of the experts as one array (..., E S, D)."""
+    xp, shape = xp_of(parts[0]), parts[0].shape
+    apart = xp.moveaxis(xp.stack(parts), 0, -3)  # (..., E, S, D)
+    return apart.reshape(*shape[:-2], len(parts) * shape[-2], shape[-1])

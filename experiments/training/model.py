@@ -25,13 +25,14 @@ from ...settings import record, restored
 from ...tree import leaves, tree_map
 from ..datasets.base import AS_THEY_CAME, Dataset, Preparation
 from ..files import CONFIG, METRICS, RESULT, WEIGHTS, read_result, write_result
+from ..pooled import PooledConfig
 from ..tasks import TASKS, Task
 from .config import RunConfig, TrainConfig, computing
 from .examples import BLOCK, blocks
 
 Array = Any
 
-KNOWN = (RunConfig, TrainConfig, OptimizerConfig, MLPConfig, SoftMoEConfig,
+KNOWN = (RunConfig, TrainConfig, OptimizerConfig, MLPConfig, SoftMoEConfig, PooledConfig,
          *(getattr(gates, name) for name in gates.__all__ if isinstance(getattr(gates, name), type)
            and dataclasses.is_dataclass(getattr(gates, name))))
 

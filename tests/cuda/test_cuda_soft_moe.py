@@ -4,12 +4,17 @@ import numpy as np
 import pytest
 
 from comet_np.backends import get_backend
+from comet_np.experiments import pooled, softmoe
+from comet_np.experiments.training import RunConfig, TrainConfig
 from comet_np.models import soft_moe
 from comet_np.models.soft_moe import SoftMoEConfig
+from comet_np.optim import OptimizerConfig
 from comet_np.tree import leaves, tree_map, zeros_like
 
+from ..runs import images
 from ..test_soft_moe import CASES, layer
 from ..tolerances import assert_close
+from .test_cuda_training import assert_as_on_numpy
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -50,3 +55,19 @@ def test_kept_experts_equal_numpys(gpu, draw):
     y, _ = soft_moe.forward(gpu.asarray(x), tree_map(gpu.asarray, params), (), config,
                             gpu.asarray(kept))
     assert_close(gpu.to_host(y), expected, "sum")
+
+
+def test_training_in_a_graph_equals_numpys(gpu, tmp_path, small_blocks):
+    model = pooled.of_images(16, 3, 4, 3, 5, "softplus")
+    config = RunConfig(model, TrainConfig(OptimizerConfig("adam"), batch=8, epochs=1,
+                                          precision="float64"))
+    assert_as_on_numpy(gpu, config, images(), tmp_path, "training")
+
+
+def test_accuracies_of_parts_equal_numpys(gpu):
+    model = pooled.of_images(16, 3, 4, 4, 5, "softplus")
+    spec = softmoe.SpecialistCell("images", None, (0.5,), 2, RunConfig(model))
+    params, _ = pooled.init(model)
+    found = (softmoe.accuracies(spec, tree_map(backend.asarray, params), images(), backend)
+             for backend in (gpu, get_backend("numpy")))
+    assert next(found) == next(found)
