@@ -30,13 +30,14 @@ from .base import (
     is_array,
     labels_fit,
     mask_fits,
+    products_fit,
     update_fits,
     writeable,
 )
 
 __all__ = ["OPERATIONS", "Backend", "BackendError", "OutOfMemory", "backend_of", "bits_fit",
-           "described", "get_backend", "labels_fit", "mask_fits", "overridable", "reference",
-           "update_fits", "writeable", "xp_of"]
+           "described", "get_backend", "labels_fit", "mask_fits", "overridable", "products_fit",
+           "reference", "update_fits", "writeable", "xp_of"]
 
 OPERATIONS: dict[str, Any] = {}  # the register: every overridable body, by name
 NUMBERS = frozenset(map(np.dtype, "?bBhHiIlLqQefdgFDG"))  # in the byte order of this machine

@@ -138,6 +138,12 @@ def layer_fits(x: Array, W: Array, b: Array | None) -> bool:
             and (b is None or b.shape == shape[:1]))
 
 
+def products_fit(a: Array, b: Array) -> bool:
+    """Return whether a b can be had, matrix by matrix: of a (..., M, K) and b (..., K, N)."""
+    return (min(a.ndim, b.ndim) >= 2 and a.shape[-1] == b.shape[-2]
+            and a.shape[:-2] == b.shape[:-2])
+
+
 def labels_fit(labels: Array, logits: Array) -> bool:
     """Return whether there is an integer label for each row of logits (..., C), C at least 1."""
     shape = logits.shape

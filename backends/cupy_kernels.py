@@ -21,7 +21,15 @@ from typing import Any
 import numpy as np
 
 from ..errors import NaNScore, UserError
-from .base import BackendError, bits_fit, described, labels_fit, layer_fits, mask_fits
+from .base import (
+    BackendError,
+    bits_fit,
+    described,
+    labels_fit,
+    layer_fits,
+    mask_fits,
+    products_fit,
+)
 from .cublas import FORMATS, Cublas
 
 Array = Any  # cupy.ndarray
@@ -216,6 +224,19 @@ class CupyKernels:
             self._sum_columns(f"column_sum<{real}>", (self.xp.ascontiguousarray(dy),), dy.shape,
                               g.bias)
         return self._gradients("linear_backward", dy, x, p, g, compute, input_gradient)
+
+    @kernel
+    def multiply(self, body: Body, a: Array, b: Array, compute: str | None = None) -> Array:
+        if not (products_fit(a, b) and _readable(a, compute)):
+            return body(a, b, compute)
+        self._check("multiply", a, b)
+        shape = (*a.shape[:-1], b.shape[-1])
+        if 0 in (a.size, b.size):  # cuBLAS refuses empty operands
+            return self.xp.zeros(shape, dtype=a.dtype)
+        out = self.xp.empty((math.prod(shape[:-2]), *shape[-2:]), dtype=a.dtype)
+        self.mine.cublas.gemm(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]), out, 0.0,
+                              compute)
+        return out.reshape(shape)
 
     # --- the cap ---
 
@@ -481,8 +502,12 @@ class CupyKernels:
 
 def _fit(x: Array, W: Array, compute: str | None = None, b: Array | None = None) -> bool:
     """Return whether W x + b can be had here; bodies take others, or say what is wrong."""
-    return (layer_fits(x, W, b)
-            and (compute is None or (x.dtype.char, compute) in FORMATS))
+    return layer_fits(x, W, b) and _readable(x, compute)
+
+
+def _readable(x: Array, compute: str | None) -> bool:
+    """Return whether cuBLAS reads operands of the dtype of x in the format `compute`."""
+    return compute is None or (x.dtype.char, compute) in FORMATS
 
 
 def cap_shape(N: int) -> tuple[int, int]:

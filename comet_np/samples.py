@@ -54,6 +54,8 @@ BATCHES = ((5,), (2, 3), (0,), (1,), (FEW_ROWS,), (FEW_ROWS + 1,), ())
 # order, sizes past the threshold of the threads.
 LAYERS = [Size(batch, N_in, N) for N_in, N in ((7, 5), (1, 1), (33, 130))
           for batch in (*BATCHES, (LARGE,))] + [Size((LARGE,), 3, WIDE)]
+PRODUCTS = [Size(batch, N_in, N) for N_in, N in ((7, 5), (1, 1), (33, 20))
+            for batch in ((5,), (2, 3), (0,), (1,), ())]
 ROWS = [Size(batch, 1, N) for N in (9, 1, 2, 100) for batch in BATCHES] + [
     Size((LARGE,), 1, WIDE)]
 CLASSES = [Size(batch, 1, C) for C in (10, 1, 2, 1000) for batch in BATCHES] + [
@@ -212,6 +214,18 @@ def _linear_backward(draw: Draw, sizes: Sequence[Size]) -> Samples:
             yield dy, LinearCache(x), p, g, compute, True
 
 
+def _multiply(draw: Draw, sizes: Sequence[Size]) -> Samples:
+    for size in sizes:
+        lead = size.batch[:1]
+        yield draw.normal(*lead, size.N, size.N_in), draw.normal(*lead, size.N_in, size.N), None
+    for size in sizes[:VARIED]:
+        a, b = draw.normal(*size.batch, 4, size.N_in), draw.normal(*size.batch, size.N_in, size.N)
+        yield a, b, None
+        yield b.swapaxes(-1, -2), a.swapaxes(-1, -2), None
+        for compute in formats():
+            yield a, b, compute
+
+
 def _hidden_forward(draw: Draw, sizes: Sequence[Size]) -> Samples:
     for size in sizes:
         m = draw.mask(*size.batch, size.N)
@@ -341,6 +355,7 @@ SAMPLES: dict[str, tuple[Make, Sequence[Size]]] = {
     "project": (_project, LAYERS),
     "linear_forward": (_linear_forward, LAYERS),
     "linear_backward": (_linear_backward, LAYERS),
+    "multiply": (_multiply, PRODUCTS),
     "hidden_forward": (_hidden_forward, LAYERS),
     "hidden_backward": (_hidden_backward, LAYERS),
     "kwta_mask": (_kwta_mask, ROWS),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .backends import OPERATIONS, Backend, get_backend
+from .backends import OPERATIONS, Backend, backend_of, get_backend
 from .functional.activations import ACTIVATIONS, Activation, activation
 from .functional.dropout import dropout_backward, dropout_forward
 from .functional.hidden import hidden_backward, hidden_forward
@@ -31,7 +31,7 @@ from .gates import (
     keep,
 )
 from .gradcheck import GradientCheck, check_gradients
-from .models import mlp, moe
+from .models import mlp, moe, soft_moe
 from .rng import key, stream
 from .samples import SAMPLES, Size, alike, in_tf32, outcome, samples
 from .tree import zeros_like
@@ -120,6 +120,25 @@ def check_model_gradients(backend: Backend | None = None) -> Iterator[tuple[str,
                           ("hard", moe.MoEConfig((20, 15, 15, 5), 3, gate="hard"))):
         weights = moe.init(mixture, backend=backend, dtype="float64")
         yield f"mixture of experts, {name} gate", check_moe_gradients(x, *weights, mixture)
+    for kept in (None, normal(3, 4) > -0.5):
+        yield (f"Soft MoE{', of kept experts' * (kept is not None)}",
+               check_soft_moe_gradients(normal(3, 6, 5), soft_moe.SoftMoEConfig((5, 7, 3), 4, 2),
+                                        kept))
+
+
+def check_soft_moe_gradients(x: Array, config: soft_moe.SoftMoEConfig, kept: Array | None = None,
+                             **options: Any) -> GradientCheck:
+    """Check `soft_moe.backward` by x and by all parameters; `options` as `check_gradients`."""
+    params, _ = soft_moe.init(config, backend=backend_of(x), dtype="float64")
+
+    def forward(point: Tree) -> tuple[Array, soft_moe.SoftMoECache]:
+        return soft_moe.forward(point["x"], point["params"], (), config, kept)
+
+    def backward(dy: Array, cache: soft_moe.SoftMoECache, point: Tree) -> Tree:
+        g = zeros_like(point["params"])
+        return {"x": soft_moe.backward(dy, cache, point["params"], g, config), "params": g}
+
+    return check_gradients(forward, backward, {"x": x, "params": params}, **options)
 
 
 def _short(gate: Gate) -> str:

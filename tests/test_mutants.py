@@ -249,6 +249,38 @@ MUTANTS = {
         "experiments/fig3.py", "count += unpacked(m, len(count)).sum(axis=0)",
         "count[:] = unpacked(m, len(count)).sum(axis=0)",
         ("test_fig2_fig3", "counting_one_by_one")),
+    # --- the soft mixture of experts ------------------------------------------------------------
+    "soft dispatch over the slots": Mutant(
+        "comet_np/functional/soft_mixture.py", "softmax(logits, axis=-2)",
+        "softmax(logits, axis=-1)", ("test_soft_moe", "that_of_the_definition")),
+    "soft combination of all experts": Mutant(
+        "comet_np/functional/soft_mixture.py", "axis=-1, kept=kept)", "axis=-1)",
+        ("test_soft_moe", "experts_that_are_kept")),
+    "soft experts left out after the softmax": Mutant(
+        "comet_np/functional/softmax.py", "a = xp.where(kept, a, -xp.inf)\n    powers =",
+        "pass\n    powers = (1 if kept is None else kept) *",
+        ("test_soft_moe", "however_small")),
+    "soft logits of the combination alone": Mutant(
+        "comet_np/models/soft_moe.py", "dlogits + of_dispatch", "dlogits",
+        ("test_soft_moe", "test_gradients")),
+    "soft tokens that make no logits": Mutant(
+        "comet_np/models/soft_moe.py", "dx + through_logits", "dx",
+        ("test_soft_moe", "test_gradients")),
+    "soft experts that start alike": Mutant(
+        "comet_np/models/soft_moe.py", '("expert", number)', '("expert", 0)',
+        ("test_soft_moe", "drawn_apart")),
+    "soft logits in a format": Mutant(
+        "comet_np/models/soft_moe.py", "linear_forward(x, routing)",
+        "linear_forward(x, routing, config.compute)", ("test_soft_moe", "in_the_format")),
+    "soft experts of the smallest weights": Mutant(
+        "experiments/softmoe.py", "kwta_mask(each, K", "kwta_mask(-each, K",
+        ("test_softmoe", "counting_one_by_one")),
+    "soft experts of the first token": Mutant(
+        "experiments/softmoe.py", "slots // experts).sum(axis=(1, 3))",
+        "slots // experts)[:, 0].sum(axis=-1)", ("test_softmoe", "largest_total_weight")),
+    "patches counted down for across": Mutant(
+        "experiments/pooled.py", "transpose(0, 2, 4, 1, 3, 5)", "transpose(0, 4, 2, 1, 3, 5)",
+        ("test_softmoe", "patches_with")),
     # --- data of one's own, and trained models --------------------------------------------------
     "standardised by all examples": Mutant(
         "experiments/datasets/own.py", "_moments(x[rows[0]], name)", "_moments(x, name)",

@@ -13,7 +13,7 @@ import pytest
 from comet_np import checkpoint, records, settings
 from comet_np.backends import get_backend
 from comet_np.errors import UserError
-from comet_np.experiments import datasets, fig2, fig3, grid_report
+from comet_np.experiments import datasets, fig2, fig3, grid_report, softmoe
 from comet_np.experiments.experiment import Cell, keep_record, read_record
 from comet_np.experiments.files import write_result
 from comet_np.experiments.registry import experiment
@@ -242,7 +242,11 @@ FIGURES = {
              {"input": [0.1, 0.9], "mask": [[0.1, 0.2], [0.3, 0.4]],
               "activation": [[0.1, 0.2], [0.3, 0.4]]}),
     "fig3": (fig3, fig3.Fig3Config(networks=1, images=10, datasets=("glyphs", "glyphs")),
-             {"networks": [NETWORK | {"quantiles": [101 * [0.5], 101 * [0.25]]}]})}
+             {"networks": [NETWORK | {"quantiles": [101 * [0.5], 101 * [0.25]]}]}),
+    "softmoe": (softmoe, softmoe.SoftMoESettings(experts=(4,), norm_experts=(), norm_larger=(),
+                                                 shares=(0.5,), seeds=1),
+                {"parameters": 10, "test_accuracy": 0.5,
+                 "kept": [{"K": 2, "specialised": 0.5, "random": [0.1, 0.2]}]})}
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -251,7 +255,7 @@ def test_forged_results_of_figures_are_one_sentence(tmp_path, name):
     (cell,) = module.cells(config)
     finish(config, tmp_path, module, [result])
     whole, found = module.table(config, tmp_path), []
-    changes = (forgeries(result) if name == "fig2" else
+    changes = (forgeries(result) if name != "fig3" else
                ({"networks": [each]} for each in forgeries(result["networks"][0] | {
                    "quantiles": 3})))  # a long list: one wrong value will do
     for changed in changes:

@@ -19,19 +19,21 @@ from ...interop import named_weights, weights_of
 from ...models import module_of
 from ...models.mlp import MLPConfig
 from ...models.moe import MoEConfig
+from ...models.soft_moe import SoftMoEConfig
 from ...optim import OptimizerConfig
 from ...records import DamagedRecord, believed, read_arrays, read_json, read_known, write_json
 from ...settings import record, restored
 from ...tree import leaves, tree_map
 from ..datasets.base import AS_THEY_CAME, Dataset, Preparation
 from ..files import CONFIG, METRICS, RESULT, WEIGHTS, read_result, write_result
+from ..pooled import PooledConfig
 from ..tasks import TASKS, Task
 from .config import RunConfig, TrainConfig, computing
 from .examples import BLOCK, blocks
 
 Array = Any
 
-KNOWN = (RunConfig, TrainConfig, OptimizerConfig, MLPConfig, MoEConfig,
+KNOWN = (RunConfig, TrainConfig, OptimizerConfig, MLPConfig, MoEConfig, SoftMoEConfig, PooledConfig,
          *(getattr(gates, name) for name in gates.__all__ if isinstance(getattr(gates, name), type)
            and dataclasses.is_dataclass(getattr(gates, name))))
 
