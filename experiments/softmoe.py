@@ -317,7 +317,7 @@ def _percent(values: Any) -> str:
     return f"{100 * mean:.1f}" + ("" if math.isnan(half) else f" +-{100 * half:.1f}")
 
 
-def draw(config: SoftMoESettings, out: Path) -> Path:
+def draw(config: SoftMoESettings, out: Path) -> list[Path]:
     """Draw the error of the norm, and the accuracies with parts of the experts."""
     plt = figures.pyplot()
     found = _found(config, out)
@@ -336,7 +336,7 @@ def draw(config: SoftMoESettings, out: Path) -> Path:
     figure.suptitle(f"softmoe: one slot an expert, all experts together {config.norm_parameters:,} "
                     f"parameters (a) and {config.parameters:,} (b), {config.seeds} seeds",
                     fontsize=8)
-    return figures.save(figure, out / "softmoe.png")
+    return [figures.save(figure, out / "softmoe.png")]
 
 
 def _draw_norm(axes: Any, config: SoftMoESettings, found: dict[Kind, list[Any]]) -> None:
