@@ -9,9 +9,10 @@ error is the fraction of the variance that is left. Every expert has one slot an
 as wide as the total number of parameters allows; one expert is also tried with more parameters.
 The reason: a single slot holds one mean of the tokens, D of the T D numbers that the norm depends
 on, and every token gets the same function of it. What is lost before the expert no width brings
-back. Inputs are as many as training needs to be none of memorising (20,000 for 1600 parameters),
-all by Adam with a cosine schedule, at whose end errors have settled: four times as many epochs
-change that of one expert by less than a hundredth of it, and that of four by less than a tenth.
+back. So it may be the slots that count: one expert is also tried with several. Inputs are so many
+(20,000 for 1600 parameters) that none are memorised. All train by Adam with a cosine schedule, at
+whose end errors have settled: four times as many epochs change that of one expert by less than a
+hundredth of it, and that of four by less than a tenth.
 
 (b) With many small experts, those that are specialised to an input can be told from the combine
 weights: with these alone the network predicts nearly as well as with all, and far better than with
@@ -73,6 +74,7 @@ class SoftMoESettings:
     norm_experts: tuple[int, ...] = option((1, 2, 4, 8, 16), "how many experts learn the norm")
     norm_parameters: int = option(1600, "of all experts together")
     norm_larger: tuple[int, ...] = option((4, 16), "of one expert also so many times as many")
+    norm_slots: tuple[int, ...] = option((2, 4), "of one expert also so many slots, up to T")
     norm_tokens: int = option(4, "T")
     norm_features: int = option(4, "D, numbers a token")
     norm_epochs: int = option(10, f"passes over {NORMS:,} inputs")
@@ -89,6 +91,9 @@ class SoftMoESettings:
                *self.norm_larger, self.train or 1) < 1:
             raise UserError("seeds, draws, tokens, features, train and the factors of norm_larger "
                             "must each be at least 1")
+        if not all(1 <= S <= self.norm_tokens for S in self.norm_slots):
+            raise UserError(f"an expert has 1 to T = {self.norm_tokens} slots, got norm_slots = "
+                            f"{self.norm_slots}")
         if not self.shares or not all(0 < share < 1 for share in self.shares):
             raise UserError("shares of the experts lie between 0 and 1 and are at least one, got "
                             f"{self.shares}")
@@ -117,18 +122,21 @@ class Kind(NamedTuple):
     """What cells of several seeds have in common: the name, how many experts, of which data.
 
     dataset : of (b); None: the norm. larger : how many times the parameters one expert has.
+    slots : of each expert.
     """
 
     name: str
     experts: int
     dataset: str | None = None
     larger: int = 1
+    slots: int = 1
 
 
 def kinds(config: SoftMoESettings) -> list[Kind]:
     """Return the networks that are compared."""
     return [*(Kind(f"norm-E{E}", E) for E in config.norm_experts),
             *(Kind(f"norm-E1-x{larger}", 1, larger=larger) for larger in config.norm_larger),
+            *(Kind(f"norm-E1-S{slots}", 1, slots=slots) for slots in config.norm_slots),
             *(Kind(f"{name}-E{E}", E, name) for name in config.datasets for E in config.experts)]
 
 
@@ -156,22 +164,22 @@ def _work(run: RunConfig, examples: int) -> float:
 
 
 def network(config: SoftMoESettings, kind: Kind) -> PooledConfig:
-    """Return the network of one-slot experts that share the parameters."""
+    """Return the network of experts that share the parameters."""
     if kind.dataset is None:
         D, budget = config.norm_features, config.norm_parameters * kind.larger
-        hidden = hidden_width(budget, kind.experts, D, 1)
-        return PooledConfig(SoftMoEConfig((D, hidden, 1), kind.experts,
-                                          activation=config.activation), config.norm_tokens, 1)
+        hidden = hidden_width(budget, kind.experts, D, 1, kind.slots)
+        mixture = SoftMoEConfig((D, hidden, 1), kind.experts, kind.slots, config.activation)
+        return PooledConfig(mixture, config.norm_tokens, 1)
     widths = pooled.of_images(config.patch, 1, config.features, 1, 1, "relu").mixture.widths
     hidden = hidden_width(config.parameters, kind.experts, widths[0], widths[-1])
     return pooled.of_images(config.patch, hidden, config.features, kind.experts,
                             datasets.sizes_of(kind.dataset).outputs, config.activation)
 
 
-def hidden_width(parameters: int, experts: int, D: int, D_out: int) -> int:
+def hidden_width(parameters: int, experts: int, D: int, D_out: int, slots: int = 1) -> int:
     """Return the width of the hidden layer of experts that have so many parameters together.
 
-    At most: ``E (H (D + D_out + 1) + D_out + D)``, with biases and one slot an expert.
+    At most: ``E (H (D + D_out + 1) + D_out + S D)``, with biases and S slots an expert.
 
     Raises
     ------
@@ -180,10 +188,11 @@ def hidden_width(parameters: int, experts: int, D: int, D_out: int) -> int:
     """
     if experts < 1:
         raise UserError(f"a soft mixture has at least 1 expert, got {experts}")
-    width = (parameters // experts - D - D_out) // (D + D_out + 1)
+    outside = D_out + slots * D
+    width = (parameters // experts - outside) // (D + D_out + 1)
     if width < 1:
         raise UserError(f"{parameters:,} parameters are too few for {experts} experts from {D} to "
-                        f"{D_out} numbers, which need {experts * (2 * (D + D_out) + 1):,}")
+                        f"{D_out} numbers, which need {experts * (D + D_out + 1 + outside):,}")
     return width
 
 
@@ -322,7 +331,7 @@ def draw(config: SoftMoESettings, out: Path) -> list[Path]:
     plt = figures.pyplot()
     found = _found(config, out)
     figure, panels = plt.subplots(1, 1 + len(config.datasets),
-                                  figsize=(4.4 * (1 + len(config.datasets)), 3.6), squeeze=False)
+                                  figsize=(4 + 5.6 * len(config.datasets), 3.6), squeeze=False)
     axes = panels[0, 0]
     _draw_norm(axes, config, found)
     for axes, name in zip(panels[0, 1:], config.datasets, strict=True):
@@ -331,28 +340,30 @@ def draw(config: SoftMoESettings, out: Path) -> list[Path]:
         axes.set_xscale("log", base=2)
         axes.set_xlabel("experts, E")
         axes.xaxis.set_major_formatter("{x:g}")
+    for axes, place in zip(panels[0], ("best", *len(config.datasets) * ("center left",)),
+                           strict=True):
         if axes.containers:  # a part of the cells may be finished
-            axes.legend(fontsize=6)
-    figure.suptitle(f"softmoe: one slot an expert, all experts together {config.norm_parameters:,} "
-                    f"parameters (a) and {config.parameters:,} (b), {config.seeds} seeds",
+            axes.legend(loc=place, bbox_to_anchor=None if place == "best" else (1, 0.5))
+    figure.suptitle(f"softmoe: all experts together {config.norm_parameters:,} parameters (a) and "
+                    f"{config.parameters:,} (b), one slot each (b), {config.seeds} seeds",
                     fontsize=8)
     return [figures.save(figure, out / "softmoe.png")]
 
 
 def _draw_norm(axes: Any, config: SoftMoESettings, found: dict[Kind, list[Any]]) -> None:
-    for larger in (1, *config.norm_larger):
-        of_size = {kind.experts: np.array([error for _, error in results])
-                   for kind, results in found.items()
-                   if kind.dataset is None and kind.larger == larger}
-        if not of_size:
-            continue
+    curves: dict[str, dict[int, np.ndarray]] = {}
+    for kind, results in found.items():
+        if kind.dataset is None:
+            label = (f"one expert, {kind.larger} times the size" if kind.larger > 1 else
+                     f"one expert of {kind.slots} slots" if kind.slots > 1 else "one slot each")
+            errors = np.array([error for _, error in results])
+            curves.setdefault(label, {})[kind.experts] = errors
+    for number, (label, of_size) in enumerate(curves.items()):
         mean = np.array([errors.mean() for errors in of_size.values()])
         spread = [mean - [errors.min() for errors in of_size.values()],
                   [errors.max() for errors in of_size.values()] - mean]
-        axes.errorbar(list(of_size), mean, spread, capsize=2, linewidth=1.2, markersize=4,
-                      marker="o" if larger == 1 else "x",
-                      label="same total size" if larger == 1 else
-                      f"one expert, {larger} times the size")
+        axes.errorbar(list(of_size), mean, spread, capsize=2, linewidth=1.2, markersize=5,
+                      marker="oxs+D^"[number % 6], markerfacecolor="none", label=label)
     axes.set_yscale("log")
     axes.set_ylabel("validation error (fraction of variance)")
     axes.set_title(f"(a) the norm of {config.norm_tokens} tokens of {config.norm_features} numbers")
@@ -386,7 +397,7 @@ def table(config: SoftMoESettings, out: Path) -> str:
     """Return the errors of (a) and the accuracies of (b), and what they say of the claims."""
     found = _found(config, out)
     of_norm = {kind: results for kind, results in found.items() if kind.dataset is None}
-    parts = [_norm_table(of_norm)] if of_norm else []
+    parts = [_norm_table(config, of_norm)] if of_norm else []
     for name in config.datasets:
         of_data = {kind.experts: results for kind, results in found.items() if kind.dataset == name}
         if of_data:
@@ -394,20 +405,22 @@ def table(config: SoftMoESettings, out: Path) -> str:
     return "\n\n".join(parts)
 
 
-def _norm_table(of_norm: dict[Kind, list[Any]]) -> str:
-    rows = [("(a) experts", "parameters", "error of the norm", "seeds")]
+def _norm_table(config: SoftMoESettings, of_norm: dict[Kind, list[Any]]) -> str:
+    rows = [("(a) experts", "slots each", "parameters", "error of the norm", "seeds")]
     for kind, results in of_norm.items():
         errors = [error for _, error in results]
-        rows.append((str(kind.experts), f"{results[0][0]:,}", f"{np.mean(errors):.4f}",
-                     f"{min(errors):.4f}-{max(errors):.4f}"))
+        rows.append((str(kind.experts), str(kind.slots), f"{results[0][0]:,}",
+                     f"{np.mean(errors):.4f}", f"{min(errors):.4f}-{max(errors):.4f}"))
     text = columns(rows) + "\nerrors are fractions of the variance, means and range of the seeds"
-    one = [error for kind, results in of_norm.items() if kind.experts == 1 for _, error in results]
-    most = max(kind.experts for kind in of_norm)
-    several = [error for kind, results in of_norm.items() if kind.experts == most
-               for _, error in results]
-    if most > 1 and one:
-        text += (f"\none expert, of whatever size, leaves at least {min(one):.3g} of the variance, "
-                 f"{most} experts at most {max(several):.3g}")
+    several = [kind for kind in of_norm if kind.experts > 1]
+    for what, alone in (("one slot, of whatever size,", [1]), ("several slots", config.norm_slots)):
+        one = [error for kind, results in of_norm.items()
+               if kind.experts == 1 and kind.slots in alone for _, error in results]
+        if one and several:
+            most = max(several, key=lambda kind: kind.experts)
+            text += (f"\none expert of {what} leaves at least {min(one):.3g} of the variance, "
+                     f"{most.experts} experts of one at most "
+                     f"{max(error for _, error in of_norm[most]):.3g}")
     return text
 
 
@@ -438,7 +451,8 @@ def _kept_table(config: SoftMoESettings, name: str, of_data: dict[int, list[Any]
 EXPERIMENT = Experiment(
     "softmoe", SoftMoESettings,
     {"smoke": {"seeds": 2, "train": 500, "epochs": 1, "experts": (4, 8), "parameters": 20_000,
-               "draws": 2, "norm_experts": (1, 4), "norm_larger": (4,), "norm_epochs": 1},
+               "draws": 2, "norm_experts": (1, 4), "norm_larger": (4,), "norm_slots": (4,),
+               "norm_epochs": 1},
      "paper": {"datasets": ("cifar10",), "seeds": 5, "parameters": 200_000, "epochs": 30,
                "norm_epochs": 40, "draws": 20}},
     lambda config: config.datasets, cells, run_cell, draw, table)

@@ -244,7 +244,7 @@ FIGURES = {
     "fig3": (fig3, fig3.Fig3Config(networks=1, images=10, datasets=("glyphs", "glyphs")),
              {"networks": [NETWORK | {"quantiles": [101 * [0.5], 101 * [0.25]]}]}),
     "softmoe": (softmoe, softmoe.SoftMoESettings(experts=(4,), norm_experts=(), norm_larger=(),
-                                                 shares=(0.5,), seeds=1),
+                                                 norm_slots=(), shares=(0.5,), seeds=1),
                 {"parameters": 10, "test_accuracy": 0.5,
                  "kept": [{"K": 2, "specialised": 0.5, "random": [0.1, 0.2]}]})}
 

@@ -158,8 +158,8 @@ def test_accuracies_are_those_of_counting_one_by_one(draw, monkeypatch):
 
 
 SMALL = SoftMoESettings(experts=(2, 4), parameters=60_000, shares=(0.5, 0.25), patch=16, features=3,
-                        train=64, epochs=1, norm_experts=(1, 2), norm_larger=(4,), norm_epochs=1,
-                        draws=2, seeds=2)
+                        train=64, epochs=1, norm_experts=(1, 2), norm_larger=(4,), norm_slots=(3,),
+                        norm_epochs=1, draws=2, seeds=2)
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def place(tmp_path, monkeypatch):
     return Place(tmp_path / "cell", get_backend("numpy"), None, Progress(1))
 
 
-@pytest.mark.parametrize("kind", [Kind("norm-E2", 2), Kind("glyphs-E4", 4, "glyphs")])
+@pytest.mark.parametrize("kind", [Kind("norm-E1-S3", 1, slots=3), Kind("glyphs-E4", 4, "glyphs")])
 def test_a_stopped_cell_goes_on_and_is_a_model_that_can_be_used(kind, place, draw, monkeypatch):
     monkeypatch.setattr(softmoe, "_images", lambda *given: small(64, draw))
     draw_again = draw.bit_generator.state
@@ -193,10 +193,11 @@ def test_a_stopped_cell_goes_on_and_is_a_model_that_can_be_used(kind, place, dra
 def test_cells_are_all_networks_and_seeds():
     names = [cell.name for cell in softmoe.cells(SMALL)]
     assert names == [f"{name}-seed{seed}" for seed in range(2) for name in (
-        "norm-E1", "norm-E2", "norm-E1-x4", "glyphs-E2", "glyphs-E4")]
+        "norm-E1", "norm-E2", "norm-E1-x4", "norm-E1-S3", "glyphs-E2", "glyphs-E4")]
     sizes = {cell.name: pooled.parameter_count(cell.spec.run.model)
              for cell in softmoe.cells(SMALL)}
     assert sizes["norm-E1-x4-seed0"] == pytest.approx(4 * sizes["norm-E1-seed0"], rel=0.01)
+    assert sizes["norm-E1-S3-seed0"] == pytest.approx(sizes["norm-E1-seed0"], rel=0.01)
     assert sizes["norm-E2-seed0"] == pytest.approx(sizes["norm-E1-seed0"], rel=0.02)
     assert all(cell.work > 0 for cell in softmoe.cells(SMALL))
 
@@ -211,6 +212,7 @@ def test_cells_are_all_networks_and_seeds():
     ({"shares": (1.0,)}, "between 0 and 1"),
     ({"shares": ()}, "between 0 and 1"),
     ({"seeds": 0}, "must each be at least 1"),
+    ({"norm_slots": (5,)}, r"1 to T = 4 slots, got norm_slots = \(5,\)"),
     ({"norm_larger": (0,)}, "must each be at least 1"),
     ({"epochs": -1}, "0 or more epochs"),
     ({"activation": "tanhh"}, "unknown activation")])
@@ -221,7 +223,8 @@ def test_bad_settings(changes, message):
 
 # --- figure and table, from files made by hand --------------------------------------------------
 
-ERRORS = {"norm-E1": (0.6, 0.8), "norm-E2": (0.01, 0.03), "norm-E1-x4": (0.5, 0.7)}
+ERRORS = {"norm-E1": (0.6, 0.8), "norm-E2": (0.01, 0.03), "norm-E1-x4": (0.5, 0.7),
+          "norm-E1-S3": (0.1, 0.3)}
 ACCURACIES = {"glyphs-E2": ((0.5, {1: (0.25, (0.1, 0.2))}),) * 2,
               "glyphs-E4": ((0.6, {2: (0.6, (0.2, 0.4)), 1: (0.3, (0.1, 0.1))}),
                             (0.4, {2: (0.4, (0.1, 0.3)), 1: (0.3, (0.1, 0.1))}))}
@@ -253,16 +256,21 @@ def test_intervals_are_those_of_students_t():
 def test_the_table_says_what_the_files_say(tmp_path):
     finished(tmp_path)
     lines = softmoe.table(SMALL, tmp_path).splitlines()
-    assert [line.split() for line in lines[1:4]] == [
-        ["1", "1,600", "0.7000", "0.6000-0.8000"], ["2", "1,600", "0.0200", "0.0100-0.0300"],
-        ["1", "1,600", "0.6000", "0.5000-0.7000"]]
-    assert lines[5] == ("one expert, of whatever size, leaves at least 0.5 of the variance, "
-                        "2 experts at most 0.03")
-    assert lines[8].split() == ["2", "60,000", "50.0", "+-0.0", "25.0", "+-0.0", "15.0", "+-0.0",
+    assert [line.split() for line in lines[1:5]] == [
+        ["1", "1", "1,600", "0.7000", "0.6000-0.8000"],
+        ["2", "1", "1,600", "0.0200", "0.0100-0.0300"],
+        ["1", "1", "1,600", "0.6000", "0.5000-0.7000"],
+        ["1", "3", "1,600", "0.2000", "0.1000-0.3000"]]
+    assert lines[6:8] == [
+        "one expert of one slot, of whatever size, leaves at least 0.5 of the variance, 2 experts "
+        "of one at most 0.03",
+        "one expert of several slots leaves at least 0.1 of the variance, 2 experts of one at most "
+        "0.03"]
+    assert lines[10].split() == ["2", "60,000", "50.0", "+-0.0", "25.0", "+-0.0", "15.0", "+-0.0",
                                 "-", "-"]
-    assert lines[9].split()[:4] == ["4", "60,000", "50.0", "+-127.1"]
-    assert lines[9].split()[-4:] == ["30.0", "+-0.0", "10.0", "+-0.0"]
-    assert lines[11:] == [
+    assert lines[11].split()[:4] == ["4", "60,000", "50.0", "+-127.1"]
+    assert lines[11].split()[-4:] == ["30.0", "+-0.0", "10.0", "+-0.0"]
+    assert lines[13:] == [
         "of 2 experts the best 1 have 50% of the accuracy of all, as many random ones 30%",
         "of 4 experts the best 2, 1 have 100%, 60% of the accuracy of all, as many random ones "
         "50%, 20%"]
@@ -273,8 +281,9 @@ def test_the_figure_shows_what_the_files_say(tmp_path, saved):
     softmoe.draw(SMALL, tmp_path)
     norm, kept = ({container.get_label(): container[0].get_xydata().tolist()
                    for container in axes.containers} for axes in saved[0].axes)
-    assert norm == {"same total size": [[1, pytest.approx(0.7)], [2, pytest.approx(0.02)]],
-                    "one expert, 4 times the size": [[1, pytest.approx(0.6)]]}
+    assert norm == {"one slot each": [[1, pytest.approx(0.7)], [2, pytest.approx(0.02)]],
+                    "one expert, 4 times the size": [[1, pytest.approx(0.6)]],
+                    "one expert of 3 slots": [[1, pytest.approx(0.2)]]}
     assert {label: [x for x, _ in line] for label, line in kept.items()} == {
         "all": [2, 4], r"E $\times$ 0.5 of the largest weights": [2, 4],
         r"E $\times$ 0.5 at random": [2, 4], r"E $\times$ 0.25 of the largest weights": [4],
@@ -304,7 +313,7 @@ def test_it_runs_from_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["run", "softmoe", "--preset", "smoke", "--jobs", "1", "--seeds", "1"]) == 0
     out = capsys.readouterr().out
-    assert "5 cells run" in out
+    assert "6 cells run" in out
     record = json.loads((tmp_path / "runs/softmoe-smoke/run.json").read_text())
     assert record["config"]["experts"] == [4, 8]
     assert "its numbers mean nothing" in out
