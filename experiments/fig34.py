@@ -11,7 +11,7 @@ SETTING = {"activation": ACTIVATIONS, "models": ("standard", "comet"), "p_k": (0
 EXPERIMENT = grid(
     "fig34",
     smoke=SMOKE | SETTING | {"widths": (50,), "lr": 1e-3},
-    laptop=CIFAR10_LAPTOP | SETTING | {"widths": (1000,), "lr": 1e-2},
+    laptop=CIFAR10_LAPTOP | SETTING | {"widths": (500,), "lr": 1e-2},
     paper={"datasets": ("cifar10",), "widths": (3000,), "lr": 1e-3, "epochs": 100, "seeds": 3}
     | SETTING,
 )

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from ..backends import xp_of
+from .softmax import softmax, softmax_gradient
 
 Array = Any
 
@@ -35,9 +36,7 @@ def weight_forward(scores: Array, chosen: Array) -> tuple[Array, WeightCache]:
 
     ``g = exp(s) / sum_j exp(s_j)``,  ``weight = g_e`` of the chosen expert e
     """
-    xp = xp_of(scores)
-    powers = xp.exp(scores - scores.real.max(axis=-1, keepdims=True))  # .real: for the complex step
-    g = powers / powers.sum(axis=-1, keepdims=True)  # (..., E)
+    g = softmax(scores, axis=-1)  # (..., E)
     return (g * chosen).sum(axis=-1), WeightCache(g, chosen)
 
 
@@ -47,5 +46,4 @@ def weight_backward(dweight: Array, cache: WeightCache) -> Array:
     The choice is piecewise constant in the scores, so nothing flows through it.
     """
     g, chosen = cache
-    weight = (g * chosen).sum(axis=-1)
-    return (weight * dweight)[..., None] * (chosen.astype(g.dtype) - g)
+    return softmax_gradient(dweight[..., None] * chosen, g, axis=-1)
