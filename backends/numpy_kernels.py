@@ -407,6 +407,24 @@ def example_mask(body: Body, example: Array, N: int, p: float, key: Any) -> Arra
 
 
 @kernel
+def shrunk(body: Body, out: Array, p: Array, decay: float, penalty: float) -> None:
+    check_float("shrunk", out, p)
+    if not update_fits((out,), p):
+        body(out, p, decay, penalty)  # raises
+    factor, penalty = 1 - float(decay), float(penalty)
+
+    def work(block: slice) -> None:
+        part, new = p[block], out[block]
+        np.multiply(part, factor, out=new)
+        if penalty:
+            signs = np.copysign(p.dtype.type(penalty), part)  # several times as fast as sign
+            signs *= part != 0
+            new -= signs
+
+    over_blocks(work, len(p))
+
+
+@kernel
 def sgd(body: Body, p: Array, g: Array, lr: float, weight_decay: float, scale: float) -> None:
     check_float("sgd", p, g)
     if not update_fits((p,), g):

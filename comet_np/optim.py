@@ -5,7 +5,8 @@ is one pass over memory.
 
 Plain SGD needs no gradient buffer. A backward pass *adds* parameter gradients into `grads` and is
 linear in the cotangent, so with the cotangent scaled by -lr and ``grads = params`` it performs the
-update itself:  ``backward(-lr * dlogits, cache, params, params, config)``.
+update itself:  ``backward(-lr * dlogits, cache, params, params, config)``. With weight decay or an
+L1 penalty it adds into what `shrink` has made of the parameters, which then take its place.
 """
 
 from collections.abc import Sequence
@@ -71,9 +72,20 @@ class OptimizerConfig:
 
     @property
     def updates_in_backward(self) -> bool:
-        """Whether backward(-lr * dlogits, ..., grads=params) is the whole update."""
-        return (self.name == "sgd" and not self.weight_decay and not self.l1
-                and self.clip_norm is None and self.clip_value is None)
+        """Whether backward(-lr * dlogits, ...) into the parameters, after `shrink`, is the update.
+        """
+        return self.name == "sgd" and self.clip_norm is None and self.clip_value is None
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether a step of SGD changes the parameters without a gradient too: see `shrink`."""
+        return bool(self.weight_decay or self.l1)
+
+    def decays(self, p: Array, matrices: int) -> list[tuple[slice, float]]:
+        """Return the parts of the flat parameters, and the weight decay of each."""
+        if self.weight_decay and not self.decay_biases:
+            return [(slice(0, matrices), self.weight_decay), (slice(matrices, p.size), 0.0)]
+        return [(slice(0, p.size), self.weight_decay)]
 
 
 class OptimizerState(NamedTuple):
@@ -123,11 +135,7 @@ def update(p: Array, g: Array, state: OptimizerState, lr: float, config: Optimiz
         clip_value(g, config.clip_value)
     scale = 1.0 if config.clip_norm is None else clip_scale(g, config.clip_norm)
     step = state.step + 1
-    if config.weight_decay and not config.decay_biases:
-        parts = [(slice(0, matrices), config.weight_decay), (slice(matrices, p.size), 0.0)]
-    else:
-        parts = [(slice(0, p.size), config.weight_decay)]
-    for part, weight_decay in parts:
+    for part, weight_decay in config.decays(p, matrices):
         first, second = (None if moment is None else moment[part]
                          for moment in (state.first, state.second))
         if config.name == "sgd":
@@ -161,6 +169,31 @@ def check_flat(changed: Sequence[Array], g: Array) -> None:
         got = [described(a) + " (read-only)" * (not writeable(a)) for a in (*changed, g)]
         raise UserError("an update takes flat arrays of one shape and one dtype of floats, and "
                         f"changes the parameters and moments in place: got {', '.join(got)}")
+
+
+def shrink(out: Array, p: Array, lr: Array | float, config: OptimizerConfig,
+           matrices: int) -> None:
+    """out = p - lr (weight_decay p + l1 sign(p)): all of a step of SGD but the gradient.
+
+    Parameters
+    ----------
+    out, p : arrays (n,)
+        What the gradient, times -lr, is then added to; the flat parameters.
+    lr, config, matrices
+        As of `update`.
+    """
+    for part, weight_decay in config.decays(p, matrices):
+        penalized = max(min(matrices, part.stop) - part.start, 0) if config.l1 else 0
+        middle = part.start + penalized
+        for rows, l1 in ((slice(part.start, middle), config.l1), (slice(middle, part.stop), 0.0)):
+            shrunk(out[rows], p[rows], lr * weight_decay, lr * l1)
+
+
+@overridable
+def shrunk(out: Array, p: Array, decay: Array | float, penalty: Array | float) -> None:
+    """out = (1 - decay) p - penalty sign(p), in place on (n,)."""
+    check_flat((out,), p)
+    out[...] = (1 - decay) * p - penalty * xp_of(p).sign(p)
 
 
 @overridable

@@ -333,6 +333,13 @@ def _sgd(draw: Draw, sizes: Sequence[Size]) -> Samples:
         yield draw.normal(n), draw.normal(n), 0.01, weight_decay, scale
 
 
+def _shrunk(draw: Draw, sizes: Sequence[Size]) -> Samples:
+    for size, decay, penalty in product(sizes, (0.0, 0.1), (0.0, 0.3)):
+        p = draw.normal(size.rows * size.N)
+        p[::3] = 0
+        yield draw.normal(p.size), p, decay, penalty
+
+
 def _momentum(draw: Draw, sizes: Sequence[Size]) -> Samples:
     for p, g, lr, weight_decay, scale in _sgd(draw, sizes):
         yield p, g, draw.normal(p.size), lr, 0.9, weight_decay, scale
@@ -367,6 +374,7 @@ SAMPLES: dict[str, tuple[Make, Sequence[Size]]] = {
     "check_label_range": (_check_label_range, CLASSES),
     "dropout_factor": (_dropout_factor, ROWS),
     "example_mask": (_example_mask, ROWS),
+    "shrunk": (_shrunk, FLAT),
     "sgd": (_sgd, FLAT),
     "momentum": (_momentum, FLAT),
     "adam": (_adam, FLAT),

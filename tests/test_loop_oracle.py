@@ -51,6 +51,7 @@ CASES = {
     "dropout, masks of examples": run(model={"dropout": 0.4, "gate": Bernoulli(0.4)}),
     "dropout, COMET": run(model={"dropout": 0.4, "gate": Comet(0.3)}, seed=2),
     "no biases": run({"name": "adam", "l1": 0.01}, model={"bias": False}, lr=0.01),
+    "sgd, L1": run({"l1": 0.01, "weight_decay": 0.1, "decay_biases": False}),
     "scale": run(model={"scale": 0.3, "activation": "tanh"}),
     "clip_value": run({"clip_value": 0.02}),
     "clip_norm": run({"clip_norm": 0.1}, accumulate=2),

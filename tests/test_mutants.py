@@ -119,6 +119,8 @@ MUTANTS = {
     "the other sign of the L1 penalty": Mutant(
         "comet_np/optim.py", "g[:matrices] += config.l1", "g[:matrices] -= config.l1",
         by_hand("all_of_it or biases or all")),
+    "the other sign of the L1 penalty of SGD": Mutant(
+        "backends/numpy_kernels.py", "new -= signs", "new += signs", by_hand("L1")),
     "clipping by value ignored": Mutant(
         "comet_np/optim.py", "clip_value(g, config.clip_value)", "pass",
         by_hand("clip_value")),

@@ -8,7 +8,7 @@ import pytest
 
 from comet_np.backends import reference
 from comet_np.errors import UserError
-from comet_np.optim import OPTIMIZERS, OptimizerConfig, init_state, update
+from comet_np.optim import OPTIMIZERS, OptimizerConfig, init_state, shrink, update
 from tests.tolerances import assert_close
 
 N, STEPS, LR = 7, 5, 0.1
@@ -157,12 +157,28 @@ def test_the_norm_of_a_float32_gradient_is_summed_in_float64():
         assert_close(p, [-(0.5**0.5)] * 2, "sum")
 
 
-def test_only_plain_sgd_updates_in_the_backward_pass():
-    assert OptimizerConfig("sgd").updates_in_backward
-    for config in (OptimizerConfig("adam"), OptimizerConfig("sgd", weight_decay=0.1),
-                   OptimizerConfig("sgd", clip_norm=1.0), OptimizerConfig("sgd", clip_value=1.0),
-                   OptimizerConfig("sgd", l1=0.1)):
+def test_only_sgd_that_does_not_clip_updates_in_the_backward_pass():
+    for config in (OptimizerConfig("sgd"), OptimizerConfig("sgd", weight_decay=0.1, l1=0.1)):
+        assert config.updates_in_backward
+    for config in (OptimizerConfig("adam"), OptimizerConfig("sgd", clip_norm=1.0),
+                   OptimizerConfig("sgd", clip_value=1.0)):
         assert not config.updates_in_backward
+
+
+@pytest.mark.parametrize("matrices", [0, MATRICES, N])
+@pytest.mark.parametrize("config", [
+    OptimizerConfig(), OptimizerConfig(l1=0.3), OptimizerConfig(weight_decay=0.2, l1=0.3),
+    OptimizerConfig(weight_decay=0.2, l1=0.3, decay_biases=False),
+    OptimizerConfig(weight_decay=0.2, decay_biases=False)], ids=str)
+def test_to_shrink_and_to_add_the_gradient_is_a_step_of_sgd(config, matrices, draw):
+    """Of a parameter that is 0, too, whose sign is 0."""
+    p, g = draw.standard_normal(N), draw.standard_normal(N)
+    p[::3] = 0
+    out = np.empty(N)
+    shrink(out, p, LR, config, matrices)
+    out -= LR * g
+    update(p, g, init_state(p, config), LR, config, matrices)
+    assert_close(out, p, "elementwise")
 
 
 @pytest.mark.parametrize(("settings", "message"), [

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ...backends import Backend, backend_of
 from ...gates import Pass
 from ...models import module_of
-from ...optim import OptimizerState, init_state, update
+from ...optim import OptimizerState, init_state, shrink, update
 from ...tree import flatten, matrix_elements, zeros_like
 from ..tasks import Batch, Task
 from .config import RunConfig, computing
@@ -40,10 +40,13 @@ class Learner:
         optimizer = config.training.optimizer
         self.state: OptimizerState = init_state(self.flat, optimizer)
         self._flat_grads: Array | None = None
+        self._next, self._grads = self.flat, self.params  # what a backward pass adds into
         # In float16 a gradient times the learning rate would vanish before it is added.
         if not (optimizer.updates_in_backward and config.training.accumulate == 1
                 and formats.compute != "float16"):
             self._flat_grads, self._grads = flatten(zeros_like(self.params))
+        elif optimizer.shrinks:
+            self._next, self._grads = flatten(self.params)
 
     def arrays(self) -> dict[str, Array]:
         """Return all arrays that training changes, by name."""
@@ -87,7 +90,11 @@ class Learner:
             (batch,) = batches
             made = self.forward(batch, examples, True)
             check(batch, made)
-            self.backward(-lr, made, self.params)
+            if self._next is not self.flat:
+                shrink(self._next, self.flat, lr, self.config.training.optimizer, self._matrices)
+            self.backward(-lr, made, self._grads)
+            if self._next is not self.flat:
+                self.flat[...] = self._next
             self.state = self.state._replace(step=self.state.step + 1)
             return made.loss
         self._flat_grads.fill(0)

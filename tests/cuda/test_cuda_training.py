@@ -29,6 +29,7 @@ from .strict_cupy import strict_cupy
 pytestmark = pytest.mark.usefixtures("small_blocks")
 OPTIMIZERS = {
     "sgd, the backward pass is the update": OptimizerConfig("sgd"),
+    "sgd, which shrinks": OptimizerConfig("sgd", weight_decay=0.01, l1=0.01),
     "sgd": OptimizerConfig("sgd", weight_decay=0.01, clip_value=0.5),
     "momentum": OptimizerConfig("momentum", weight_decay=0.01, decay_biases=False),
     "adam": OptimizerConfig("adam", weight_decay=0.01, clip_norm=0.1, l1=0.01),
