@@ -48,6 +48,7 @@ from .datasets.base import Dataset, scaled
 from .experiment import Cell, Experiment, Place, columns
 from .files import WEIGHTS
 from .grid import IMAGES
+from .intervals import interval
 from .pooled import PooledConfig
 from .training import RunConfig, TrainConfig, step_work, train
 from .training.examples import BLOCK, blocks
@@ -309,20 +310,8 @@ def kept_by(results: list[Any], K: int) -> Kept | None:
     return Kept(*np.array(pairs).T) if pairs else None
 
 
-def interval(values: Any) -> tuple[float, float]:
-    """Return the mean of some seeds and half its 95 % interval by Student's t; NaN for one seed."""
-    from scipy.special import stdtrit  # here, as it takes a second to load
-
-    values = np.asarray(values, np.float64)
-    n = len(values)
-    if n < 2:
-        return float(values.mean()), math.nan
-    return (float(values.mean()),
-            float(stdtrit(n - 1, 0.975) * values.std(ddof=1) / math.sqrt(n)))
-
-
 def _percent(values: Any) -> str:
-    mean, half = interval(values)
+    mean, half = interval(np.asarray(values, np.float64))
     return f"{100 * mean:.1f}" + ("" if math.isnan(half) else f" +-{100 * half:.1f}")
 
 
@@ -384,7 +373,7 @@ def _draw_kept(axes: Any, config: SoftMoESettings, name: str,
                           {E: getattr(both, what) for E, both in kept.items()}))
     for color, style, label, accuracies_by in lines:
         if accuracies_by:
-            mean, half = np.array([interval(each) for each in accuracies_by.values()]).T
+            mean, half = np.array([interval(np.asarray(each)) for each in accuracies_by.values()]).T
             axes.errorbar(list(accuracies_by), mean, np.nan_to_num(half), color=color,
                           linestyle=style, capsize=2, linewidth=1.2, marker="o", markersize=3,
                           label=label)
