@@ -593,7 +593,7 @@ def hunt(request, copies):
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.slow
+@pytest.mark.hunt
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_caught(name, hunt):
     if MUTANTS[name].tests[0] == "test_interop" or "pytorch" in MUTANTS[name].tests[1]:
@@ -603,7 +603,7 @@ def test_mutants_are_caught(name, hunt):
     assert " failed" in answer.stdout.splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.hunt
 def test_the_right_program_passes_all_these_tests(hunt):
     """Or it would prove nothing that the mutants fail."""
     answer = hunt[None].result()
