@@ -16,7 +16,7 @@ from ..backends.cpu import keep_freed_memory
 from ..experiments.training import RunConfig
 from ..experiments.variants import VARIANTS
 from ..gates import Bernoulli, Comet, ExampleTied, Layerwise, Pass, TopK
-from ..models import module_of, moe
+from ..models import module_of
 from ..models.moe import MoEConfig
 from ..tree import leaves, tree_map
 from .cpu_workers import LR, active, batch, median_ms, network, our_step
@@ -25,14 +25,12 @@ from .cpu_workers import LR, active, batch, median_ms, network, our_step
 class Model(NamedTuple):
     """A model that is measured.
 
-    variant, p_k : of `VARIANTS`. kept : whether its masks are kept, if they can be. even : whether
-    the gate of a mixture is made to choose its experts about equally often.
+    variant, p_k : of `VARIANTS`. kept : whether its masks are kept, if they can be.
     """
 
     variant: str
     p_k: float = 0.5
     kept: bool = True
-    even: bool = False
 
     def run(self, N: int) -> RunConfig:
         """Return a run of the model; ties as in the published code."""
@@ -41,9 +39,7 @@ class Model(NamedTuple):
 
 MODELS = {name: Model(name, kept=name != "comet") for name in VARIANTS} | {
     "comet, masks kept": Model("comet"),
-    "moe, even": Model("moe", even=True),
     "moe, p_k = 0.1": Model("moe", 0.1),
-    "moe, p_k = 0.1, even": Model("moe", 0.1, even=True),
     "moe-fixed, p_k = 0.1": Model("moe-fixed", 0.1)}
 
 
@@ -56,16 +52,7 @@ def our_models(N: int, B: int, seconds: float) -> dict[str, float]:
 
 def our_model_step(model: Model, N: int, B: int) -> tuple[Any, Callable[[], Any]]:
     """Return our learner and its training step."""
-    learner, step = our_step(model.run(N), B, model.kept)
-    if model.even:
-        choose_evenly(learner.params, learner.fixed, learner.model, B)
-    return learner, step
-
-
-def choose_evenly(params: Any, fixed: Any, config: MoEConfig, B: int) -> None:
-    """Shift the last biases of a mixture's gate so that its mean scores on the batch are equal."""
-    cache: Any = moe.forward(batch(B)[0], params, fixed, config)[1]
-    cache.gate[-1].bias[:] -= cache.scores.mean(axis=0)
+    return our_step(model.run(N), B, model.kept)
 
 
 def pytorch_models(N: int, B: int, seconds: float) -> dict[str, float]:
@@ -83,8 +70,6 @@ def torch_step(model: Model, N: int, B: int) -> tuple[Any, Callable[[], float]]:
 
     run = model.run(N)
     ours, fixed = module_of(run.model).init(run.model, run.seed)
-    if model.even:
-        choose_evenly(ours, fixed, run.model, B)
     params = tree_map(lambda p: torch.tensor(p, requires_grad=True), ours)
     form = torch_mixture if isinstance(run.model, MoEConfig) else torch_mlp
     network = form(params, tree_map(torch.tensor, fixed), run, B)
@@ -155,18 +140,18 @@ def torch_mixture(params: Any, fixed: Any, run: RunConfig, B: int) -> Callable[[
 
     gate = params.gate or fixed
 
-    def mlp(x: Any, layers: Any) -> Any:
+    def mlp(x: Any, layers: Any, f: Callable[[Any], Any]) -> Any:
         for W, b in layers[:-1]:
-            x = F.softplus(F.linear(x, W, b))
+            x = f(F.linear(x, W, b))
         return F.linear(x, *layers[-1])
 
     def network(x: Any, rows: Any) -> Any:
-        weight, chosen = torch.softmax(mlp(x, gate), dim=1).max(dim=1)
+        weight, chosen = torch.softmax(mlp(x, gate, torch.tanh), dim=1).max(dim=1)
         y = x.new_zeros(len(x), run.model.widths[-1])
         for e, expert in enumerate(params.experts):
             mine = (chosen == e).nonzero()[:, 0]
             if len(mine):
-                y[mine] = weight[mine, None] * mlp(x[mine], expert)
+                y[mine] = weight[mine, None] * mlp(x[mine], expert, F.softplus)
         return y
 
     return network

@@ -17,8 +17,7 @@ SETTINGS = {
              'where it says "masks kept", as training on a fixed data set does; the data set is '
              "the mini-batch",
     "mixtures": "1 / p_k experts whose layers have p_k N neurons; each computes its own examples; "
-                "as drawn, the gate chooses a few for most examples, and about equally often where "
-                'it says "even"',
+                "the gate's hidden layer has tanh",
     "l1": "PyTorch's loss has the penalty; our update adds its gradient"}
 
 

@@ -47,8 +47,8 @@ DEFINITIONS = {
     "smaller": MLPConfig(SMALLER, gate=None),
     "dropout": MLPConfig(WIDTHS, gate=None, dropout=0.75),  # rate 1 - p_k
     "top-k": MLPConfig(WIDTHS, gate=TopK(0.25, "index", of="pre-activation")),
-    "moe": MoEConfig(SMALLER, experts=4, gate="weighted", trainable=True),
-    "moe-fixed": MoEConfig(SMALLER, experts=4, gate="weighted", trainable=False),
+    "moe": MoEConfig(SMALLER, experts=4, gate_activation="tanh", trainable=True),
+    "moe-fixed": MoEConfig(SMALLER, experts=4, gate_activation="tanh", trainable=False),
     "layerwise": MLPConfig(WIDTHS, gate=Layerwise(0.25, "index")),
     "bernoulli": MLPConfig(WIDTHS, gate=Bernoulli(0.25, evaluation="all")),
     "example-tied": MLPConfig(WIDTHS, gate=ExampleTied(0.25, generalisation=None,

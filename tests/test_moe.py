@@ -33,7 +33,9 @@ WEIGHTED = MoEConfig((6, 9, 8, 4), 3)
 KINDS = {"weighted": WEIGHTED, "fixed": replace(WEIGHTED, trainable=False),
          "hard": replace(WEIGHTED, gate="hard")}
 CONFIGS = {**KINDS, "no biases": replace(WEIGHTED, bias=False, gate_width=5),
-           "tanh": replace(WEIGHTED, activation="tanh"), "one expert": replace(WEIGHTED, experts=1),
+           "tanh": replace(WEIGHTED, activation="tanh"),
+           "a gate of tanh": replace(WEIGHTED, gate_activation="tanh"),
+           "one expert": replace(WEIGHTED, experts=1),
            "one layer": MoEConfig((6, 4), 3), "many experts": MoEConfig((6, 4, 4), 8)}
 configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 kinds = pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
@@ -56,11 +58,10 @@ def point(config, draw, lead=(12,)):
 
 def by_hand(x, gate, experts, config, choice=None):
     """Return the choice, its weight and the output for one x, number by number."""
-    def network(params):
-        return naive.network(x, params, config.activation,
-                             lambda layer, x, a: [True] * len(a))[1]
+    def network(params, f=config.activation):
+        return naive.network(x, params, f, lambda layer, x, a: [True] * len(a))[1]
 
-    scores = network(gate)
+    scores = network(gate, config.gate_activation or config.activation)
     e = scores.index(max(scores)) if choice is None else choice
     weight = 1.0
     if config.gate == "weighted":
@@ -244,8 +245,10 @@ def published(config, seed=0):
     torch.set_num_threads(1)
 
     class MLP(torch.nn.Module):
-        def __init__(self, widths):
+        def __init__(self, widths, f="softplus"):
             super().__init__()
+            self.f = {"softplus": lambda a: torch.nn.functional.softplus(a, threshold=40),
+                      "tanh": torch.tanh}[f]
             self.L = len(widths) - 1
             for layer in range(1, self.L + 1):
                 setattr(self, f"fc{layer}", torch.nn.Linear(*widths[layer - 1:layer + 1],
@@ -253,7 +256,7 @@ def published(config, seed=0):
 
         def forward(self, x):
             for layer in range(1, self.L):
-                x = torch.nn.functional.softplus(getattr(self, f"fc{layer}")(x), threshold=40)
+                x = self.f(getattr(self, f"fc{layer}")(x))
             return getattr(self, f"fc{self.L}")(x)
 
     class Mixture(torch.nn.Module):
@@ -262,7 +265,8 @@ def published(config, seed=0):
             hard = config.gate == "hard"
             hidden = () if hard else (config.gate_width or config.widths[1],)
             self.experts = torch.nn.ModuleList(MLP(config.widths) for _ in range(config.experts))
-            self.gating_network = MLP((config.widths[0], *hidden, config.experts))
+            self.gating_network = MLP((config.widths[0], *hidden, config.experts),
+                                      config.gate_activation or "softplus")
             if not hard and not config.trainable:
                 self.gating_network.requires_grad_(False)
 
@@ -282,7 +286,8 @@ def published(config, seed=0):
 
 
 @pytest.mark.parametrize("config", [*KINDS.values(), CONFIGS["no biases"], CONFIGS["many experts"],
-                                    CONFIGS["one expert"], CONFIGS["one layer"]], ids=str)
+                                    CONFIGS["one expert"], CONFIGS["one layer"],
+                                    CONFIGS["a gate of tanh"]], ids=str)
 def test_output_and_every_gradient_are_pytorchs(config, dense, draw):
     network = published(config)
     torch = pytest.importorskip("torch")
@@ -507,6 +512,8 @@ def test_the_quantities_are_all_of_a_forward_pass(draw):
     ({"gate": None}, 'unknown gate of a mixture of experts "None"'),
     ({"gate_width": 0}, "gate_width is how many neurons .* got 0"),
     ({"gate": "hard", "gate_width": 5}, "leave gate_width out, got 5"),
+    ({"gate": "hard", "gate_activation": "tanh"}, "leave gate_activation out, got tanh"),
+    ({"gate_activation": "tan"}, 'did you mean "tanh"'),
     ({"activation": "softplu"}, 'did you mean "softplus"'),
     ({"compute": "float8"}, "float8")])
 def test_settings_without_a_meaning_are_refused(settings, said):

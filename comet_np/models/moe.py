@@ -40,7 +40,7 @@ class MoEConfig:
     experts : int
         E. In the paper 1 / p_k, rounded down.
     activation : str
-        f, of the experts and of the gate's hidden layer.
+        f, of the experts.
     gate : {"weighted", "hard"}
         "weighted" (the paper): an MLP with one hidden layer, whose softmax weighs the output of the
         chosen expert. "hard" (the published code): one layer, which only chooses. No gradient
@@ -50,6 +50,8 @@ class MoEConfig:
     gate_width : int, optional
         Neurons of the weighted gate's hidden layer, of which the paper does not say the number; as
         many as an expert's first layer has if not given.
+    gate_activation : str, optional
+        Of that hidden layer, of which the paper does not say it either; f if not given.
     bias : bool
         Whether the layers have biases, of the experts and of the gate.
     compute : str or None
@@ -65,6 +67,7 @@ class MoEConfig:
     gate: Literal["weighted", "hard"] = "weighted"
     trainable: bool = True
     gate_width: int | None = None
+    gate_activation: str | None = None
     bias: bool = True
     compute: str | None = None
     initial: str = "paper"
@@ -80,10 +83,11 @@ class MoEConfig:
                                             or self.gate_width < 1):
             raise UserError("gate_width is how many neurons the gate's hidden layer has, an "
                             f"integer of at least 1, got {self.gate_width!r}")
-        if self.gate_width is not None and self.gate == "hard":
-            raise UserError("a hard gate is one layer without a hidden one: leave gate_width out, "
-                            f"got {self.gate_width}")
-        _ = self.expert  # says what is wrong with the rest
+        for name in ("gate_width", "gate_activation"):
+            if self.gate == "hard" and getattr(self, name) is not None:
+                raise UserError(f"a hard gate is one layer without a hidden one: leave {name} out, "
+                                f"got {getattr(self, name)}")
+        _ = self.expert, self.gating  # say what is wrong with the rest
 
     @property
     def trains_gate(self) -> bool:
@@ -100,7 +104,8 @@ class MoEConfig:
     def gating(self) -> MLPConfig:
         """The configuration of the gate."""
         hidden = () if self.gate == "hard" else (self.gate_width or self.widths[1],)
-        return MLPConfig((self.widths[0], *hidden, self.experts), self.activation, None, self.bias,
+        return MLPConfig((self.widths[0], *hidden, self.experts),
+                         self.gate_activation or self.activation, None, self.bias,
                          initial=self.initial)
 
 
