@@ -15,8 +15,7 @@ from .intervals import Interval, interval
 from .selection import Curve, FairConfig, Setting, best, cell_of, cells, run_cell
 from .tasks import task
 from .tasks.base import Metric
-from .training import step_work
-from .training.config import multiply_adds
+from .training.config import example_multiply_adds, multiply_adds
 
 Cost = Callable[[Setting, Curve], np.ndarray]  # of each point of a curve
 
@@ -91,8 +90,8 @@ def work(setting: Setting, curve: Curve) -> np.ndarray:
 
     Masks that are kept are routed once.
     """
-    a_step = step_work(setting.run) / 2 / setting.run.training.examples_a_step
-    return epochs(setting, curve) * a_step + sum(multiply_adds(setting.run.model)) - a_step
+    each = example_multiply_adds(setting.run)
+    return epochs(setting, curve) * each + sum(multiply_adds(setting.run.model)) - each
 
 
 def lead(comet: Contender, rival: Contender, sign: int, cost: Cost = epochs) -> Interval:
