@@ -562,9 +562,10 @@ def test_every_backward_pass_of_the_project():
         *(f"hidden {name}" for name in ACTIVATIONS), "hidden softplus, no mask", "MLP, no gate",
         *(f"MLP, {gate}" for gate in gates), *(f"MLP, {gate}, masks frozen" for gate in gates),
         "MLP, Comet, dropout",
-        *(f"mixture of experts, {gate} gate" for gate in ("weighted", "fixed", "hard"))}
+        *(f"mixture of experts, {gate} gate" for gate in ("weighted", "fixed", "hard")),
+        "Soft MoE", "Soft MoE, of kept experts"}
     for name, result in results.items():
-        kind = "difference of a network" if name.startswith(("MLP", "mixture")) else "difference"
+        kind = "difference of a network" if name.startswith(("MLP", "mixture", "Soft")) else "difference"
         assert result.error <= TOLERANCES[kind]["float64"], (name, result)
         assert not result.flips, (name, result)
 

@@ -515,8 +515,8 @@ MUTANTS = {
     "equal seconds of the slower one": Mutant(
         "experiments/fair.py", "limit = min(", "limit = max(", ("test_fair", "equal_seconds")),
     "routing that costs nothing": Mutant(
-        "experiments/fair.py", "sum(multiply_adds(setting.run.model)) - a_step",
-        "0 * a_step", ("test_fair", "multiply_adds")),
+        "experiments/fair.py", "sum(multiply_adds(setting.run.model)) - each",
+        "0 * each", ("test_fair", "multiply_adds")),
 }
 
 

@@ -243,7 +243,7 @@ def test_what_is_ignored_stays_so(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(quickstart, "EXPERIMENT", dataclasses.replace(
-        quickstart.EXPERIMENT, run_cell=not_interrupted, draw=lambda config, out: out,
+        quickstart.EXPERIMENT, run_cell=not_interrupted, draw=lambda config, out: [out],
         table=lambda config, out: ""))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     assert cli.main(ARM) == 0

@@ -160,9 +160,9 @@ def test_predictions_are_those_of_the_files(name, tmp_path):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_model_of_the_paper_is_kept(name, tmp_path):
     data = from_arrays(X, Y)
-    model = VARIANTS[name](MLPConfig((4, 9, 7, 1), gate=None, activation="tanh"), 0.5, "strict")
-    config = RunConfig(model, build(TrainConfig, DEFAULTS | {"epochs": 1, "precision": "float64"}))
-    check_predictions(trained_on(data, config), tmp_path)
+    standard = RunConfig(MLPConfig((4, 9, 7, 1), gate=None, activation="tanh"),
+                         build(TrainConfig, DEFAULTS | {"epochs": 1, "precision": "float64"}))
+    check_predictions(trained_on(data, VARIANTS[name](standard, 0.5, "strict")), tmp_path)
 
 
 def test_predictions_in_float32(tmp_path):

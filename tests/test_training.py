@@ -28,6 +28,7 @@ from comet_np.experiments.training import (
     record,
     step_work,
 )
+from comet_np.experiments.training.config import OVERHEAD
 from comet_np.functional.packing import unpacked
 from comet_np.gates import Bernoulli, Comet, ExampleTied, Kept, Layerwise, Pass, TopK
 from comet_np.models import mlp
@@ -87,8 +88,11 @@ def test_settings_without_a_meaning_are_refused(settings):
 
 
 def test_a_steps_work_is_that_of_its_products():
-    assert step_work(changed()) == 6 * 8 * mlp.parameter_count(MODEL)
-    assert step_work(changed(accumulate=3)) == 3 * step_work(changed())
+    """And of what it costs besides. Three products a weight, two in the first layer."""
+    weights = 12 * 20 + 20 * 15 + 15 * 5
+    products = 2 * 8 * (3 * weights - 12 * 20)
+    assert step_work(changed()) == products + OVERHEAD
+    assert step_work(changed(accumulate=3)) == 3 * products + OVERHEAD
 
 
 # --- examples -----------------------------------------------------------------------------------
