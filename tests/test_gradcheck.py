@@ -565,7 +565,8 @@ def test_every_backward_pass_of_the_project():
         *(f"mixture of experts, {gate} gate" for gate in ("weighted", "fixed", "hard")),
         "Soft MoE", "Soft MoE, of kept experts"}
     for name, result in results.items():
-        kind = "difference of a network" if name.startswith(("MLP", "mixture", "Soft")) else "difference"
+        network = name.startswith(("MLP", "mixture", "Soft"))
+        kind = "difference of a network" if network else "difference"
         assert result.error <= TOLERANCES[kind]["float64"], (name, result)
         assert not result.flips, (name, result)
 

@@ -107,8 +107,32 @@ def predicted_by_hand(folder, x):
     config, weights = json.loads((folder / "config.json").read_text()), np.load(
         folder / "weights.npz")
     model, data = config["run"]["model"], config["data"]["preparation"]
-    gate, f = model["gate"] or {"class": None}, F[model["activation"]]
     x = ((x - data["x_mean"]) / data["x_std"]).astype("float32").astype("float64")
+    a = (mixture_by_hand if "experts" in model else mlp_by_hand)(model, weights, x)
+    if config["task"] == "classification":
+        return a, np.array(data["classes"])[a.argmax(axis=1)]
+    return a, (a * data["y_std"] + data["y_mean"]).squeeze(axis=1)
+
+
+def mixture_by_hand(model, weights, x):
+    """Return the output of a mixture with a weighted gate."""
+    def part(prefix, f, layers):
+        own = {name.removeprefix(prefix): weights[name] for name in weights
+               if name.startswith(prefix)}
+        return mlp_by_hand(model | {"activation": f, "gate": None, "scale": 1,
+                                    "widths": layers * [None]}, own, x)
+
+    s = part("gating_network.", model["gate_activation"], 3)
+    e = s.argmax(axis=1)
+    g = np.exp(s.max(axis=1)) / np.exp(s).sum(axis=1)
+    y = np.array([part(f"experts.{j}.", model["activation"], len(model["widths"]))
+                  for j in range(model["experts"])])
+    return g[:, None] * y[e, np.arange(len(x))]
+
+
+def mlp_by_hand(model, weights, x):
+    """Return the output of an MLP."""
+    gate, f = model["gate"] or {"class": None}, F[model["activation"]]
     h = z = x
     for layer in range(1, len(model["widths"])):
         a = h @ weights[f"fc{layer}.weight"].T
@@ -129,9 +153,7 @@ def predicted_by_hand(folder, x):
         elif gate["class"] == "ExampleTied":
             m = np.arange(N) < int(gate["p"] * N)
         h = model["scale"] * m * f(a)
-    if config["task"] == "classification":
-        return a, np.array(data["classes"])[a.argmax(axis=1)]
-    return a, (a * data["y_std"] + data["y_mean"]).squeeze(axis=1)
+    return a
 
 
 def check_predictions(model, folder, precision="float64"):
