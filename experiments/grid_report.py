@@ -151,8 +151,11 @@ def table(config: GridConfig, out: Path) -> str:
             return _lead(lead(a, b, sign), sign)
 
         first, second = (order + [None, None])[:2]
+        def name(model: str | None, panel: Panel = panel) -> str:
+            return "-" if model is None else model + _missing(config, found[panel, model])
+
         rows.append((short_name(panel.dataset), *[panel.activation] * several, str(panel.width),
-                     f"{panel.p_k:g}", first or "-", value(first), second or "-", value(second),
+                     f"{panel.p_k:g}", name(first), value(first), name(second), value(second),
                      by(first, second), value("comet"), value("standard"),
                      by("comet", "standard")))
     mixed = [f"\nthe finished cells of {short_name(dataset)} were trained on different data, as "
@@ -164,6 +167,12 @@ def table(config: GridConfig, out: Path) -> str:
     return "".join([columns(rows), f"\n{', or '.join(labels)}: best over the epochs, mean over "
                     "seeds; a lead with its 95 % interval over seeds", *_loads(config, found),
                     *mixed])
+
+
+def _missing(config: GridConfig, curves: Curves) -> str:
+    """Return of how many seeds a model has finished, unless of all: others may have diverged."""
+    asked = len(config.seed_numbers)
+    return "" if len(curves) == asked else f" ({len(curves)} of {asked} seeds)"
 
 
 def _lead(found: Interval, sign: int) -> str:
@@ -296,7 +305,8 @@ def _draw_panel(axes: Any, config: GridConfig, found: Found, panel: Panel, axis:
             x = axis.places(config, panel, model, curves, routed)
             figures.seed_band(axes, x, values, color, label, strong=above, dashed=routed)
         axes.annotate(f"{label} {_mean_best(found[panel, model], sign):.3f} "
-                      f"({curves[0].parameters / 1e6:.2g} M)", (1.02, 1 - 0.088 * rank),
+                      f"({curves[0].parameters / 1e6:.2g} M)"
+                      f"{_missing(config, found[panel, model])}", (1.02, 1 - 0.088 * rank),
                       xycoords="axes fraction", va="top", color=color, fontsize=6,
                       fontweight="bold" if above and not few else "normal")
     several = f", {panel.activation}" if len(config.activation) > 1 else ""

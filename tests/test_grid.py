@@ -506,8 +506,8 @@ def test_a_lead_is_over_the_seeds_that_both_have(tmp_path):
     finish(CONFIG, tmp_path, {("glyphs", "standard"): ([0.1, 0.5, 0.4, 0.3], None, [0.2] * 4),
                               ("glyphs", "comet"): (None, [0.9] * 4, [0.1, 0.3, 0.3, 0.2])})
     assert rows(CONFIG, tmp_path) == {
-        "glyphs": ["comet", "0.600", "standard", "0.350", "+10.0 points", "0.600", "0.350",
-                   "+10.0 points"],
+        "glyphs": ["comet (2 of 3 seeds)", "0.600", "standard (2 of 3 seeds)", "0.350",
+                   "+10.0 points", "0.600", "0.350", "+10.0 points"],
         "arm": ["-"] * 8}
 
 
