@@ -312,6 +312,8 @@ def _draw_panel(axes: Any, config: GridConfig, found: Found, panel: Panel, axis:
     several = f", {panel.activation}" if len(config.activation) > 1 else ""
     axes.set_title(figures.plain(f"{short_name(panel.dataset)}, N = {panel.width}, ")
                    + f"$p_k$ = {panel.p_k:g}{several}")
+    if axis is EPOCHS:
+        axes.locator_params(axis="x", integer=True)
     if sign < 0:
         axes.set_yscale("log")
 
