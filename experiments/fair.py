@@ -113,9 +113,14 @@ def lead(comet: Contender, rival: Contender, sign: int, cost: Cost = epochs) -> 
 
 
 def _best_within(limit: float, costs: np.ndarray, curve: Curve, sign: int) -> float:
-    """Return the best value that costs no more than the limit; the untrained network's is free."""
-    return sign * max(sign * value for point, value in enumerate(curve.values)
-                      if point == 0 or costs[point] <= limit)
+    """Return the best value up to the limit, at which the curve is taken for straight.
+
+    The untrained network's counts whatever it costs.
+    """
+    reached = np.interp(limit, costs, curve.values)
+    return sign * max(sign * value for value in (
+        *(value for point, value in enumerate(curve.values) if point == 0 or costs[point] <= limit),
+        float(reached)))
 
 
 def lead_on_test(comet: Contender, rival: Contender, sign: int) -> Interval:

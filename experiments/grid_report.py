@@ -124,9 +124,14 @@ def _mean_best(curves: Curves, sign: int) -> float:
 
 
 def ranked(found: Found, panel: Panel, models: Sequence[str], sign: int) -> list[str]:
-    """Return the models that have finished cells in a panel, the best first."""
+    """Return the models that have finished cells in a panel, the best first.
+
+    Those with fewer seeds come after the others: the missing ones may have diverged.
+    """
     present = [model for model in models if found[panel, model]]
-    return sorted(present, key=lambda model: -sign * _mean_best(found[panel, model], sign))
+    most = max((len(found[panel, model]) for model in present), default=0)
+    return sorted(present, key=lambda model: (len(found[panel, model]) < most,
+                                              -sign * _mean_best(found[panel, model], sign)))
 
 
 # --- the table ----------------------------------------------------------------------------------

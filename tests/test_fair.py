@@ -306,10 +306,12 @@ def test_equal_epochs_count_the_best_and_pair_the_seeds():
 
 
 def test_at_equal_seconds_both_go_as_far_as_the_faster_one_could():
+    """Here 3 seconds, half way between two points of the slower one: 0.25 from both seeds."""
     slow = contender([0.1, 0.2, 0.3, 0.9], [0.1, 0.3, 0.2, 0.9], seconds=2.0)
     fast = contender([0.1, 0.5, 0.4, 0.4], [0.1, 0.2, 0.6, 0.4], seconds=1.0)
-    assert lead(slow, fast, 1, fair.seconds).mean == pytest.approx(100 * (0.25 - 0.55))
-    assert lead(fast, slow, 1, fair.seconds).mean == pytest.approx(100 * (0.55 - 0.25))
+    half_way = (0.25 + max(0.3, 0.25)) / 2
+    assert lead(slow, fast, 1, fair.seconds).mean == pytest.approx(100 * (half_way - 0.55))
+    assert lead(fast, slow, 1, fair.seconds).mean == pytest.approx(100 * (0.55 - half_way))
     assert lead(slow, fast, 1, fair.epochs).mean == pytest.approx(100 * (0.9 - 0.55))
     late = fast._replace(curves={seed: curve._replace(seconds=[3.0, 5.0, 6.0, 7.0])
                                  for seed, curve in fast.curves.items()})

@@ -475,6 +475,16 @@ def test_the_best_of_many_models_is_found_in_each_panel(tmp_path):
                         "0.900", "0.100", "+80.0 points"]
 
 
+def test_a_model_that_lost_seeds_is_not_the_best(tmp_path):
+    """From those it may have diverged; its one good seed says little."""
+    config = replace(CONFIG, datasets=("glyphs",), models=("standard", "dropout", "comet"))
+    finish(config, tmp_path, {("glyphs", "standard"): [[0.5] * 4] * 3,
+                              ("glyphs", "dropout"): (None, [0.9] * 4, None),
+                              ("glyphs", "comet"): [[0.4] * 4] * 3})
+    found = rows(config, tmp_path)["glyphs"]
+    assert found[:4] == ["standard", "0.500", "comet", "0.400"]
+
+
 def test_seeds_may_be_listed(tmp_path):
     config = replace(CONFIG, seeds=(2, 0))
     assert [cell.spec.run.seed for cell in cells(config)][::4] == [2, 0]
