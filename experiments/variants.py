@@ -35,8 +35,8 @@ def _mixture(run: RunConfig, p_k: float, ties: Ties, trainable: bool = True) -> 
     """Return a mixture of experts; the gate's hidden layer has tanh.
 
     Its activation is not in the paper. With softplus, whose outputs hardly depend on the input
-    beside their mean, a gate that is drawn chooses 1 to 3 of 10 experts for all of CIFAR10, with
-    tanh 7 to 8, and the published gate without a hidden layer 8 to 9.
+    beside their mean, a gate of 100 that is drawn chooses 1 to 3 of 10 experts for all of CIFAR10,
+    with tanh 7 to 8, and the published gate without a hidden layer 8 to 9.
     """
     one = _fewer_neurons(run, p_k, ties).model
     return replace(run, model=MoEConfig(one.widths, int(1 / p_k), one.activation,
