@@ -471,6 +471,10 @@ class CupyKernels:
                         np.int64(n), *numbers)
 
     @kernel
+    def shrunk(self, body: Body, out: Array, p: Array, decay: Any, penalty: Any) -> None:
+        self._launch_flat("shrunk", (out, p), *self._number(decay), *self._number(penalty))
+
+    @kernel
     def sgd(self, body: Body, p: Array, g: Array, lr: Any, weight_decay: float,
             scale: Any) -> None:
         self._launch_flat("sgd", (p, g), *self._number(lr), *self._number(scale),

@@ -1,5 +1,6 @@
 // Optimizers over flat buffers of n elements, one pass each. Plain reference, element by element:
 //
+//     shrunk:    out = (1 - decay) p - penalty sign(p)
 //     sgd:       p -= lr (scale g + decay p)
 //     momentum:  v = mu v + scale g + decay p,   p -= lr v
 //     adam:      g = scale g + decay p           (decoupled: p *= 1 - lr decay instead)
@@ -13,6 +14,13 @@
 #define EACH_ELEMENT(i, n)                                                              \
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < n;         \
          i += (long long)gridDim.x * blockDim.x)
+
+template <class T>
+__global__ void shrunk(T* out, const T* p, long long n, const double* decay_at, double decay,
+                       const double* penalty_at, double penalty) {
+    const T factor = 1 - number(decay_at, decay), l1 = number(penalty_at, penalty);
+    EACH_ELEMENT(i, n) out[i] = factor * p[i] - l1 * (T)((p[i] > 0) - (p[i] < 0));
+}
 
 template <class T>
 __global__ void sgd(T* p, const T* g, long long n, const double* lr_at, double lr,

@@ -342,6 +342,7 @@ def test_numbers_from_the_device(gpu, dtype):
     p, g, u, v = (random(40, dtype=dtype, seed=i) for i in range(4))
     lr, scale, step = (gpu.asarray(value) for value in (0.1, 0.5, 3))
     for name, arrays, host, device in (
+            ("shrunk", (p, g), (0.1, 0.5), (lr, scale)),
             ("sgd", (p, g), (0.1, 0.01, 0.5), (lr, 0.01, scale)),
             ("momentum", (p, g, u), (0.1, 0.9, 0.01, 0.5), (lr, 0.9, 0.01, scale)),
             ("adam", (p, g, u, v * v), (3, 0.1, 0.9, 0.99, 1e-8, 0.01, True, 0.5),
