@@ -239,7 +239,7 @@ def kernel_calls(backend: Any, N: int,
     from ..functional.activations import activation
     from ..functional.dropout import dropout_factor, example_mask
     from ..functional.linear import Linear
-    from ..optim import adam, momentum, sgd, squared_norm
+    from ..optim import adam, momentum, sgd, shrunk, squared_norm
     from ..rng import key
 
     f, rows = activation("softplus"), numbers // N
@@ -282,6 +282,8 @@ def kernel_calls(backend: Any, N: int,
         # logits, probabilities, labels, losses
         yield f"softmax cross-entropy, {C} classes", (8 * C + 12) * (numbers // C), cross_entropy
         yield f"its gradient, {C} classes", (8 * C + 8) * (numbers // C), gradient
+    yield ("shrunk", 8 * numbers,
+           lambda: functools.partial(shrunk, array(numbers), array(numbers), 0.01, 0.01))
     yield ("sgd", 12 * numbers,
            lambda: functools.partial(sgd, array(numbers), array(numbers), LR, 0.0, 1.0))
     yield ("momentum", 20 * numbers,
