@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UserError
-from . import datasets, figures
+from . import figures
 from .experiment import Cell, Experiment, columns
-from .grid import short_name
-from .intervals import Interval, interval
+from .grid import metric_of, short_name
+from .intervals import Interval, advantage, interval
 from .selection import Curve, FairConfig, Setting, best, cell_of, cells, run_cell
-from .tasks import task
 from .tasks.base import Metric
 from .training.config import example_multiply_adds, multiply_adds
 
@@ -44,11 +43,6 @@ class Contender(NamedTuple):
     def best(self, sign: int) -> np.ndarray:
         """Return the best value from each seed, (seeds,)."""
         return np.array([best(curve, sign) for curve in self.curves.values()], np.float64)
-
-
-def metric_of(config: FairConfig, dataset: str) -> Metric:
-    """Return the metric by which models are compared on a data set."""
-    return task(datasets.sizes_of(dataset, config.target, config.task).task).metric
 
 
 def read(config: FairConfig, out: Path, dataset: str) -> dict[str, Contender]:
@@ -109,7 +103,7 @@ def lead(comet: Contender, rival: Contender, sign: int, cost: Cost = epochs) -> 
         pairs.append([_best_within(limit, costs, curve, sign)
                       for costs, curve in zip(spent, (ours, theirs), strict=True)])
     a, b = np.array(pairs).T
-    return _interval(a, b, sign)
+    return advantage(a, b, sign)
 
 
 def _best_within(limit: float, costs: np.ndarray, curve: Curve, sign: int) -> float:
@@ -127,11 +121,7 @@ def lead_on_test(comet: Contender, rival: Contender, sign: int) -> Interval:
     """Return COMET's lead on the test set after the last epoch."""
     a, b = (np.array([curve.test for curve in side.curves.values()], np.float64)
             for side in (comet, rival))
-    return _interval(a, b, sign)
-
-
-def _interval(a: np.ndarray, b: np.ndarray, sign: int) -> Interval:
-    return interval(100 * (a - b) if sign > 0 else 100 * (b - a) / b.mean())
+    return advantage(a, b, sign)
 
 
 # --- the table ----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from .datasets.own import from_arrays
 from .files import RESULT, finish, locked
 from .progress import Progress
 from .tasks import task as task_of
-from .training import Diverged, RunConfig, TrainConfig, step_work, train
+from .training import Diverged, RunConfig, TrainConfig, run_work, train
 from .training.model import Data, Trained, load_run
 
 Array = Any
@@ -123,8 +123,7 @@ def _trained(data: Dataset, config: RunConfig, backend: Backend, folder: Path,
 def _train(data: Dataset, config: RunConfig, backend: Backend, folder: Path,
            progress: bool) -> None:
     """Train to the end in a folder that nobody else is at."""
-    steps = config.training.epochs * len(data.x_train) / config.training.examples_a_step
-    line = Progress(step_work(config) * steps, None if progress else io.StringIO())
+    line = Progress(run_work(config, len(data.x_train)), None if progress else io.StringIO())
     if data.notice:
         line.message(data.notice)
     try:

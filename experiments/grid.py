@@ -20,7 +20,9 @@ from ..settings import option
 from . import datasets
 from .datasets import Dataset
 from .experiment import Cell, Place
-from .training import RunConfig, TrainConfig, step_work, train
+from .tasks import task
+from .tasks.base import Metric
+from .training import RunConfig, TrainConfig, run_work, train
 from .variants import VARIANTS, WITHOUT_P_K
 
 DEFAULT_F = "softplus"
@@ -115,8 +117,8 @@ class Panel(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GridCell:
-    """One cell: one model trained on one data set from one seed."""
+class DataCell:
+    """What a cell says of its data, see `load`."""
 
     dataset: str
     train: int | None
@@ -124,6 +126,12 @@ class GridCell:
     target: str | None
     task: str | None
     digest: str
+
+
+@dataclass(frozen=True)
+class GridCell(DataCell):
+    """One cell: one model trained on one data set from one seed."""
+
     run: RunConfig
 
 
@@ -164,14 +172,18 @@ def cell_of(config: GridConfig, panel: Panel, model: str, seed: int) -> Cell:
     return Cell(name,
                 GridCell(dataset, config.train, config.validation, config.target, config.task,
                          sizes.digest, run),
-                step_work(run) * training.epochs * examples(config, dataset)
-                / training.examples_a_step)
+                run_work(run, examples(config, dataset)))
 
 
-def examples(config: GridConfig, dataset: str) -> int:
+def examples(config: Any, dataset: str) -> int:
     """Return how many examples of a data set are trained on."""
     sizes = datasets.sizes_of(dataset, config.target, config.task)
     return min(config.train or sizes.examples, sizes.examples)
+
+
+def metric_of(config: Any, dataset: str) -> Metric:
+    """Return the metric by which models are compared on a data set."""
+    return task(datasets.sizes_of(dataset, config.target, config.task).task).metric
 
 
 def short_name(dataset: str) -> str:

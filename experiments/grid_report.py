@@ -9,12 +9,20 @@ import numpy as np
 
 from .. import settings
 from ..errors import UserError
-from . import datasets, figures
+from . import figures
 from .experiment import Cell, Experiment, columns
-from .grid import GridConfig, Panel, cell_of, cells, examples, panels, run_cell, short_name
-from .intervals import Interval, interval
-from .tasks import task
-from .tasks.base import Metric
+from .grid import (
+    GridConfig,
+    Panel,
+    cell_of,
+    cells,
+    examples,
+    metric_of,
+    panels,
+    run_cell,
+    short_name,
+)
+from .intervals import Interval, advantage
 from .training.config import RunConfig, multiply_adds
 from .variants import WITHOUT_P_K
 
@@ -60,11 +68,6 @@ class Curve(NamedTuple):
 
 Curves = dict[int, Curve]  # by seed
 Found = dict[tuple[Panel, str], Curves]
-
-
-def metric_of(config: GridConfig, dataset: str) -> Metric:
-    """Return the metric by which models are compared on a data set."""
-    return task(datasets.sizes_of(dataset, config.target, config.task).task).metric
 
 
 def read(config: GridConfig, out: Path) -> Found:
@@ -114,9 +117,7 @@ def lead(one: Curves, other: Curves, sign: int) -> Interval:
     """
     seeds = sorted(one.keys() & other.keys())
     a, b = (np.array([curves[seed].best(sign) for seed in seeds]) for curves in (one, other))
-    if not seeds:
-        return interval(a)
-    return interval(100 * (a - b) if sign > 0 else 100 * (b - a) / b.mean())
+    return advantage(a, b, sign)
 
 
 def _mean_best(curves: Curves, sign: int) -> float:

@@ -33,11 +33,11 @@ from . import datasets
 from .datasets import Dataset
 from .experiment import Cell, Place, damaged
 from .files import METRICS, RESULT, WEIGHTS, finish, read_result
-from .grid import load, short_name
+from .grid import DataCell, examples, load, short_name
 from .progress import Part
 from .tasks import task
 from .tasks.base import Metric
-from .training import Diverged, RunConfig, TrainConfig, step_work, train
+from .training import Diverged, RunConfig, TrainConfig, run_work, train
 from .variants import VARIANTS, WITHOUT_P_K
 
 LISTS = ("datasets", "models", "lrs", "momenta", "activations", "initials", "choosing", "reporting")
@@ -134,15 +134,9 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class FairCell:
+class FairCell(DataCell):
     """One cell: one contender, and all it is to be tried with."""
 
-    dataset: str
-    train: int | None
-    validation: int | None
-    target: str | None
-    task: str | None
-    digest: str
     settings: tuple[Setting, ...]
     choosing: tuple[int, ...]
     reporting: tuple[int, ...]
@@ -158,8 +152,7 @@ def cell_of(config: FairConfig, dataset: str, model: str) -> Cell:
     """Return the cell of one contender."""
     sizes = datasets.sizes_of(dataset, config.target, config.task)
     settings = settings_of(config, sizes, model)
-    examples = min(config.train or sizes.examples, sizes.examples)
-    work = [run_work(setting.run, examples) for setting in settings]
+    work = [run_work(setting.run, examples(config, dataset)) for setting in settings]
     level = "" if model in WITHOUT_P_K else f"-pk{config.p_k}"
     return Cell(f"{short_name(dataset)}-{model}-N{config.width}{level}",
                 FairCell(dataset, config.train, config.validation, config.target, config.task,
@@ -186,12 +179,6 @@ def settings_of(config: FairConfig, sizes: datasets.Sizes, model: str) -> tuple[
 
     return tuple(itertools.starmap(setting, itertools.product(
         config.activations, config.initials, config.momenta, config.lrs)))
-
-
-def run_work(run: RunConfig, examples: int) -> float:
-    """Return about how many floating-point operations the products of a run take."""
-    training = run.training
-    return step_work(run) * training.epochs * examples / training.examples_a_step
 
 
 # --- a cell -------------------------------------------------------------------------------------

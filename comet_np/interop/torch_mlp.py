@@ -47,9 +47,7 @@ def mlp_from_torch(named: Mapping[str, Array], config: MLPConfig) -> tuple[Param
     BackendError
         If a value is no array of a backend, or two are of different ones.
     """
-    if not isinstance(named, Mapping):
-        raise UserError("arrays must be given by name, as a module's state_dict() does, got "
-                        f"{type(named).__name__}")
+    check_mapping(named)
     wanted: dict[str, Shape] = {}
     layers = range(1, len(config.widths))
     for layer in layers:
@@ -72,6 +70,13 @@ def mlp_from_torch(named: Mapping[str, Array], config: MLPConfig) -> tuple[Param
     params = tuple(Linear(arrays[f"fc{layer}.weight"], arrays.get(f"fc{layer}.bias"))
                    for layer in layers)
     return params, tuple(arrays[name] for name in wanted if name.startswith("spec_"))
+
+
+def check_mapping(named: Mapping[str, Array]) -> None:
+    """Raise a UserError unless arrays are given by name."""
+    if not isinstance(named, Mapping):
+        raise UserError("arrays must be given by name, as a module's state_dict() does, got "
+                        f"{type(named).__name__}")
 
 
 def has_names(config: MLPConfig) -> bool:

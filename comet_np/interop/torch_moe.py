@@ -7,7 +7,7 @@ from ..backends import backend_of
 from ..errors import UserError
 from ..models.moe import MoEConfig, MoEParams, placed
 from ..tree import leaves
-from .torch_mlp import mlp_from_torch, mlp_to_torch
+from .torch_mlp import check_mapping, mlp_from_torch, mlp_to_torch
 
 Array = Any
 
@@ -37,9 +37,7 @@ def moe_from_torch(named: Mapping[str, Array], config: MoEConfig) -> tuple[MoEPa
     BackendError
         If a value is no array of a backend, or two are of different ones.
     """
-    if not isinstance(named, Mapping):
-        raise UserError("arrays must be given by name, as a module's state_dict() does, got "
-                        f"{type(named).__name__}")
+    check_mapping(named)
     configs = {f"experts.{e}": config.expert for e in range(config.experts)}
     configs[GATE] = config.gating
     parts: dict[str, dict[str, Array]] = {part: {} for part in configs}

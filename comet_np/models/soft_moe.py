@@ -66,7 +66,7 @@ class SoftMoEConfig:
                 raise UserError(f"a soft mixture has at least 1 expert, each of at least 1 slot, "
                                 f"got {name} = {value!r}")
 
-    @property
+    @functools.cached_property
     def expert(self) -> mlp.MLPConfig:
         """The configuration of one expert."""
         return mlp.MLPConfig(self.widths, self.activation, gate=None, bias=self.bias,

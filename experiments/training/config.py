@@ -113,3 +113,9 @@ def example_multiply_adds(config: RunConfig) -> int:
 def step_work(config: RunConfig) -> float:
     """Return about how long a step takes, as a number of floating-point operations of products."""
     return 2.0 * config.training.examples_a_step * example_multiply_adds(config) + OVERHEAD
+
+
+def run_work(config: RunConfig, examples: int) -> float:
+    """Return about how long a run on so many examples takes, as `step_work` does of a step."""
+    training = config.training
+    return step_work(config) * training.epochs * examples / training.examples_a_step
