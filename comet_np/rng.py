@@ -44,6 +44,11 @@ def normal(backend: Backend, dtype: str, std: float, shape: tuple[int, ...], see
     return backend.asarray(draw * std, dtype=dtype)
 
 
+def seed_of(seed: int, *name: str | int) -> int:
+    """Return a seed of its own for each part of a model, as ``"block", 2``; `seed` for no name."""
+    return int(np.frombuffer(_digest(seed, name), "<u8")[0] >> 1) if name else seed
+
+
 def key(seed: int, *name: str | int) -> Key:
     """Return the key of the counter-based stream called `name`."""
     k0, k1 = np.frombuffer(_digest(seed, name), "<u8")

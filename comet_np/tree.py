@@ -1,6 +1,8 @@
 """Trees of arrays: nested tuples, NamedTuples and dicts, whose leaves are arrays or None."""
 
+import math
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from typing import Any
 
 from .backends import backend_of
@@ -91,6 +93,15 @@ def matrix_elements(tree: Tree) -> int:
 def zeros_like(tree: Tree) -> Tree:
     """Return a tree of zeros of the structure, shapes and dtypes of `tree`, for gradients."""
     return tree_map(lambda array: backend_of(array).xp.zeros_like(array, order="C"), tree)
+
+
+def elements(shapes: Tree) -> int:
+    """Return how many elements the arrays of a tree of shapes have."""
+    if shapes is None:
+        return 0
+    if isinstance(shapes, tuple) and all(isinstance(N, Integral) for N in shapes):
+        return math.prod(shapes)
+    return sum(map(elements, shapes))
 
 
 def check_shapes(tree: Tree, shapes: Tree, what: str) -> None:

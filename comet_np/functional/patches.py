@@ -10,6 +10,16 @@ Array = Any
 Image = tuple[int, int, int]  # colours C, rows, columns
 
 
+def patch_count(image: Image, patch: int) -> int:
+    """Return the number of patches of an image."""
+    return image[1] // patch * (image[2] // patch)
+
+
+def patch_width(image: Image, patch: int) -> int:
+    """Return the number of values of a patch, P P C."""
+    return patch * patch * image[0]
+
+
 def to_patches(x: Array, image: Image, patch: int) -> Array:
     """Return an image's square patches as tokens, row by row: (..., T, P P C).
 
@@ -32,7 +42,7 @@ def to_patches(x: Array, image: Image, patch: int) -> Array:
     C, rows, columns = image
     cells = x.reshape(*lead, C, rows // patch, patch, columns // patch, patch)
     n = len(lead)
-    order = (*range(n), *(n + i for i in (1, 3, 2, 4, 0)))  # row, column, row in it, column in it, C
+    order = (*range(n), *(n + i for i in (1, 3, 2, 4, 0)))  # the patch's row and column first
     return cells.transpose(order).reshape(*lead, -1, patch * patch * C)
 
 

@@ -26,7 +26,7 @@ from ..functional.packing import unpacked
 from ..gates import EVALUATION, Comet, Gate, Kept, Pass
 from ..gates.comet import Routed
 from ..precision import check_format
-from ..rng import key, normal, uniform
+from ..rng import key, normal, seed_of, uniform
 from ..tree import check_shapes, leaves, zeros_like
 
 __all__ = ["MLPCache", "MLPConfig", "Params", "Trace", "backward", "forward", "init",
@@ -147,7 +147,7 @@ def init(config: MLPConfig, seed: int = 0, backend: Backend | None = None,
         Where the arrays are made; NumPy if not given.
     dtype : str
     name : tuple of str or int
-        What the names of the streams of W and b begin with, in a model of several MLPs.
+        What the names of all streams begin with, in a model of several MLPs.
 
     Returns
     -------
@@ -161,7 +161,8 @@ def init(config: MLPConfig, seed: int = 0, backend: Backend | None = None,
                None if b is None else draw(backend, dtype, W[1], b, seed, *name, "b", layer))
         for layer, (W, b) in enumerate(shapes(config), start=1))
     gate = config.gate
-    return params, () if gate is None else gate.init(config.widths, seed, backend, dtype)
+    return params, () if gate is None else gate.init(config.widths, seed_of(seed, *name), backend,
+                                                     dtype)
 
 
 def _he(backend: Backend, dtype: str, N_in: int, shape: tuple[int, ...], seed: int,

@@ -18,8 +18,10 @@ from ...errors import UserError, unknown, user_path
 from ...interop import named_weights, weights_of
 from ...models import module_of
 from ...models.mlp import MLPConfig
+from ...models.mixer import MixerConfig
 from ...models.moe import MoEConfig
 from ...models.soft_moe import SoftMoEConfig
+from ...models.vit import ViTConfig
 from ...optim import OptimizerConfig
 from ...records import DamagedRecord, believed, read_arrays, read_json, read_known, write_json
 from ...settings import record, restored
@@ -34,6 +36,7 @@ from .examples import BLOCK, blocks
 Array = Any
 
 KNOWN = (RunConfig, TrainConfig, OptimizerConfig, MLPConfig, MoEConfig, SoftMoEConfig, PooledConfig,
+         ViTConfig, MixerConfig,
          *(getattr(gates, name) for name in gates.__all__ if isinstance(getattr(gates, name), type)
            and dataclasses.is_dataclass(getattr(gates, name))))
 

@@ -1,0 +1,118 @@
+"""Where the masks of a network of several MLPs come from: outside, each MLP's gate, or one stream.
+
+The routing stream is the routing network of eq. (4)-(6) in the shape of the network that it routes.
+It sees the network's input alone, so that the same input always meets the same experts; a gate
+within a block sees what the blocks before it have learnt to make of the input.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ..backends import Backend, xp_of
+from ..errors import UserError
+from ..functional.linear import project
+from ..functional.patches import patch_count, patch_width
+from ..functional.routing import whole
+from ..gates import Comet
+from ..gates.comet import Routed
+from ..rng import uniform
+from ..tree import check_shapes
+from .branch import Masks, turned
+from .mlp import MLPConfig
+
+Array = Any
+Tree = Any
+
+
+class Stream(NamedTuple):
+    """Fixed weights of a stream: embedding (D, P P C); of each MLP V (H, N) and U (N, H)."""
+
+    embedding: Array
+    maps: tuple[tuple[Array, Array], ...]
+
+
+def stream_shapes(config: Any) -> Stream:
+    """Return the shapes of a stream's weights: those of the trained maps that it stands beside."""
+    maps = tuple(((H, N), (N, H)) for N, H, _ in (one.widths for one in config.mlps))
+    return Stream((config.width, patch_width(config.image, config.patch)), maps)
+
+
+def stream_init(config: Any, seed: int, backend: Backend, dtype: str) -> Stream:
+    """Return a stream's weights, drawn from the law that initialises the trained ones."""
+    def draw(shape: tuple[int, int], *name: str | int) -> Array:
+        return uniform(backend, dtype, shape[1], shape, seed, "stream", *name)
+
+    embedding, maps = stream_shapes(config)
+    return Stream(draw(embedding, "E"),
+                  tuple((draw(V, "V", i), draw(U, "U", i)) for i, (V, U) in enumerate(maps)))
+
+
+def stream_masks(patches: Array, stream: Stream, gate: Comet, across: Sequence[bool],
+                 token: bool = False) -> tuple[Array, ...]:
+    """Return the masks of all MLPs as a function of the network's input alone.
+
+    ``s = E patch``, and for each MLP  ``c = V s``,  ``m = C_k(c)``,  ``s = U (m o g(c))``
+
+    Parameters
+    ----------
+    patches : array (..., T, P P C)
+    stream : Stream
+    gate : Comet
+        p_k, the rule for ties, and g.
+    across : sequence of bool
+        Of each MLP whether it maps the tokens of a channel, as the token mixing of an MLP-Mixer.
+    token : bool
+        Whether a class token stands before the others; it begins with the mean of their s.
+    """
+    s = project(whole(patches), stream.embedding)  # (..., T, D)
+    if token:
+        s = xp_of(s).concatenate([s.mean(axis=-2, keepdims=True), s], axis=-2)
+    masks = []
+    for (V, U), turn in zip(stream.maps, across, strict=True):
+        trace = gate.trace(turned(s, turn), (V,))
+        masks.append(trace.m[0])  # (..., T, H)
+        s = turned(project(trace.z[0], U), turn)
+    return tuple(masks)
+
+
+def routed(patches: Array, fixed: Tree, config: Any, masks: Sequence[Array | None] | None,
+           token: bool = False) -> list[tuple[Masks, Tree]]:
+    """Return for each MLP its masks, or None for those of its gate, and the gate's fixed weights.
+
+    Raises
+    ------
+    UserError
+        If `masks`, from outside, or the fixed weights are not one for each MLP.
+    """
+    mlps: Sequence[MLPConfig] = config.mlps
+
+    def count(values: Any) -> Any:
+        return len(values) if isinstance(values, tuple | list) else type(values).__name__
+
+    if masks is None and config.routing == "block":
+        if not isinstance(fixed, tuple) or len(fixed) != len(mlps):
+            raise UserError(f"the fixed weights are a tree for each of the {len(mlps)} gates, as "
+                            "init of the model returns them second, got "
+                            f"{count(fixed)}")
+        return [(None, each) for each in fixed]
+    if masks is None:
+        check_shapes(fixed, stream_shapes(config), "routing=\"stream\" needs the fixed weights "
+                                                   "Stream(embedding, maps)")
+        masks = stream_masks(patches, fixed, config.gate, config.across, token)
+    if not isinstance(masks, tuple | list) or len(masks) != len(mlps):
+        raise UserError(f"masks from outside are one for each of the {len(mlps)} MLPs, got "
+                        f"{count(masks)}")
+    return [((m,), ()) for m in masks]
+
+
+def routing_multiply_adds(config: Any, rows: Sequence[int]) -> int:
+    """Return the multiply-adds of one example's routing; `rows` says on how many rows an MLP works.
+    """
+    if not isinstance(config.gate, Routed):
+        return 0
+    once = sum(n * math.prod(one.widths[:2]) for n, one in zip(rows, config.mlps, strict=True))
+    if config.routing == "block":
+        return once
+    embedding = config.width * patch_width(config.image, config.patch)
+    return 2 * once + patch_count(config.image, config.patch) * embedding
