@@ -302,8 +302,7 @@ EVERY_GATE = [None, Comet(0.3, "index"), gates.Layerwise(), gates.TopK(), gates.
 def test_any_gate_works_in_any_architecture(config, gate, draw):
     """It trains as in an MLP: the masks are those that the gate gives on the MLP's own input."""
     config = replace(config, gate=gate)
-    x, params, _, dy = network(config, draw)
-    _, fixed = module_of(config).init(config, dtype="float64")
+    x, params, fixed, _ = network(config, draw)
     at = Pass(train=True, example=np.array([3, 5]), seed=1)
     y, cache = module_of(config).forward(x, params, fixed, config, at=at)
     for made, V, one in zip(cache.mlps, fixed, config.mlps, strict=True):
@@ -410,7 +409,7 @@ def test_dropout_differs_between_blocks_and_steps_and_ends_with_training(config,
     for one, other in itertools.combinations(found, 2):
         assert one.shape != other.shape or (one != other).any()
     assert all((one != other).any() for one, other in zip(found, later, strict=True))
-    evaluated, cache = model.forward(x, params, fixed, config)
+    evaluated, _ = model.forward(x, params, fixed, config)
     expected, _ = model.forward(x, params, fixed, replace(config, dropout=0.0, hidden_dropout=0.0))
     np.testing.assert_array_equal(evaluated, expected)
 
