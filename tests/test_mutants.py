@@ -136,14 +136,15 @@ MUTANTS = {
         "comet_np/models/stream.py", "if masks is None and config.routing",
         "if config.routing", ("test_vit_mixer", "from_outside")),
     "a stream that is not masked": Mutant(
-        "comet_np/models/stream.py", "project(trace.z[0], U)", "project(trace.c[0], U)",
+        "comet_np/models/stream.py", "project(masked(c, m, activation(gate.g)), U)",
+        "project(activation(gate.g).forward(c), U)",
         ("test_vit_mixer", "number_by_number")),
     "a stream without a class token": Mutant(
         "comet_np/models/stream.py", "[s.mean(axis=-2, keepdims=True), s]", "[s[..., :1, :], s]",
         ("test_vit_mixer", "number_by_number")),
     "a stream of another image": Mutant(
-        "comet_np/models/stream.py", "trace = gate.trace(turned(s, turn), (V,))",
-        "trace = gate.trace(turned(s[::-1], turn), (V,))",
+        "comet_np/models/stream.py", "gate.trace(turned(s, turn), (V,))",
+        "gate.trace(turned(s[::-1], turn), (V,))",
         ("test_vit_mixer", "number_by_number")),
     "routing of a stream counted once": Mutant(
         "comet_np/models/stream.py", "return 2 * once +", "return once +",
