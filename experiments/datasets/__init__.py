@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import UserError, unknown, user_path
-from . import arm, cifar, glyphs, own, sarcos
+from . import arm, cifar, glyphs, own, sarcos, svhn
 from .base import Dataset, Image, OfficialFile, columns_of, exists, remedy
 from .download import Progress, fetch_file
 from .own import is_file_name, stamp
@@ -72,6 +72,7 @@ DATASETS: dict[str, Entry] = {
     "cifar100": _cifar(cifar.CIFAR100),
     "sarcos": Entry(Sizes("regression", sarcos.INPUTS, 1, 35_588), sarcos.load, sarcos.DOWNLOADS,
                     sarcos.status, range(sarcos.INPUTS, sarcos.COLUMNS)),
+    "svhn": Entry(_of_images(svhn.IMAGE, 10, 58_606), svhn.load, svhn.DOWNLOADS, svhn.status),
 }
 IMAGES_32 = tuple(name for name, entry in DATASETS.items() if entry.sizes.image == (3, 32, 32))
 _seen: dict[tuple[Any, ...], Sizes] = {}  # of files of one's own
