@@ -13,9 +13,9 @@ from ..models import mlp
 from ..rng import stream
 from ..settings import option
 from . import datasets, figures
+from .datasets import IMAGES_32
 from .datasets.base import scaled
 from .experiment import Cell, Experiment, Place, columns
-from .grid import IMAGES
 from .training.examples import BLOCK, blocks
 
 NETWORKS_A_CELL = 25
@@ -50,8 +50,8 @@ class Fig3Config:
             raise UserError("fig3 needs at least 1 network and exactly 2 data sets, got "
                             f"{self.networks} and {', '.join(self.datasets)}")
         for name in self.datasets:
-            if name not in IMAGES:
-                raise unknown("data set of images", name, IMAGES)
+            if name not in IMAGES_32:
+                raise unknown("data set of 32x32 images", name, IMAGES_32)
 
 
 def cells(config: Fig3Config) -> list[Cell]:

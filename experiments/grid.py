@@ -26,7 +26,6 @@ from .training import RunConfig, TrainConfig, run_work, train
 from .variants import VARIANTS, WITHOUT_P_K
 
 DEFAULT_F = "softplus"
-IMAGES = ("glyphs", "cifar10", "cifar100")
 MOST_CELLS, MOST_LAYERS = 100_000, 1000  # far beyond any use: a slip of the finger
 
 
@@ -82,9 +81,10 @@ class GridConfig:
                             "give each once, or rename a file, got "
                             f"{', '.join(self.datasets)}")
         for name in self.datasets:
-            if self.training.augment is not None and name not in IMAGES:
-                raise UserError(f"--augment is for images of 32x32 pixels, and {name} has none: "
-                                "leave it out, or choose other --datasets")
+            image = datasets.sizes_of(name, self.target, self.task).image
+            if self.training.augment is not None and image is None:
+                raise UserError(f"--augment is for images, and {name} has none: leave it out, or "
+                                "choose other --datasets")
             steps = self.training.epochs * math.ceil(
                 examples(self, name) / self.training.examples_a_step)
             schedule(self.training.schedule, 0, steps, self.training.warmup)  # if it does not fit

@@ -44,10 +44,10 @@ from ..rng import stream
 from ..settings import option
 from ..tree import tree_map
 from . import datasets, figures, pooled
-from .datasets.base import Dataset, scaled
+from .datasets import IMAGES_32, Dataset
+from .datasets.base import scaled
 from .experiment import Cell, Experiment, Place, columns
 from .files import WEIGHTS
-from .grid import IMAGES
 from .intervals import interval
 from .pooled import PooledConfig
 from .training import RunConfig, TrainConfig, step_work, train
@@ -62,7 +62,8 @@ NORMS, HELD_OUT = 20_000, 5_000  # inputs of which the norm is learnt, and on wh
 class SoftMoESettings:
     """Settings of both parts; those of (a) begin with `norm`."""
 
-    datasets: tuple[str, ...] = option(("glyphs",), f"images to classify, of {', '.join(IMAGES)}")
+    datasets: tuple[str, ...] = option(("glyphs",), "images to classify, of "
+                                       f"{', '.join(IMAGES_32)}")
     experts: tuple[int, ...] = option((4, 8, 16, 32, 64), "how many experts share the parameters")
     parameters: int = option(100_000, "of all experts together")
     shares: tuple[float, ...] = option((0.5, 0.25, 0.125), "shares of the experts that are kept")
@@ -86,8 +87,8 @@ class SoftMoESettings:
 
     def __post_init__(self) -> None:
         for name in self.datasets:
-            if name not in IMAGES:
-                raise unknown("data set of images", name, IMAGES)
+            if name not in IMAGES_32:
+                raise unknown("data set of 32x32 images", name, IMAGES_32)
         if min(self.seeds, self.draws, self.norm_tokens, self.norm_features, self.features,
                *self.norm_larger, self.train or 1) < 1:
             raise UserError("seeds, draws, tokens, features, train and the factors of norm_larger "

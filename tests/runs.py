@@ -34,8 +34,8 @@ def small_data(task="classification"):
 def images():
     """Return data whose inputs are images, as augmentations take them."""
     data = small_data()
-    return replace(data, **{name: np.tile(getattr(data, name), 256)
-                            for name in ("x_train", "x_val", "x_test")})
+    return replace(data, image=(3, 32, 32), **{name: np.tile(getattr(data, name), 256)
+                                               for name in ("x_train", "x_val", "x_test")})
 
 
 def tied_data():

@@ -1,39 +1,49 @@
 """Augmentation: each choice moves the pixels it says, and a stream alone decides the choices."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from comet_np.errors import UserError
 from comet_np.experiments.datasets.augment import AUGMENTATIONS, CHOICES, apply, augmentation
+from comet_np.experiments.training import RunConfig
+from comet_np.models.mlp import MLPConfig
 from comet_np.rng import stream
+from tests.runs import TRAINING, images, trained
 
 EVERY = np.array(CHOICES["crop_flip"])
+SMALL = 3, 32, 32
+AUGMENTED = RunConfig(MLPConfig((3072, 5), gate=None), replace(TRAINING, augment="crop_flip"))
 
 
-def changed(image, mirrored, dy, dx):
-    """Return an image (3072,) after one choice, pixel by pixel."""
-    old = image.reshape(3, 32, 32)
+def changed(x, image, mirrored, dy, dx):
+    """Return an image (N,) of this shape after one choice, pixel by pixel."""
+    old, (_, height, width) = x.reshape(image), image
     new = np.zeros_like(old)
-    for i in range(32):
-        for j in range(32):
+    for i in range(height):
+        for j in range(width):
             row, column = i + dy, j + dx
-            if 0 <= row < 32 and 0 <= column < 32:
-                new[:, i, 31 - j if mirrored else j] = old[:, row, column]
+            if 0 <= row < height and 0 <= column < width:
+                new[:, i, width - 1 - j if mirrored else j] = old[:, row, column]
     return new.reshape(-1)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
-def test_every_choice_moves_the_pixels_it_says(draw, dtype):
+@pytest.mark.parametrize(("image", "dtype"), [
+    *((SMALL, dtype) for dtype in ("uint8", "float32", "float64")), ((3, 64, 64), "uint8"),
+    ((1, 5, 11), "float32"), ((2, 9, 3), "uint8")])
+def test_every_choice_moves_the_pixels_it_says(draw, image, dtype):
     meanings = [(mirrored, dy, dx) for mirrored in (0, 1) for dy in range(-4, 5)
                 for dx in range(-4, 5)]
     choices = np.array([mirrored + 2 * (9 * dy + dx) for mirrored, dy, dx in meanings])
     assert sorted(choices) == EVERY.tolist()
-    x = draw.integers(1, 256, (len(choices), 3072)).astype(dtype)
+    x = draw.integers(1, 256, (len(choices), math.prod(image))).astype(dtype)
     before = x.copy()
-    result = apply(x, choices)
+    result = apply(x, choices, image)
     assert (result.shape, result.dtype) == (x.shape, x.dtype)
-    for image, old, meaning in zip(result, x, meanings, strict=True):
-        np.testing.assert_array_equal(image, changed(old, *meaning), str(meaning))
+    for new, old, meaning in zip(result, x, meanings, strict=True):
+        np.testing.assert_array_equal(new, changed(old, image, *meaning), str(meaning))
     np.testing.assert_array_equal(x, before)
 
 
@@ -41,19 +51,20 @@ def test_every_choice_moves_the_pixels_it_says(draw, dtype):
 def test_any_leading_axes(draw, shape):
     x = draw.integers(256, size=(*shape, 3072), dtype=np.uint8)
     choices = draw.choice(EVERY, shape)
-    result = apply(x, np.asarray(choices))
+    result = apply(x, np.asarray(choices), SMALL)
     assert result.shape == x.shape
-    flat = apply(x.reshape(-1, 3072), np.reshape(choices, -1))
+    flat = apply(x.reshape(-1, 3072), np.reshape(choices, -1), SMALL)
     np.testing.assert_array_equal(result.reshape(-1, 3072), flat)
 
 
 def test_the_result_is_never_a_view_and_any_memory_order_will_do(draw):
     x = np.asfortranarray(draw.integers(256, size=(5, 3072), dtype=np.uint8))
     x.flags.writeable = False
-    result = apply(x, np.zeros(5, np.int64))
+    result = apply(x, np.zeros(5, np.int64), SMALL)
     np.testing.assert_array_equal(result, x)
     assert not np.shares_memory(result, x)
-    np.testing.assert_array_equal(apply(x[::-2], EVERY[:6:2]), apply(x[::-2].copy(), EVERY[:6:2]))
+    np.testing.assert_array_equal(apply(x[::-2], EVERY[:6:2], SMALL),
+                                  apply(x[::-2].copy(), EVERY[:6:2], SMALL))
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -91,8 +102,32 @@ def test_an_unknown_name_is_said_with_the_nearest():
 @pytest.mark.parametrize("shape", [(4, 12), (3072, 1), ()])
 def test_what_is_no_image_is_refused_in_one_sentence(shape):
     with pytest.raises(UserError) as caught:
-        apply(np.zeros(shape, np.uint8), np.zeros(shape[:-1], np.int64))
+        apply(np.zeros(shape, np.uint8), np.zeros(shape[:-1], np.int64), SMALL)
     text = str(caught.value)
     assert "\n" not in text
     for part in ("3072", "32x32", f"got an array of shape {shape}", "train without augmentation"):
         assert part in text
+
+
+def test_data_without_an_images_shape_are_refused(tmp_path):
+    """Though their examples are as long as images are."""
+    data = replace(images(), image=None)
+    config = replace(AUGMENTED, training=replace(AUGMENTED.training, augment="flip"))
+    with pytest.raises(UserError, match="these data say no image's shape, got an array of shape"):
+        trained(config, data, tmp_path)
+
+
+def test_images_of_any_shape_are_trained_on(tmp_path):
+    """Each choice of the plan moves its image as that image's shape says."""
+    data = replace(images(), image=(2, 24, 64))
+    batches = []
+
+    def watch(run):
+        whole = run.training.batch
+        run.training.batch = lambda *plan: batches.append((plan, whole(*plan))) or batches[-1][1]
+
+    trained(AUGMENTED, data, tmp_path, prepare=watch)
+    (rows, choices), batch = batches[0]
+    moved = apply(data.x_train[rows], choices, data.image).astype("float64")
+    np.testing.assert_array_equal(batch.x, moved * data.scale + data.shift)
+    assert (moved != data.x_train[rows]).any()

@@ -211,7 +211,7 @@ def test_two_sweeps_share_a_folder(capsys):
     (["run", "quickstart", "--backend", "cuda"], 'unknown backend "cuda"'),
     (["run", "--out", "fig2", "quickstart", "--lr", "fast"], '--lr takes a number, got "fast"'),
     (["run", "--mpi", "quickstart", "--lr", "fast"], '--lr takes a number, got "fast"'),
-    (["run", "fig3", "--datasets", "cifar10,cifar10O"], 'unknown data set of images "cifar10O"'),
+    (["run", "fig3", "--datasets", "cifar10,cifar10O"], 'data set of 32x32 images "cifar10O"'),
     (["bench", "--preset", "smok"], 'unknown preset "smok"; did you mean "smoke"?'),
     (["bench", "--out", "/dev/null/x"], "choose another folder with --out"),
     (["run", "quickstart", "--out", "/dev/null/x"], "choose another folder with --out"),

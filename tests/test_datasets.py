@@ -66,9 +66,10 @@ def test_built_in_data_are_of_the_promised_shape_and_reproducible(name):
     if name == "glyphs":
         pytest.importorskip("matplotlib")
     data, again = datasets.load(name, seed=3), datasets.load(name, seed=3)
-    task, inputs, outputs, examples, _ = datasets.sizes_of(name)
+    task, inputs, outputs, examples, _, image = datasets.sizes_of(name)
     assert data.x_train.shape == (examples, inputs)
     assert data.outputs == outputs
+    assert data.image == image == (None if name == "arm" else (3, 32, 32))
     assert data.task == task
     for split in ("train", "val", "test"):
         x, y = getattr(data, f"x_{split}"), getattr(data, f"y_{split}")

@@ -203,7 +203,7 @@ def test_cells_are_all_networks_and_seeds():
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"datasets": ("arm",)}, 'unknown data set of images "arm"'),
+    ({"datasets": ("arm",)}, 'unknown data set of 32x32 images "arm"'),
     ({"patch": 5}, "patches of 5x5 pixels do not fill an image"),
     ({"patch": 0}, "patches of 0x0 pixels"),
     ({"experts": (0,)}, "at least 1 expert, got 0"),

@@ -130,8 +130,8 @@ def test_augmented_images_are_drawn_anew_each_epoch_and_routed_afresh(glyphs, tm
     assert isinstance(run.validation.model.gate, Kept)
     rows, choices = epochs[0][:, :8]
     batch = run.training.batch(rows, choices)
-    moved = augmentation("crop_flip").apply(glyphs.x_train[rows], choices).astype("float64")
-    assert_close(batch.x, moved * glyphs.scale + glyphs.shift, "sum")
+    moved = augmentation("crop_flip").apply(glyphs.x_train[rows], choices, glyphs.image)
+    assert_close(batch.x, moved.astype("float64") * glyphs.scale + glyphs.shift, "sum")
     np.testing.assert_array_equal(batch.y, glyphs.y_train[rows])
     np.testing.assert_array_equal(batch.rows, rows)
 

@@ -1,5 +1,6 @@
 """Data sets: built in (`glyphs`, `arm`), official files in a folder, or files of one's own."""
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -9,12 +10,12 @@ from typing import Any, NamedTuple
 
 from ...errors import UserError, unknown, user_path
 from . import arm, cifar, glyphs, own, sarcos
-from .base import Dataset, OfficialFile, columns_of, exists, remedy
+from .base import Dataset, Image, OfficialFile, columns_of, exists, remedy
 from .download import Progress, fetch_file
 from .own import is_file_name, stamp
 
-__all__ = ["DATASETS", "Dataset", "Entry", "Sizes", "fetch", "is_file_name", "load", "look",
-           "recall", "report", "sizes_of", "stamp"]
+__all__ = ["DATASETS", "IMAGES_32", "Dataset", "Entry", "Sizes", "fetch", "is_file_name", "load",
+           "look", "recall", "report", "sizes_of", "stamp"]
 
 
 class Sizes(NamedTuple):
@@ -23,6 +24,7 @@ class Sizes(NamedTuple):
     task : "classification" or "regression", or a Task of one's own
     inputs, outputs, examples : N_0, classes or targets, and size of the training set
     digest : of the data in a file of one's own, for a cell is trained on these and no others
+    image : (colours, height, width), None if the examples are no images
     """
 
     task: Any
@@ -30,6 +32,7 @@ class Sizes(NamedTuple):
     outputs: int
     examples: int
     digest: str = ""
+    image: Image | None = None
 
 
 class Entry(NamedTuple):
@@ -51,14 +54,18 @@ class Entry(NamedTuple):
     needs: Callable[[], object] = tuple
 
 
+def _of_images(image: Image, classes: int, examples: int) -> Sizes:
+    return Sizes("classification", math.prod(image), classes, examples, image=image)
+
+
 def _cifar(kind: cifar.Cifar) -> Entry:
-    return Entry(Sizes("classification", cifar.PIXELS, kind.classes, 40_000),
+    return Entry(_of_images(cifar.IMAGE, kind.classes, 40_000),
                  partial(cifar.load, kind), kind.downloads, partial(cifar.status, kind))
 
 
 DATASETS: dict[str, Entry] = {
-    "glyphs": Entry(Sizes("classification", 3 * glyphs.SIDE**2, 10, glyphs.SIZES["train"]),
-                    glyphs.load, needs=glyphs.drawings),
+    "glyphs": Entry(_of_images(glyphs.IMAGE, 10, glyphs.SIZES["train"]), glyphs.load,
+                    needs=glyphs.drawings),
     "arm": Entry(Sizes("regression", 3 * arm.JOINTS, 1, arm.MOVEMENTS["train"] * arm.MOMENTS),
                  arm.load, targets=range(arm.JOINTS)),
     "cifar10": _cifar(cifar.CIFAR10),
@@ -66,6 +73,7 @@ DATASETS: dict[str, Entry] = {
     "sarcos": Entry(Sizes("regression", sarcos.INPUTS, 1, 35_588), sarcos.load, sarcos.DOWNLOADS,
                     sarcos.status, range(sarcos.INPUTS, sarcos.COLUMNS)),
 }
+IMAGES_32 = tuple(name for name, entry in DATASETS.items() if entry.sizes.image == (3, 32, 32))
 _seen: dict[tuple[Any, ...], Sizes] = {}  # of files of one's own
 
 
@@ -87,7 +95,7 @@ def sizes_of(name: str, target: str | None = None, task: str | None = None) -> S
         if known not in _seen:
             data = own.read(name, target, task)
             _seen[known] = Sizes(data.task, data.x_train.shape[1], data.outputs, len(data.x_train),
-                                 data.digest)
+                                 data.digest, data.image)
         return _seen[known]
     entry = _entry(name)
     _check_options(name, entry, target, task)
@@ -98,7 +106,8 @@ def sizes_of(name: str, target: str | None = None, task: str | None = None) -> S
 
 def recall(name: str, target: str | None, task: str | None, sizes: Sizes) -> None:
     """Let `sizes_of` know what a file held when a run began, so that its figure needs no file."""
-    _seen[name, target, task, stamp(name)] = sizes
+    image = sizes.image and tuple(sizes.image)  # a list, if it comes from a record
+    _seen[name, target, task, stamp(name)] = sizes._replace(image=image)
 
 
 def look(names: Iterable[str], folder: str | Path | None) -> None:

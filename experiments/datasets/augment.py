@@ -5,6 +5,7 @@ costly, the moving of pixels, happens where the images lie and follows from that
 a run sees the same images on NumPy and CuPy, and after a resume.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,8 +14,7 @@ import numpy as np
 
 from ...backends import xp_of
 from ...errors import UserError, unknown
-from .cifar import PIXELS
-from .glyphs import SIDE
+from .base import Image
 
 Array = Any
 
@@ -32,12 +32,12 @@ class Augmentation(NamedTuple):
 
     draw : function (generator, n) -> int64 array (n,)
         A choice for each of n examples, on the host; a function of the generator's stream alone.
-    apply : function (x, choices) -> array of the shape and dtype of x
+    apply : function (x, choices, image) -> array of the shape and dtype of x
         See `apply`.
     """
 
     draw: Callable[[np.random.Generator, int], np.ndarray]
-    apply: Callable[[Array, Array], Array]
+    apply: Callable[[Array, Array, Image | None], Array]
 
 
 def draw(choices: range, generator: np.random.Generator, n: int) -> np.ndarray:
@@ -45,45 +45,49 @@ def draw(choices: range, generator: np.random.Generator, n: int) -> np.ndarray:
     return choices.start + choices.step * generator.integers(len(choices), size=n)
 
 
-def apply(x: Array, choices: Array) -> Array:
+def apply(x: Array, choices: Array, image: Image | None) -> Array:
     """Return the images x as the choices change them: moved, 0 beyond the border, then mirrored.
 
     The host does not wait, so this may be part of a CUDA graph.
 
     Parameters
     ----------
-    x : array (..., 3072) of any dtype, not written to
-        Red, green and blue planes of 32x32 pixels; before `Dataset.scale` and `shift`, where 0 is
-        black.
+    x : array (..., colours * height * width) of any dtype, not written to
+        A plane of pixels for each colour; before `Dataset.scale` and `shift`, where 0 is black.
     choices : int64 array (...,) on the backend of x
         As `Augmentation.draw` returns them; unchecked, for the host would have to wait.
+    image : tuple (colours, height, width)
+        See `Dataset.image`.
 
     Returns
     -------
     array of the shape and dtype of x
-        Pixel (i, j) is pixel (i + dy, j + dx) of x, or if mirrored, (i + dy, 31 - j + dx).
+        Pixel (i, j) is pixel (i + dy, j + dx) of x, or if mirrored, (i + dy, width - 1 - j + dx).
 
     Raises
     ------
     UserError
-        If the last axis of x is not an image.
+        If there is no such image on the last axis of x.
     """
-    if x.shape[-1:] != (PIXELS,):
-        raise UserError(f"an augmentation needs images of {PIXELS} values on the last axis (3 "
-                        f"colours of {SIDE}x{SIDE} pixels), got an array of shape {x.shape}: take "
-                        "a data set of images, or train without augmentation")
-    xp, width = xp_of(x), SIDE + 2 * MARGIN
-    planes = x.reshape(-1, PIXELS // SIDE**2, SIDE, SIDE).swapaxes(0, 1)
+    if image is None or x.shape[-1:] != (math.prod(image),):
+        expected = ("these data say no image's shape" if image is None else
+                    f"expected {math.prod(image)} values on the last axis ({image[0]} colours of "
+                    f"{image[1]}x{image[2]} pixels)")
+        raise UserError(f"an augmentation needs images: {expected}, got an array of shape "
+                        f"{x.shape}; take a data set of images, or train without augmentation")
+    xp, (_, height, width) = xp_of(x), image
+    high, wide = height + 2 * MARGIN, width + 2 * MARGIN
+    planes = x.reshape(-1, *image).swapaxes(0, 1)
     # Colours first, as all planes of an image move alike: 0.07 ms for 32 images of bytes and 0.28
     # for 128, on a core of an AMD EPYC. With an index for each byte, 0.11 and 0.40; with indices
     # clipped at the border instead of a margin, times their validity, 0.31 and 1.17.
-    padded = xp.zeros((*planes.shape[:2], width, width), x.dtype)
+    padded = xp.zeros((*planes.shape[:2], high, wide), x.dtype)
     padded[..., MARGIN:-MARGIN, MARGIN:-MARGIN] = planes
     choices = choices.reshape(-1, 1)
     mirrored, crop = choices & 1, (choices >> 1) + SHIFTS**2 // 2
-    pixel = xp.arange(SIDE)
-    rows = width * (width * xp.arange(planes.shape[1])[:, None] + crop // SHIFTS + pixel)
-    columns = crop % SHIFTS + abs(mirrored * (SIDE - 1) - pixel)
+    number = xp.arange(planes.shape[1])[:, None]
+    rows = wide * (high * number + crop // SHIFTS + xp.arange(height))
+    columns = crop % SHIFTS + abs(mirrored * (width - 1) - xp.arange(width))
     moved = padded.reshape(len(planes), -1).take(rows[:, :, None] + columns[:, None], axis=1)
     return moved.swapaxes(0, 1).reshape(x.shape)
 

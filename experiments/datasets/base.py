@@ -64,6 +64,7 @@ def _scaled_down(values: Any, mean: Any, std: Any) -> np.ndarray:
 
 
 AS_THEY_CAME = Preparation()
+Image = tuple[int, int, int]  # colours, height, width
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Dataset:
     name : str
     task : {"classification", "regression"}
     x_train, x_val, x_test : arrays (n, N_0)
-        uint8 for images (32x32 pixels: the red plane, then green, then blue), else float32.
+        uint8 for images (the red plane, then green, then blue, each row by row), else float32.
         Those for validation, and for the test, may be None.
     y_train, y_val, y_test : int64 class labels (n,), or float32 targets (n, outputs)
     outputs : int
@@ -86,6 +87,8 @@ class Dataset:
         What the user should know about these data, one sentence; empty if nothing.
     preparation : Preparation
         What was done to them before.
+    image : tuple (colours, height, width), or None
+        The shape of an example, if it is an image.
     """
 
     name: str
@@ -101,6 +104,7 @@ class Dataset:
     shift: float = 0.0
     notice: str = ""
     preparation: Preparation = AS_THEY_CAME
+    image: Image | None = None
 
     @functools.cached_property
     def digest(self) -> str:

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import math
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -32,7 +33,8 @@ from .pickles import read_pickle
 
 Array = np.ndarray
 
-PIXELS = 3072  # bytes of an image: 32x32 red, then green, then blue
+IMAGE = 3, 32, 32
+PIXELS = math.prod(IMAGE)  # bytes of an image: red, then green, then blue
 EXTRA = 128  # bytes that a file may hold besides, for each image: its labels and its name
 OTHER = 1 << 20  # bytes that an archive may hold besides the files
 CHUNK = 1 << 18
@@ -177,7 +179,7 @@ def load(kind: Cifar, folder: Path, seed: int) -> Dataset:
               "for the test") if names else ""
     return Dataset(kind.name, "classification", x[:len(train)], y[train], x[len(train):], y[val],
                    np.ascontiguousarray(test.x), test.y, kind.classes, IMAGE_SCALE, IMAGE_SHIFT,
-                   notice)
+                   notice, image=IMAGE)
 
 
 class Part(NamedTuple):

@@ -19,6 +19,7 @@ from .base import IMAGE_SCALE, IMAGE_SHIFT, Dataset
 Array = np.ndarray
 
 SIDE = 32  # pixels
+IMAGE = 3, SIDE, SIDE
 SIZES = {"train": 8000, "val": 2000, "test": 2000}
 # Images are made in blocks that fit in the processor's cache, each from a random stream of its own.
 BLOCK = 250
@@ -47,7 +48,7 @@ def load(seed: int) -> Dataset:
     """
     return Dataset("glyphs", "classification", *images(seed, "train", SIZES["train"]),
                    *images(seed, "val", SIZES["val"]), *images(seed, "test", SIZES["test"]),
-                   10, IMAGE_SCALE, IMAGE_SHIFT)
+                   10, IMAGE_SCALE, IMAGE_SHIFT, image=IMAGE)
 
 
 def images(seed: int, split: str, n: int) -> tuple[Array, Array]:

@@ -32,7 +32,7 @@ class Examples:
     ----------
     x, y : arrays (n, ...)
     data : Dataset
-        Their task and scale.
+        Their task, scale and image's shape.
     model, fixed : the model's configuration and fixed weights
     backend : Backend
     dtype : str
@@ -49,7 +49,7 @@ class Examples:
                  backend: Backend, dtype: str, train: Pass | None = None,
                  augmentation: Augmentation | None = None, keeps: bool = True) -> None:
         self._task, self._scale, self._dtype = task(data.task), (data.scale, data.shift), dtype
-        self._augmentation = augmentation
+        self._augmentation, self._image = augmentation, data.image
         self.x, self.y = backend.asarray(x), self._task.targets(y, backend, dtype)
         self.rows = backend.xp.arange(len(x))
         self.model, self.fixed = model, fixed
@@ -74,7 +74,7 @@ class Examples:
         """
         x = self.x[rows]
         if self._augmentation is not None and choices is not None:
-            x = self._augmentation.apply(x, choices)
+            x = self._augmentation.apply(x, choices, self._image)
         return Batch(self._task.inputs(x, *self._scale, self._dtype), self.y[rows], rows)
 
     def blocks(self) -> Iterator[Batch]:
