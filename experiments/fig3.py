@@ -14,7 +14,7 @@ from ..rng import stream
 from ..settings import option
 from . import datasets, figures
 from .datasets import IMAGES_32
-from .datasets.base import scaled
+from .datasets.base import Factor, scaled
 from .experiment import Cell, Experiment, Place, columns
 from .training.examples import BLOCK, blocks
 
@@ -77,7 +77,7 @@ def network_gate(config: mlp.MLPConfig) -> Comet:
     return config.gate
 
 
-def _images(name: str, place: Place, count: int | None) -> tuple[np.ndarray, float, float]:
+def _images(name: str, place: Place, count: int | None) -> tuple[np.ndarray, Factor, Factor]:
     """Return all images of a data set as bytes, and how they are scaled."""
     data = datasets.load(name, place.data)
     if data.notice:
@@ -86,7 +86,7 @@ def _images(name: str, place: Place, count: int | None) -> tuple[np.ndarray, flo
     return np.concatenate(parts)[:count], data.scale, data.shift
 
 
-def utilisation(x: np.ndarray, scale: float, shift: float, fixed: mlp.Fixed,
+def utilisation(x: np.ndarray, scale: Factor, shift: Factor, fixed: mlp.Fixed,
                 config: mlp.MLPConfig, place: Place) -> list[np.ndarray]:
     """Return, for each hidden layer, how many of the examples activate each neuron: int (N_l,)."""
     xp, gate = place.backend.xp, network_gate(config)

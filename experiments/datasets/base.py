@@ -9,6 +9,7 @@ import stat
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +66,7 @@ def _scaled_down(values: Any, mean: Any, std: Any) -> np.ndarray:
 
 AS_THEY_CAME = Preparation()
 Image = tuple[int, int, int]  # colours, height, width
+Factor = float | tuple[float, ...]  # one number, or one for each plane of an image
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ class Dataset:
     y_train, y_val, y_test : int64 class labels (n,), or float32 targets (n, outputs)
     outputs : int
         The number of classes, or of targets: the width of a network's output.
-    scale, shift : float
-        A network's input is ``x * scale + shift``.
+    scale, shift : float, or tuple of float
+        A network's input is ``x * scale + shift``: one number, or one for each plane of an image.
     notice : str
         What the user should know about these data, one sentence; empty if nothing.
     preparation : Preparation
@@ -100,8 +102,8 @@ class Dataset:
     x_test: np.ndarray | None
     y_test: np.ndarray | None
     outputs: int
-    scale: float = 1.0
-    shift: float = 0.0
+    scale: Factor = 1.0
+    shift: Factor = 0.0
     notice: str = ""
     preparation: Preparation = AS_THEY_CAME
     image: Image | None = None
@@ -122,16 +124,59 @@ class Dataset:
         return replace(self, x_train=self.x_train[:train], y_train=self.y_train[:train],
                        x_val=x_val, y_val=y_val)
 
+    def normalised(self, mean: Factor, std: Factor) -> "Dataset":
+        """Return these images with ``(x / 255 - mean) / std`` as a network's input.
+
+        Parameters
+        ----------
+        mean, std : float, or tuple of float
+            One number, or one for each colour.
+
+        Raises
+        ------
+        UserError
+            If these are no images of bytes, the numbers are not as many as the colours, or one is
+            not finite, or a deviation not above 0.
+        """
+        if self.image is None or self.x_train.dtype != np.uint8:
+            raise UserError(f"{self.name} holds no images of bytes, which alone are normalised by "
+                            "their colours")
+        planes = [np.broadcast_to(value, self.image[0]) if np.ndim(value) == 0 else np.array(value)
+                  for value in (mean, std)]
+        if not all(plane.shape == (self.image[0],) and np.isfinite(plane).all()
+                   for plane in planes) or (planes[1] <= 0).any():
+            raise UserError(f"to normalise {self.name}, mean and std must be finite, one number or "
+                            f"one for each of {self.image[0]} colours, and std above 0, got mean "
+                            f"{mean} and std {std}")
+        m, s = planes
+        return replace(self, scale=tuple((1 / (255 * s)).tolist()), shift=tuple((-m / s).tolist()))
+
 
 # Bytes to [-1, 1], as published: (x/255 - 0.5) / 0.5.
 IMAGE_SCALE, IMAGE_SHIFT = 2 / 255, -1.0
 
 
-def scaled(x: Any, scale: float, shift: float, dtype: str) -> Any:
-    """Return a network's input ``x * scale + shift`` in `dtype`, on the backend of x (..., N_0)."""
-    if (scale, shift) == (1, 0):
+def spread(value: Any, N: int, dtype: str) -> Any:
+    """Return numbers of planes as one for each of their `N` pixels, (N,); all else as it is."""
+    if not isinstance(value, tuple):
+        return value
+    if not value or N % len(value):
+        raise UserError(f"an example of {N} numbers cannot be divided into {len(value)} planes: "
+                        "scale and shift are one number, or one for each plane of an image")
+    return np.repeat(np.array(value, dtype), N // len(value))
+
+
+def scaled(x: Any, scale: Any, shift: Any, dtype: str) -> Any:
+    """Return a network's input ``x * scale + shift`` in `dtype`, on the backend of x (..., N_0).
+
+    Numbers of planes are brought to the backend at each call, unless `spread` made them arrays.
+    """
+    xp = xp_of(x)
+    scale, shift = (xp.asarray(spread(value, x.shape[-1], dtype)) if isinstance(value, tuple) else
+                    value for value in (scale, shift))
+    if isinstance(scale, Real) and isinstance(shift, Real) and (scale, shift) == (1, 0):
         return x.astype(dtype, copy=False)
-    x = xp_of(x).multiply(x, scale, dtype=dtype)
+    x = xp.multiply(x, scale, dtype=dtype)
     x += shift
     return x
 

@@ -40,8 +40,11 @@ class Task:
 
     metric = Metric("loss", "validation loss", -1)
 
-    def inputs(self, x: Array, scale: float, shift: float, dtype: str) -> Array:
-        """Return the network's input for examples as they are stored: ``x * scale + shift``."""
+    def inputs(self, x: Array, scale: Any, shift: Any, dtype: str) -> Array:
+        """Return the network's input for examples as they are stored: ``x * scale + shift``.
+
+        Scale and shift are each one number, or an array (N_0,), or as `Dataset` has them.
+        """
         return scaled(x, scale, shift, dtype)
 
     def targets(self, y: np.ndarray, backend: Backend, dtype: str) -> Array:

@@ -10,6 +10,7 @@ from ...gates import Pass, keep
 from ...models import module_of
 from ..datasets import Dataset
 from ..datasets.augment import Augmentation
+from ..datasets.base import spread
 from ..tasks import Batch, task
 
 Array = Any
@@ -48,7 +49,10 @@ class Examples:
     def __init__(self, x: np.ndarray, y: np.ndarray, data: Dataset, model: Any, fixed: Any,
                  backend: Backend, dtype: str, train: Pass | None = None,
                  augmentation: Augmentation | None = None, keeps: bool = True) -> None:
-        self._task, self._scale, self._dtype = task(data.task), (data.scale, data.shift), dtype
+        self._task, self._dtype = task(data.task), dtype
+        # Those of planes are brought to the backend here, once: a captured step cannot.
+        self._scale = [backend.asarray(spread(value, x.shape[-1], dtype))
+                       if isinstance(value, tuple) else value for value in (data.scale, data.shift)]
         self._augmentation, self._image = augmentation, data.image
         self.x, self.y = backend.asarray(x), self._task.targets(y, backend, dtype)
         self.rows = backend.xp.arange(len(x))

@@ -26,7 +26,7 @@ from ...optim import OptimizerConfig
 from ...records import DamagedRecord, believed, read_arrays, read_json, read_known, write_json
 from ...settings import record, restored
 from ...tree import leaves, tree_map
-from ..datasets.base import AS_THEY_CAME, Dataset, Preparation
+from ..datasets.base import AS_THEY_CAME, Dataset, Factor, Preparation
 from ..files import CONFIG, METRICS, RESULT, WEIGHTS, read_result, write_result
 from ..pooled import PooledConfig
 from ..tasks import TASKS, Task
@@ -50,8 +50,8 @@ class Data:
 
     name: str
     digest: str
-    scale: float = 1.0
-    shift: float = 0.0
+    scale: Factor = 1.0
+    shift: Factor = 0.0
     preparation: Preparation = AS_THEY_CAME
 
     @classmethod
@@ -241,8 +241,8 @@ def _described(file: Path, files: dict[str, str],
     with believed(file):
         values = read_json(file)
         described, name, stored = values["run"], str(values["task"]), values["data"]
-        data = Data(str(stored["name"]), str(stored["digest"]), float(stored["scale"]),
-                    float(stored["shift"]), _preparation(stored["preparation"]))
+        data = Data(str(stored["name"]), str(stored["digest"]), _factor(stored["scale"]),
+                    _factor(stored["shift"]), _preparation(stored["preparation"]))
     try:
         run = restored(described, classes)
         if name not in TASKS and name not in classes:
@@ -267,6 +267,10 @@ def _no_run(folder: Path) -> UserError:
         return UserError(f"{folder} holds {len(cells)} finished runs: name the folder of one, as "
                          f"{folder / cells[0]}")
     return UserError(f"{folder} holds no finished run, which has a {RESULT}")
+
+
+def _factor(stored: Any) -> Factor:
+    return tuple(map(float, stored)) if isinstance(stored, list) else float(stored)
 
 
 def _preparation(stored: dict[str, Any]) -> Preparation:

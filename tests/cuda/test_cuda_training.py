@@ -104,6 +104,14 @@ def test_augmented_training_equals_numpys(gpu, gate, tmp_path):
     assert_as_on_numpy(gpu, config, images(), tmp_path, "training")
 
 
+@pytest.mark.parametrize("augment", [None, "crop_flip"])
+def test_training_on_normalised_images_equals_numpys(gpu, augment, tmp_path):
+    """Nothing comes from the host within a captured step."""
+    config = changed({"widths": (3072, 12, 5)}, augment=augment, precision="float64")
+    data = images().normalised((0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
+    assert_as_on_numpy(gpu, config, data, tmp_path, "training")
+
+
 @pytest.mark.parametrize("precision", ["tf32", "float16", "bfloat16"])
 def test_a_format_changes_the_products_but_not_the_masks(gpu, precision, tmp_path):
     if precision == "bfloat16":
