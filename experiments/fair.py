@@ -14,7 +14,7 @@ from .grid import metric_of, short_name
 from .intervals import Interval, advantage, interval
 from .selection import Curve, FairConfig, Setting, best, cell_of, cells, run_cell
 from .tasks.base import Metric
-from .training.config import example_multiply_adds, multiply_adds
+from .training.config import spent
 
 Cost = Callable[[Setting, Curve], np.ndarray]  # of each point of a curve
 
@@ -84,8 +84,8 @@ def work(setting: Setting, curve: Curve) -> np.ndarray:
 
     Masks that are kept are routed once.
     """
-    each = example_multiply_adds(setting.run)
-    return epochs(setting, curve) * each + sum(multiply_adds(setting.run.model)) - each
+    found: np.ndarray = spent(setting.run, epochs(setting, curve))
+    return found
 
 
 def lead(comet: Contender, rival: Contender, sign: int, cost: Cost = epochs) -> Interval:

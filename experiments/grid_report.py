@@ -12,6 +12,7 @@ from ..errors import UserError
 from . import figures
 from .experiment import Cell, Experiment, columns
 from .grid import (
+    Comparison,
     GridConfig,
     Panel,
     cell_of,
@@ -23,7 +24,7 @@ from .grid import (
     short_name,
 )
 from .intervals import Interval, advantage
-from .training.config import RunConfig, multiply_adds
+from .training.config import RunConfig, routes_once, spent
 from .variants import WITHOUT_P_K
 
 PAPER_LEVELS = {"p_k": (0.1, 0.5, 0.9), "seeds": 3}
@@ -70,7 +71,7 @@ Curves = dict[int, Curve]  # by seed
 Found = dict[tuple[Panel, str], Curves]
 
 
-def read(config: GridConfig, out: Path) -> Found:
+def read(config: Comparison, out: Path) -> Found:
     """Return the curves of all finished cells; of each file it reads what it needs, once."""
     known: dict[str, Curve | None] = {}
     found: Found = {}
@@ -138,11 +139,11 @@ def ranked(found: Found, panel: Panel, models: Sequence[str], sign: int) -> list
 # --- the table ----------------------------------------------------------------------------------
 
 
-def table(config: GridConfig, out: Path) -> str:
+def table(config: Comparison, out: Path) -> str:
     """Return a row for each panel: who wins, by how much, and COMET against the standard model."""
     found = read(config, out)
-    several = len(config.activation) > 1
-    rows = [("data set", *["f"] * several, "N", "p_k", "best", "", "second", "", "lead (95 %)",
+    several = len(config.kinds) > 1
+    rows = [("data set", *[config.kind_name] * several, _letters(config), "p_k", "best", "", "second", "", "lead (95 %)",
              "COMET", "standard", "COMET's lead (95 %)")]
     for panel in panels(config):
         sign = metric_of(config, panel.dataset).sign
@@ -160,7 +161,7 @@ def table(config: GridConfig, out: Path) -> str:
         def name(model: str | None, panel: Panel = panel) -> str:
             return "-" if model is None else model + _missing(config, found[panel, model])
 
-        rows.append((short_name(panel.dataset), *[panel.activation] * several, str(panel.width),
+        rows.append((short_name(panel.dataset), *[panel.kind] * several, str(panel.size),
                      f"{panel.p_k:g}", name(first), value(first), name(second), value(second),
                      by(first, second), value("comet"), value("standard"),
                      by("comet", "standard")))
@@ -175,7 +176,11 @@ def table(config: GridConfig, out: Path) -> str:
                     *mixed])
 
 
-def _missing(config: GridConfig, curves: Curves) -> str:
+def _letters(config: Comparison) -> str:
+    return "/".join(dict.fromkeys(map(config.letter, config.kinds)))
+
+
+def _missing(config: Comparison, curves: Curves) -> str:
     """Return of how many seeds a model has finished, unless of all: others may have diverged."""
     asked = len(config.seed_numbers)
     return "" if len(curves) == asked else f" ({len(curves)} of {asked} seeds)"
@@ -200,7 +205,7 @@ def effective_experts(shares: np.ndarray) -> np.ndarray:
     return np.exp(-terms.sum(axis=-1))
 
 
-def _loads(config: GridConfig, found: Found) -> list[str]:
+def _loads(config: Comparison, found: Found) -> list[str]:
     """Return a line for each panel and mixture of several experts: how many of them are in use."""
     lines = []
     for panel in panels(config):
@@ -210,20 +215,22 @@ def _loads(config: GridConfig, found: Found) -> list[str]:
             if loads:
                 first, last = effective_experts(np.array(loads)).mean(axis=0)
                 largest = np.array(loads)[:, 1].max(axis=-1).mean()
-                lines.append(f"\nexperts in use of {loads[0].shape[1]}, {model}, {_where(panel)}: "
+                lines.append(f"\nexperts in use of {loads[0].shape[1]}, {model}, "
+                             f"{_where(config, panel)}: "
                              f"{first:.1f} before training, {last:.1f} after it (exp of the "
                              f"entropy of their shares; the largest share is {largest:.0%})")
     return lines
 
 
-def _where(panel: Panel) -> str:
-    return f"{short_name(panel.dataset)}, N = {panel.width}, p_k = {panel.p_k:g}"
+def _where(config: Comparison, panel: Panel) -> str:
+    return (f"{short_name(panel.dataset)}, {config.letter(panel.kind)} = {panel.size}, "
+            f"p_k = {panel.p_k:g}")
 
 
 # --- the figures --------------------------------------------------------------------------------
 
 
-def draw(config: GridConfig, out: Path, name: str) -> list[Path]:
+def draw(config: Comparison, out: Path, name: str) -> list[Path]:
     """Draw the curves against epochs, time and multiply-adds, and COMET's lead over each rival."""
     found = read(config, out)
     if not any(found.values()):
@@ -237,48 +244,50 @@ def draw(config: GridConfig, out: Path, name: str) -> list[Path]:
 
 
 class Axis(NamedTuple):
-    """What curves are drawn against: its label, and the place of each point, from curves."""
+    """What curves are drawn against: its label, and the place of each point.
+
+    places : of the number of training examples, the run, its curves, and whether each step routes.
+    """
 
     label: str
-    places: Callable[[GridConfig, Panel, str, list[Curve], bool], np.ndarray]
+    places: Callable[[int, RunConfig, list[Curve], bool], np.ndarray]
 
 
-def _epochs(config: GridConfig, panel: Panel, model: str, curves: list[Curve],
-            routed: bool) -> np.ndarray:
+def _epochs(examples: int, run: RunConfig, curves: list[Curve], routed: bool) -> np.ndarray:
     return curves[0].epoch
 
 
-def _seconds(config: GridConfig, panel: Panel, model: str, curves: list[Curve],
-             routed: bool) -> np.ndarray:
+def _seconds(examples: int, run: RunConfig, curves: list[Curve], routed: bool) -> np.ndarray:
     places: np.ndarray = np.mean([curve.seconds for curve in curves], axis=0)
     return places
 
 
-def _multiply_adds(config: GridConfig, panel: Panel, model: str, curves: list[Curve],
-                   routed: bool) -> np.ndarray:
-    run: RunConfig = cell_of(config, panel, model, config.seed_numbers[0]).spec.run
-    trained, routing = multiply_adds(run.model)
-    once = examples(config, panel.dataset)  # masks that are kept are computed once
-    kept = model == "comet" and not routed
-    return curves[0].epoch * once * (trained + (0 if kept else routing)) + once * routing * kept
+def _multiply_adds(examples: int, run: RunConfig, curves: list[Curve], routed: bool) -> np.ndarray:
+    places: np.ndarray = examples * spent(run, curves[0].epoch, routed)
+    return places
 
 
 EPOCHS = Axis("epoch", _epochs)
-SECONDS = Axis("seconds of training, masks kept", _seconds)
-MULTIPLY_ADDS = Axis("multiply-adds (dashed: COMET routed at each step)", _multiply_adds)
+SECONDS = Axis("seconds of training", _seconds)
+MULTIPLY_ADDS = Axis("multiply-adds", _multiply_adds)
+KEPT = {SECONDS: ", masks kept", MULTIPLY_ADDS: " (dashed: COMET routed at each step)"}
 
 
-def arranged(config: GridConfig) -> list[list[Panel]]:
-    """Return the panels in rows: p_k side by side, or activations if there are several."""
-    across = config.activation if len(config.activation) > 1 else config.p_k
-    key = "activation" if len(config.activation) > 1 else "p_k"
+def _label(config: Comparison, axis: Axis) -> str:
+    """Return an axis' label, and what it means for masks if there are some that are kept."""
+    kept = any(routes_once(cell.spec.run) for cell in cells(config))
+    return axis.label + KEPT.get(axis, "") * kept
+
+
+def arranged(config: Comparison) -> list[list[Panel]]:
+    """Return the panels in rows: side by side what the configuration has there."""
     rows: dict[Any, list[Panel]] = {}
     for panel in panels(config):
-        rows.setdefault(panel._replace(**{key: across[0]}), []).append(panel)  # type: ignore
+        rows.setdefault(panel._replace(**{config.across: None}), []).append(panel)
     return [row[i:i + ACROSS] for row in rows.values() for i in range(0, len(row), ACROSS)]
 
 
-def _draw_curves(config: GridConfig, found: Found, name: str, axis: Axis, file: Path) -> Path:
+def _draw_curves(config: Comparison, found: Found, name: str, axis: Axis, file: Path) -> Path:
     plt = figures.pyplot()
     rows = arranged(config)
     across = max(map(len, rows))
@@ -290,14 +299,14 @@ def _draw_curves(config: GridConfig, found: Found, name: str, axis: Axis, file: 
             _draw_panel(axes, config, found, panel, axis)
             if j == 0:
                 axes.set_ylabel(metric_of(config, panel.dataset).label)
-    figure.supxlabel(axis.label, fontsize=8)
+    figure.supxlabel(_label(config, axis), fontsize=8)
     figure.suptitle(_title(config, found, name, figure.get_figwidth(),
                            "beside each panel: the best value of each model and its parameters"),
                     fontsize=8)
     return figures.save(figure, file)
 
 
-def _draw_panel(axes: Any, config: GridConfig, found: Found, panel: Panel, axis: Axis) -> None:
+def _draw_panel(axes: Any, config: Comparison, found: Found, panel: Panel, axis: Axis) -> None:
     """Draw a curve a model, COMET and the standard model on top, with their names in order."""
     sign = metric_of(config, panel.dataset).sign
     order = ranked(found, panel, config.models, sign)
@@ -307,55 +316,57 @@ def _draw_panel(axes: Any, config: GridConfig, found: Found, panel: Panel, axis:
         color, label = figures.look(model, config.models.index(model))
         values = np.array([curve.value for curve in curves])
         above = few or model in ("comet", "standard")
-        for routed in (False, True)[:1 + (axis is MULTIPLY_ADDS and model == "comet")]:
-            x = axis.places(config, panel, model, curves, routed)
+        run = cell_of(config, panel, model, config.seed_numbers[0]).spec.run
+        for routed in (False, True)[:1 + (axis is MULTIPLY_ADDS and routes_once(run))]:
+            x = axis.places(examples(config, panel.dataset), run, curves, routed)
             figures.seed_band(axes, x, values, color, label, strong=above, dashed=routed)
         axes.annotate(f"{label} {_mean_best(found[panel, model], sign):.3f} "
                       f"({curves[0].parameters / 1e6:.2g} M)"
                       f"{_missing(config, found[panel, model])}", (1.02, 1 - 0.088 * rank),
                       xycoords="axes fraction", va="top", color=color, fontsize=6,
                       fontweight="bold" if above and not few else "normal")
-    several = f", {panel.activation}" if len(config.activation) > 1 else ""
-    axes.set_title(figures.plain(f"{short_name(panel.dataset)}, N = {panel.width}, ")
-                   + f"$p_k$ = {panel.p_k:g}{several}")
+    several = f", {panel.kind}" if len(config.kinds) > 1 else ""
+    axes.set_title(figures.plain(f"{_where(config, panel)}{several}").replace("p_k", "$p_k$"))
     if axis is EPOCHS:
         axes.locator_params(axis="x", integer=True)
     if sign < 0:
         axes.set_yscale("log")
 
 
-def _title(config: GridConfig, found: Found, name: str, inches: float, more: str) -> str:
+def _title(config: Comparison, found: Found, name: str, inches: float, more: str) -> str:
     """Return the settings, with what is odd about the data."""
-    ours, defaults = settings.values(config), settings.values(GridConfig())
+    ours, defaults = settings.values(config), settings.values(type(config)())
     limit = "" if config.train is None else f", {config.train} training examples"
-    f = "" if len(config.activation) > 1 else f", {config.activation[0]}"
-    others = "".join(f", {name.replace('_', ' ')} {value}" for name, value in ours.items()
-                     if name not in SAID and value != defaults[name])
+    kind = "" if len(config.kinds) > 1 else f", {config.kinds[0]}"
+    others = "".join(f", {name.replace('_', ' ')} {value}"
+                     + f" (paper: {defaults[name]})" * (value != defaults[name] and name in config.shown)
+                     for name, value in ours.items() if name not in config.said
+                     and (value != defaults[name] or name in config.shown))
     notices = {panel.dataset: curve.notice for (panel, _), curves in found.items()
                for curve in curves.values() if curve.notice}
     characters = int(CHARACTERS_AN_INCH * inches)
     return figures.plain("\n".join([
         textwrap.fill(f"{name}: {ours['optimizer']} lr {ours['lr']:g}, batch {ours['batch']}, "
-                      f"{ours['epochs']} epochs{f}, {_seeds(config)} (band: lowest to highest)"
+                      f"{ours['epochs']} epochs{kind}, {_seeds(config)} (band: lowest to highest)"
                       f"{limit}{others}; {more}", characters),
         *(textwrap.fill(f"{dataset}: {notice}", characters)
           for dataset, notice in notices.items())]))
 
 
-def _seeds(config: GridConfig) -> str:
+def _seeds(config: Comparison) -> str:
     """Return the seeds in words: "1 seed", "3 seeds", "seeds 4, 7"."""
     if isinstance(config.seeds, int):
         return f"{config.seeds} seed{'s' * (config.seeds != 1)}"
     return f"seeds {', '.join(map(str, config.seeds))}"
 
 
-def _draw_leads(config: GridConfig, found: Found, rivals: list[str], name: str,
+def _draw_leads(config: Comparison, found: Found, rivals: list[str], name: str,
                 file: Path) -> Path:
     """Draw COMET minus each rival over capacity and sparsity, a map a rival and data set."""
     plt = figures.pyplot()
     across = min(len(rivals), ACROSS)
     down = -(-len(rivals) // across)
-    capacities = [(f, width) for f in config.activation for width in config.widths]
+    capacities = [(kind, size) for kind in config.kinds for size in config.sizes(kind)]
     height = 0.7 + 0.34 * len(capacities)
     figure, grid = plt.subplots(
         down * len(config.datasets), across, squeeze=False,
@@ -366,8 +377,8 @@ def _draw_leads(config: GridConfig, found: Found, rivals: list[str], name: str,
     for i, dataset in enumerate(config.datasets):
         metric = metric_of(config, dataset)
         leads = {rival: [[lead(found[panel, "comet"], found[panel, rival], metric.sign)
-                          for panel in (Panel(dataset, f, width, level) for level in config.p_k)]
-                         for f, width in capacities] for rival in rivals}
+                          for panel in (Panel(dataset, *capacity, level) for level in config.p_k)]
+                         for capacity in capacities] for rival in rivals}
         means = np.array([[[each.mean for each in row] for row in rows]
                           for rows in leads.values()])
         largest = (max(PALE, min(np.nanmax(np.abs(means)), 100)) if np.isfinite(means).any()
@@ -383,7 +394,8 @@ def _draw_leads(config: GridConfig, found: Found, rivals: list[str], name: str,
             axes.set_xlabel("$p_k$", labelpad=1)
             if j % across == 0:
                 unit = f"points of {metric.key}" if metric.sign > 0 else "% less error"
-                axes.set_ylabel(figures.plain(f"{short_name(dataset)}: COMET's lead,\n{unit}; N"))
+                axes.set_ylabel(figures.plain(f"{short_name(dataset)}: COMET's lead,\n{unit}; "
+                                               f"{_letters(config)}"))
     figure.suptitle(_title(config, found, name, figure.get_figwidth(),
                            "COMET minus each rival, both at their best, with 95 % intervals over "
                            "seeds; bold: the interval leaves out 0; *: the rival has no p_k"),
@@ -391,10 +403,10 @@ def _draw_leads(config: GridConfig, found: Found, rivals: list[str], name: str,
     return figures.save(figure, file)
 
 
-def _capacities(config: GridConfig, capacities: list[tuple[str, int]]) -> list[str]:
-    several = len(config.activation) > 1
-    return [f"{f}, {width}" if several and len(config.widths) > 1 else f if several else str(width)
-            for f, width in capacities]
+def _capacities(config: Comparison, capacities: list[tuple[str, int]]) -> list[str]:
+    several = len(config.kinds) > 1
+    return [f"{kind}, {size}" if several and len(config.sizes(kind)) > 1 else
+            kind if several else str(size) for kind, size in capacities]
 
 
 def _draw_lead(axes: Any, leads: list[list[Interval]], largest: float) -> None:
@@ -410,7 +422,8 @@ def _draw_lead(axes: Any, leads: list[list[Interval]], largest: float) -> None:
     axes.grid(False)
 
 
-def grid(name: str, **presets: dict[str, Any]) -> Experiment:
+def grid(name: str, config: type[Comparison] = GridConfig, run_cell: Any = run_cell,
+         **presets: dict[str, Any]) -> Experiment:
     """Return a grid experiment; `presets` gives what each preset changes."""
-    return Experiment(name, GridConfig, presets, lambda config: config.datasets, cells, run_cell,
+    return Experiment(name, config, presets, lambda config: config.datasets, cells, run_cell,
                       lambda config, out: draw(config, out, name), table)

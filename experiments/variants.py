@@ -8,6 +8,7 @@ from ..errors import UserError
 from ..functional.activations import ACTIVATIONS
 from ..functional.routing import Ties
 from ..gates import Bernoulli, Comet, ExampleTied, Layerwise, TopK
+from ..models.mlp import MLPConfig
 from ..models.moe import MoEConfig
 from .training.config import RunConfig
 
@@ -23,12 +24,22 @@ def _change(run: RunConfig, **changes: Any) -> RunConfig:
 
 
 def _fewer_neurons(run: RunConfig, p_k: float, ties: Ties) -> RunConfig:
-    inputs, *hidden, outputs = run.model.widths
-    fewer = [int(p_k * N) for N in hidden]
-    if min(fewer, default=1) < 1:
-        raise UserError(f"p_k = {p_k} leaves the smaller model, and the experts of moe, no neuron "
-                        f"in a layer of {min(hidden)}: raise one of them, or leave that model out")
-    return _change(run, widths=(inputs, *fewer, outputs))
+    def fewer(N: int) -> int:
+        if int(p_k * N) < 1:
+            raise UserError(f"p_k = {p_k} leaves the smaller model, and the experts of moe, no "
+                            f"neuron in a layer of {N}: raise one of them, or leave that model out")
+        return int(p_k * N)
+
+    if isinstance(run.model, MLPConfig):
+        inputs, *hidden, outputs = run.model.widths
+        return _change(run, widths=(inputs, *map(fewer, hidden), outputs))
+    return _change(run, **{name: fewer(getattr(run.model, name))
+                           for name in ("hidden", "token_hidden") if hasattr(run.model, name)})
+
+
+def _dropout(run: RunConfig, p_k: float, ties: Ties) -> RunConfig:
+    name = "dropout" if isinstance(run.model, MLPConfig) else "hidden_dropout"
+    return _change(run, **{name: 1 - p_k})
 
 
 def _mixture(run: RunConfig, p_k: float, ties: Ties, trainable: bool = True) -> RunConfig:
@@ -62,7 +73,7 @@ def _centred(run: RunConfig, p_k: float, ties: Ties) -> RunConfig:
 VARIANTS: dict[str, Variant] = {
     "standard": lambda run, p_k, ties: run,
     "smaller": _fewer_neurons,
-    "dropout": lambda run, p_k, ties: _change(run, dropout=1 - p_k),
+    "dropout": _dropout,
     "top-k": lambda run, p_k, ties: _change(run, gate=TopK(p_k, ties)),
     "moe": _mixture,
     "moe-fixed": lambda run, p_k, ties: _mixture(run, p_k, ties, trainable=False),
@@ -74,3 +85,9 @@ VARIANTS: dict[str, Variant] = {
     "scaled": lambda run, p_k, ties: _change(run, scale=p_k),
     "centred": _centred,
 }
+
+# Those of networks with gated MLPs in their blocks. There is no "layerwise", for there COMET routes
+# by the MLP's own input; "comet-stream" by the network's, as COMET does in an MLP.
+VARIANTS_OF_BLOCKS = {name: VARIANTS[name] for name in (
+    "standard", "comet", "smaller", "dropout", "top-k", "bernoulli", "example-tied", "scaled")} | {
+    "comet-stream": lambda run, p_k, ties: _change(run, gate=Comet(p_k, ties), routing="stream")}

@@ -103,11 +103,27 @@ def multiply_adds(model: Any) -> tuple[int, int]:
     return found
 
 
+def routes_once(config: RunConfig) -> bool:
+    """Return whether masks are routed before the first step and then kept."""
+    kept = getattr(module_of(config.model), "with_kept_masks", lambda model: None)(config.model)
+    return (kept is not None and config.training.augment is None
+            and multiply_adds(config.model)[1] > 0)
+
+
 def example_multiply_adds(config: RunConfig) -> int:
     """Return the multiply-adds of one example in a step; masks that can be kept cost nothing."""
     trained, routing = multiply_adds(config.model)
-    kept = getattr(module_of(config.model), "with_kept_masks", lambda model: None)(config.model)
-    return trained + routing * (kept is None or config.training.augment is not None)
+    return trained + routing * (not routes_once(config))
+
+
+def spent(config: RunConfig, epochs: Any, routed: bool = False) -> Any:
+    """Return the multiply-adds of so many epochs for each training example.
+
+    Masks that are kept are routed once; with `routed` at each step.
+    """
+    whole = sum(multiply_adds(config.model))
+    each = whole if routed else example_multiply_adds(config)
+    return epochs * each + whole - each
 
 
 def step_work(config: RunConfig) -> float:

@@ -1,0 +1,5 @@
+"""Figure 7: CIFAR100, ViT and MLP-Mixer."""
+
+from .vision import figure
+
+EXPERIMENT = figure("fig7", "cifar100")
