@@ -325,6 +325,19 @@ MUTANTS = {
     "soft experts of the first token": Mutant(
         "experiments/softmoe.py", "slots // experts).sum(axis=(1, 3))",
         "slots // experts)[:, 0].sum(axis=-1)", ("test_softmoe", "largest_total_weight")),
+    "an image beside itself": Mutant(
+        "experiments/routing.py", "active * (active - 1)", "active * active",
+        ("test_routing_inputs", "counting_one_by_one")),
+    "masks kept, of those before training": Mutant(
+        "experiments/routing.py", "(start & end).sum() / total",
+        "(start & end).sum() / start.sum()",
+        ("test_routing_inputs", "ties_leave")),
+    "masks of another seed": Mutant(
+        "experiments/routing.py", "init(model, spec.run.seed,", "init(model, 0,",
+        ("test_routing_inputs", "those_of_its_seed")),
+    "a curve of another run's length": Mutant(
+        "experiments/routing.py", "curve.reshape(cell.spec.run.training.epochs + 1, 2)", "curve",
+        ("test_routing_inputs", "forged")),
     "patches counted down for across": Mutant(
         "experiments/pooled.py", "transpose(0, 2, 4, 1, 3, 5)", "transpose(0, 4, 2, 1, 3, 5)",
         ("test_softmoe", "patches_with")),
