@@ -375,7 +375,7 @@ MUTANTS = {
         "comet_np/interop/__init__.py", "return mlp_to_torch(params, fixed)",
         "return mlp_to_torch(params)", ("test_trained", "round_trip and Comet")),
     "a gate of one's own under the published names": Mutant(
-        "comet_np/interop/torch_mlp.py", "is Gate.init or _routing_shapes(config) is not None",
+        "comet_np/interop/torch_mlp.py", "is Gate.init or routing_shapes(config) is not None",
         "is Gate.init or True", ("test_trained", "round_trip and Planes")),
     "other units are the same data": Mutant(
         "experiments/fit.py", "found.data.as_json()) != (record(config), Data.of(data).as_json())",
