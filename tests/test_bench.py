@@ -318,7 +318,7 @@ def test_pytorch_takes_our_step_of_each_vision_model(without_dropout, model, kin
     assert_close(ours(), theirs().item(), "torch")
     assert_close(learner.state.first, of_torch(lambda p: adam.state[p]["exp_avg"]), "torch")
     assert_close(learner.flat, of_torch(lambda p: p), "training")  # a step moves most by 1e-4
-    assert (learner.flat != before).mean() > 0.99
+    assert (learner.flat != before).mean() > 0.9  # neurons that lose everywhere stay
 
 
 def test_dropout_is_at_the_same_places(monkeypatch):
