@@ -48,11 +48,11 @@ def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
         raise UserError(f"--limit takes seconds, more than 0, got {limit:g}")
     on_gpu = get_backend(backend).waits
     other = OTHERS.get(networks or "")
-    if on_gpu and other:
-        raise UserError(f"--{networks} is measured on the CPU: leave out --backend or --{networks}")
+    if on_gpu and networks == "models":
+        raise UserError("--models are measured on the CPU: leave out --backend or --models")
     make_folder(out)
     if on_gpu:
-        return gpu.run(preset, out, repeats, compiled, limit)
+        return gpu.run(preset, out, repeats, compiled, limit, networks == "vision")
     threads = threads or usable_threads()
     versions, missing = {}, {}
     for peer, package in (other.PACKAGES if other else PACKAGES).items():

@@ -285,7 +285,7 @@ def test_the_models_without_pytorch(tiny, versions, monkeypatch, tmp_path, capsy
 
 def test_the_models_are_measured_on_the_cpu(monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "get_backend", lambda name: SimpleNamespace(waits=True))
-    with pytest.raises(UserError, match="--models is measured on the CPU: leave out --backend"):
+    with pytest.raises(UserError, match="--models are measured on the CPU: leave out --backend"):
         bench.run("cupy", "smoke", tmp_path / "bench", 1, None, True, 7, networks="models")
     assert not (tmp_path / "bench").exists()
 
