@@ -468,9 +468,9 @@ class CupyKernels:
         dS = self.xp.empty(P.shape, dtype=P.dtype)
         gemm(dY, v.swapaxes(-1, -2), dS, 0.0, compute)
         given, weighted = self._dropped(factor, P)
-        self.launch("attention", f"attention_gradient<{real}>", *warps_of(P.size // T), dS, P, given,
-                    NULL if factor is None else weighted, qkv.dtype.type(q.shape[-1] ** -0.5),
-                    np.int64(P.size // T), np.int32(T))
+        self.launch("attention", f"attention_gradient<{real}>", *warps_of(P.size // T), dS, P,
+                    given, NULL if factor is None else weighted,
+                    qkv.dtype.type(q.shape[-1] ** -0.5), np.int64(P.size // T), np.int32(T))
         dqkv = self.xp.empty((3, *q.shape), dtype=qkv.dtype)
         gemm(dS, k, dqkv[0], 0.0, compute)
         gemm(dS.swapaxes(-1, -2), q, dqkv[1], 0.0, compute)
