@@ -44,6 +44,7 @@ if __name__ == "__main__":
             "crosscheck": ["torch>=2.4", "jax>=0.4.30", "transformers>=4.56", "timm>=1", *files],
             "safetensors": files,
             "sklearn": ["scikit-learn>=1.6"],
+            "images": ["Pillow>=9.1"],
             "bfloat16": ["ml_dtypes>=0.4"],
             "mpi": ["mpi4py>=4"],
             "cuda12": ["cupy-cuda12x[ctk]>=14"],
