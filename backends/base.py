@@ -157,6 +157,12 @@ def heads_fit(qkv: Array, heads: int) -> bool:
             and 0 not in qkv.shape[-2:] and qkv.shape[-1] % (3 * heads) == 0)
 
 
+def attention_fits(qkv: Array, heads: int, of_weights: Array | None) -> bool:
+    """Return whether `heads_fit`, and the array, if any, has the shape of attention's weights."""
+    return heads_fit(qkv, heads) and (of_weights is None
+                                      or bool(of_weights.shape == weights_shape(qkv, heads)))
+
+
 def weights_shape(qkv: Array, heads: int) -> tuple[int, ...]:
     """Return the shape (..., H, T, T) of attention's weights for qkv or x (..., T, any)."""
     *lead, T, _ = qkv.shape

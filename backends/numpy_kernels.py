@@ -17,14 +17,13 @@ from scipy.linalg import blas
 
 from .base import (
     BackendError,
+    attention_fits,
     bits_fit,
-    heads_fit,
     labels_fit,
     layer_fits,
     mask_fits,
     norm_fits,
     update_fits,
-    weights_shape,
 )
 from .cpu import BLOCK, over_blocks
 
@@ -480,8 +479,7 @@ def _transposed(x: Array, scale: float) -> Array:
 @kernel
 def attention_forward(body: Body, qkv: Array, heads: int, causal: bool = False,
                       factor: Array | None = None, compute: str | None = None) -> Any:
-    if (compute is not None or not heads_fit(qkv, heads)
-            or (factor is not None and factor.shape != weights_shape(qkv, heads))):
+    if compute is not None or not attention_fits(qkv, heads, factor):
         return body(qkv, heads, causal, factor, compute)
     check_float("attention_forward", qkv, *([] if factor is None else [factor]))
     *lead, T, D3 = qkv.shape
@@ -519,9 +517,8 @@ def attention_backward(body: Body, dy: Array, cache: Any, heads: int,
                        compute: str | None = None) -> Array:
     qkv, P, factor = cache
     shape = qkv.shape
-    if (compute is not None or not heads_fit(qkv, heads) or P.shape != weights_shape(qkv, heads)
-            or dy.shape != (*shape[:-1], shape[-1] // 3)
-            or (factor is not None and factor.shape != P.shape)):
+    if (compute is not None or dy.shape != (*shape[:-1], shape[-1] // 3)
+            or not attention_fits(qkv, heads, P) or not attention_fits(qkv, heads, factor)):
         return body(dy, cache, heads, compute)
     check_float("attention_backward", dy, qkv, P, *([] if factor is None else [factor]))
     T, D3 = shape[-2:]

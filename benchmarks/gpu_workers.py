@@ -256,10 +256,11 @@ def kernels(N: int, sizes: Sizes) -> Times:
 def kernel_calls(backend: Any, N: int,
                  numbers: int) -> Iterator[tuple[str, int, Callable[[], Call]]]:
     """Yield each operation's name, the bytes that it must move, and what prepares a call of it."""
-    from ..functional import hidden, loss
+    from ..functional import attention, hidden, loss
     from ..functional.activations import activation
     from ..functional.dropout import dropout_factor, example_mask
     from ..functional.linear import Linear
+    from ..functional.norm import Norm, NormCache, norm_backward, norm_forward
     from ..optim import adam, momentum, sgd, shrunk, squared_norm
     from ..rng import key
 
@@ -289,6 +290,28 @@ def kernel_calls(backend: Any, N: int,
                functools.partial(forward, kind))
         # dh and a read, da written; then read for dW
         yield (f"its backward, {kind}", 16 * n + mask_bytes, functools.partial(backward, kind))
+    norm = Norm(array(N), array(N))
+    # x, normed, y; the second time in reading x it lies in the cache
+    yield ("layer norm", 12 * n, lambda: functools.partial(norm_forward, array(rows, N), norm))
+    # dy and normed read for dx, dx written; both read for the sums
+    yield ("layer norm's backward", 20 * n, lambda: functools.partial(
+        norm_backward, array(rows, N), NormCache(array(rows, N), array(rows, 1)), norm, norm))
+    T = min(N, 64)  # a head of as many tokens as it has features: products cost little
+    sequences = numbers // T**2
+
+    def of_attention(backward: bool) -> Call:
+        qkv, weights = array(sequences, T, 3 * T), array(sequences, 1, T, T)
+        if not backward:
+            return functools.partial(attention.attention_forward, qkv, 1, True, weights)
+        cache = attention.AttentionCache(qkv, weights, weights)
+        return functools.partial(attention.attention_backward, array(sequences, T, T), cache, 1)
+
+    # Of arrays (T, T), read or written: qkv copied (6), scores (3), their weights and dropout (4),
+    # y (2), its copy (2)
+    yield ("attention", 4 * 17 * sequences * T**2, functools.partial(of_attention, False))
+    # qkv copied (6), dy copied (2), dP (3), dS (5), dq (3), dk (3), dv (3), their copy (6)
+    yield ("attention's backward", 4 * 31 * sequences * T**2,
+           functools.partial(of_attention, True))
     for C in (CLASSES, 1000):
         def labels(C: int = C) -> Array:
             return backend.xp.zeros(numbers // C, dtype=np.int64)

@@ -23,9 +23,10 @@ from ..optim import OptimizerConfig
 from ..schedules import schedule
 from ..settings import option
 from . import datasets, figures
+from .datasets import IMAGES_32
 from .datasets.base import scaled
 from .experiment import Cell, Experiment, Place, columns
-from .grid import IMAGES, DataCell, load
+from .grid import DataCell, load
 from .intervals import advantage, percent, signed
 from .pooled import COLOURS
 from .training import RunConfig, TrainConfig, run_work, train
@@ -44,7 +45,7 @@ LOOKS = {"standard": figures.LOOKS["standard"],  # colour, and name
 class RoutingConfig:
     """Settings; the defaults are small networks on a part of CIFAR10."""
 
-    dataset: str = option("cifar10", f"images to classify: {', '.join(IMAGES)}")
+    dataset: str = option("cifar10", f"images to classify: {', '.join(IMAGES_32)}")
     architectures: tuple[str, ...] = option(tuple(ARCHITECTURES), "vit, mixer")
     models: tuple[str, ...] = option(tuple(LOOKS), "standard, and COMET routed by block or stream")
     p_k: float = option(0.5, "proportion of neurons that stay active")
@@ -62,8 +63,8 @@ class RoutingConfig:
         OptimizerConfig("adam"), lr=1e-3, schedule="cosine", batch=64, epochs=4))
 
     def __post_init__(self) -> None:
-        if self.dataset not in IMAGES:
-            raise unknown("data set of images", self.dataset, IMAGES)
+        if self.dataset not in IMAGES_32:
+            raise unknown("data set of images", self.dataset, IMAGES_32)
         for name, known in (("architectures", ARCHITECTURES), ("models", LOOKS)):
             chosen = getattr(self, name)
             for each in chosen:
