@@ -525,33 +525,48 @@ def test_fixed_weights_without_names_are_not_written():
         interop.vit_to_torch(params, fixed, config)
 
 
-def test_a_finished_run_is_read_again_and_exported(tmp_path, transformers):
-    data = small_data()
-    config = ViTConfig((3, 2, 2), 1, 5, 8, 1, 2, 12)
-    for gate in Comet(), None:
-        folder = tmp_path / str(gate)
-        model = trained_on(data, RunConfig(replace(config, gate=gate), TrainConfig(epochs=1)),
-                           folder=folder)
-        again = load_run(folder)
-        for ours, theirs in zip(leaves((again.params, again.fixed)),
-                                leaves((model.params, model.fixed)), strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-        with np.load(folder / "weights.npz") as named:
-            assert set(named) == set(interop.vit_to_torch(model.params, model.fixed, model.config))
-        interop.save_safetensors(folder / "weights.safetensors", interop.named_weights(
-            model.params, model.fixed, model.config))
-        exported = interop.load_safetensors(folder / "weights.safetensors")
-        for ours, theirs in zip(leaves(interop.weights_of(exported, model.config)),
-                                leaves((model.params, model.fixed)), strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-    export = interop.save_huggingface_vit(tmp_path / "export", again.params, again.config)
+RUN = RunConfig(ViTConfig((3, 2, 2), 1, 5, 8, 1, 2, 12), TrainConfig(epochs=1))
+
+
+@pytest.mark.parametrize("model", [
+    RUN.model, replace(RUN.model, gate=None), replace(RUN.model, routing="stream"),
+    MixerConfig((3, 2, 2), 1, 5, 8, 1, 6, 12)], ids=str)
+def test_a_finished_run_is_read_again(model, tmp_path):
+    trained = trained_on(small_data(), replace(RUN, model=model), folder=tmp_path)
+    again = load_run(tmp_path)
+    for ours, theirs in zip(leaves((again.params, again.fixed)),
+                            leaves((trained.params, trained.fixed)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with np.load(tmp_path / "weights.npz") as named:
+        assert set(named) == set(to_torch(trained.params, trained.fixed, model))
+
+
+def test_any_model_goes_into_a_safetensors_file(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch", reason=WHY.format("safetensors"))
+    for config in VIT, MIXER, replace(VIT, gate=Two()):
+        params, fixed = module_of(config).init(config)
+        interop.save_safetensors(tmp_path / "file", interop.named_weights(params, fixed, config))
+        for read in interop.load_safetensors, safetensors.load_file:
+            named = {name: np.asarray(array)
+                     for name, array in read(tmp_path / "file").items()}
+            again = interop.weights_of(named, config)
+            for ours, theirs in zip(leaves(again), leaves((params, fixed)), strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_finished_run_is_exported(tmp_path, transformers):
+    data, config = small_data(), replace(RUN, model=replace(RUN.model, gate=None))
+    trained = trained_on(data, config, folder=tmp_path / "run")
+    export = interop.save_huggingface_vit(tmp_path / "export", trained.params, trained.config)
     network = transformers.ViTForImageClassification.from_pretrained(export, local_files_only=True)
     x = data.x_test * np.float32(data.scale) + np.float32(data.shift)
     with torch.no_grad():
         theirs = network.eval()(torch.tensor(x.reshape(-1, 3, 2, 2))).logits
-    np.testing.assert_allclose(again.output(data.x_test), theirs, atol=1e-5)
+    np.testing.assert_allclose(trained.output(data.x_test), theirs, atol=1e-5)
+    before = (tmp_path / "run" / "config.json").read_bytes()
     with pytest.raises(UserError, match=r"is there and holds no model\.safetensors"):
-        interop.save_huggingface_vit(folder, again.params, again.config)
+        interop.save_huggingface_vit(tmp_path / "run", trained.params, trained.config)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
 
 
 # --- folders ------------------------------------------------------------------------------------
@@ -639,8 +654,9 @@ def test_what_a_config_does_not_say_is_transformers_default(folder, transformers
 
 
 @pytest.mark.parametrize(("changes", "said"), [
-    ({"model_type": "deit"}, 'which has model_type "vit", got "deit"'),
-    ({"model_type": "gone"}, 'which has model_type "vit", got null'),
+    ({"model_type": "deit"}, 'which has model_type "vit", got {"model_type": "deit", '),
+    ({"model_type": "gone"}, 'which has model_type "vit", got {"model_type": null, '),
+    ({"architectures": ["ViTModel"]}, r'ViTForImageClassification was .*: \["ViTModel"\]}'),
     ({"hidden_act": "gelu_new"}, "hidden_act in config.json is one of gelu, .* got 'gelu_new'"),
     ({"hidden_act": ["gelu"]}, "hidden_act"),
     ({"patch_size": [4, 2]}, "patches are square here, got patch_size 4x2"),
