@@ -32,7 +32,8 @@ MODELS: dict[str, Config] = {
     "vit-512-no-dropout": ViTConfig(dropout=0.0, hidden_dropout=0.0),
     "vit-tiny": ViTConfig(patch=8, width=16, depth=2, heads=2, hidden=24),
     "mixer-tiny": MixerConfig(patch=8, width=16, depth=2, token_hidden=24, hidden=20)}
-GATES = {"comet": Comet(0.5, "threshold"), "standard": None}
+P_K = 0.5
+GATES = {"comet": Comet(P_K, "threshold"), "standard": None}
 PAGE = 4 / 1024  # MiB: what a peak grows by at least, if it does
 STEPS = 3  # of a process whose memory or whose parts are measured
 
@@ -322,7 +323,7 @@ def torch_mlp(x: Any, p: Any, V: Any, config: Config) -> Any:
     if V:
         with torch.no_grad():
             c = F.linear(x, V[0])
-            kth = torch.topk(c, active(len(V[0]), config.gate.p_k), dim=-1).values[..., -1:]
+            kth = torch.topk(c, active(len(V[0]), P_K), dim=-1).values[..., -1:]
             m = (c >= kth).to(c.dtype)
         h = m * h
     if config.hidden_dropout:
