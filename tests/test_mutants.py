@@ -537,6 +537,9 @@ MUTANTS = {
     "results written at the end": Mutant(
         "benchmarks/processes.py", "            self.all_ran = False\n        self.save()",
         "            self.all_ran = False", ("test_bench", "outlive_a_failed_one")),
+    "a benchmark against a ViT that routes for nothing": Mutant(
+        "benchmarks/vision_workers.py", "h = m * h", "h = 1 * h",
+        ("test_bench", "pytorch_takes_our_step_of_each_vision")),
     "a benchmark against another mixture": Mutant(
         "benchmarks/model_workers.py", "weight[mine, None] * mlp(", "mlp(",
         ("test_bench", "pytorch_takes and moe")),
