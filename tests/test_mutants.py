@@ -234,6 +234,43 @@ MUTANTS = {
         "backends/numpy_kernels.py", "tied & (tied.cumsum(axis=-1) <= places_left)",
         "tied & (tied[:, ::-1].cumsum(axis=-1)[:, ::-1] <= places_left)",
         ("test_kernels", "agrees_with_its_body and kwta")),
+    "gradients of a norm in the order of the threads": Mutant(
+        "backends/numpy_kernels.py", "in sorted(sums, key=lambda found: found[0])", "in sums",
+        ("test_layers", "order_in_which_blocks")),
+    "every block of dropout begins with the first number": Mutant(
+        "backends/numpy_kernels.py", "block.stop - block.start, step, block.start)",
+        "block.stop - block.start, step)", ("test_kernels", "agrees_with_its_body and dropout")),
+    "attention to the tokens of its own piece alone": Mutant(
+        "backends/numpy_kernels.py", "seen = slice(rows.stop if causal else T)",
+        "seen = slice(rows.stop)", ("test_kernels", "agrees_with_its_body and attention_forward")),
+    "weights of later pieces left as they were": Mutant(
+        "backends/numpy_kernels.py", "weights[..., rows, rows.stop:] = 0",
+        "weights[..., rows, rows.stop:] += 0",
+        ("test_kernels", "agrees_with_its_body and attention_forward")),
+    "the first block of heads again and again": Mutant(
+        "backends/numpy_kernels.py", "slice(j, j + heads))", "slice(0, heads))",
+        ("test_kernels", "agrees_with_its_body and attention_backward")),
+    # --- norm, attention, patches ---------------------------------------------------------------
+    "eps beside the deviation": Mutant(
+        "comet_np/functional/norm.py", "keepdims=True) + eps) ** -0.5",
+        "keepdims=True) ** 0.5 + eps) ** -1", ("test_norm", "one_by_one and bodies")),
+    "a token does not see itself": Mutant(
+        "comet_np/functional/attention.py", "position <= position[:, None]",
+        "position < position[:, None] + (position == 0)",
+        ("test_attention", "one_by_one and bodies")),
+    "scores over the width of all heads": Mutant(
+        "comet_np/functional/attention.py", "compute) / math.sqrt(q.shape[-1])  # (..., H",
+        "compute) / math.sqrt(qkv.shape[-1] // 3)  # (..., H",
+        ("test_attention", "one_by_one and bodies")),
+    "no gradient of scores through the dropped weights' factor": Mutant(
+        "comet_np/functional/attention.py", "        dP = dP * factor\n", "        pass\n",
+        ("test_attention", "test_gradients and bodies")),
+    "colours first in a patch": Mutant(
+        "comet_np/functional/patches.py", "in (1, 3, 2, 4, 0)))", "in (1, 3, 0, 2, 4)))",
+        ("test_patches", "every_pixel")),
+    "the class token's gradient reaches the patches' map": Mutant(
+        "comet_np/functional/patches.py", "dx = dx[..., 1:, :]", "dx = dx[..., :-1, :]",
+        ("test_patches", "test_gradients")),
     # --- models and settings of a grid ----------------------------------------------------------
     "the control without its centring": Mutant(
         "experiments/variants.py", 'f"centred_{run.model.activation}"', "run.model.activation",
