@@ -378,6 +378,26 @@ MUTANTS = {
     "patches counted down for across": Mutant(
         "experiments/pooled.py", "transpose(0, 2, 4, 1, 3, 5)", "transpose(0, 4, 2, 1, 3, 5)",
         ("test_softmoe", "patches_with")),
+    # --- data sets of images --------------------------------------------------------------------
+    "each pixel's number for each plane's": Mutant(
+        "experiments/datasets/base.py", "return np.repeat(np.array(value, dtype), N // len(value))",
+        "return np.tile(np.array(value, dtype), N // len(value))",
+        ("test_normalised", "own_mean")),
+    "an image mirrored by its height": Mutant(
+        "experiments/datasets/augment.py", "mirrored * (width - 1)", "mirrored * (height - 1)",
+        ("test_augment", "every_choice")),
+    "SVHN on its side": Mutant(
+        "experiments/datasets/svhn.py", "x.transpose(3, 2, 0, 1)", "x.transpose(3, 2, 1, 0)",
+        ("test_svhn", "every_form and plain")),
+    "the digit 10": Mutant(
+        "experiments/datasets/svhn.py", ".astype(np.int64) % 10", ".astype(np.int64) - 1",
+        ("test_svhn", "every_form and plain")),
+    "every Tiny ImageNet is whole": Mutant(
+        "experiments/datasets/__init__.py", "entry.sizes if whole else", "entry.sizes if True else",
+        ("test_tiny_imagenet", "what_is_there")),
+    "Tiny ImageNet's classes as they come": Mutant(
+        "experiments/datasets/tiny_imagenet.py", "for name in sorted(names):", "for name in names:",
+        ("test_tiny_imagenet", "every_form_has")),
     # --- data of one's own, and trained models --------------------------------------------------
     "standardised by all examples": Mutant(
         "experiments/datasets/own.py", "_moments(x[rows[0]], name)", "_moments(x, name)",
