@@ -186,7 +186,8 @@ def read_record(out: Path, experiment: Experiment) -> tuple[Any, str]:
                                 f"{experiment.name}")
             values = dict(record["config"])
             for dataset, sizes in record["own data"].items():
-                datasets.recall(dataset, values.get("target"), values.get("task"), datasets.Sizes(*sizes))
+                datasets.recall(dataset, values.get("target"), values.get("task"),
+                                datasets.Sizes(*sizes))
             return settings.build(experiment.config, values), str(record["preset"])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{out} holds no run of {experiment.name}: run it first, or name its "

@@ -17,8 +17,8 @@ from ...checkpoint import write_atomically
 from ...errors import UserError, unknown, user_path
 from ...interop import named_weights, weights_of
 from ...models import module_of
-from ...models.mlp import MLPConfig
 from ...models.mixer import MixerConfig
+from ...models.mlp import MLPConfig
 from ...models.moe import MoEConfig
 from ...models.soft_moe import SoftMoEConfig
 from ...models.vit import ViTConfig
