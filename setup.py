@@ -42,6 +42,7 @@ if __name__ == "__main__":
             "tests": tests,
             "crosscheck": ["torch>=2.4", "jax>=0.4.30"],
             "sklearn": ["scikit-learn>=1.6"],
+            "images": ["Pillow>=9.1"],
             "bfloat16": ["ml_dtypes>=0.4"],
             "mpi": ["mpi4py>=4"],
             "cuda12": ["cupy-cuda12x[ctk]>=14"],

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from .. import __version__, settings
 from ..errors import REMEDIES, UserError, nearest, of_system, unknown, user_path
+from .datasets import in_folder
 from .experiment import Experiment
 from .registry import EXPERIMENTS
 from .registry import experiment as find
@@ -46,7 +47,8 @@ def _main(arguments: list[str]) -> int:
             flag = rest[0].split("=")[0]
             raise UserError(f"unknown argument {flag}{nearest(flag, known)} (comet-np "
                             f"{options.command} --help lists them)")
-        status: int = options.action(options)
+        with in_folder(getattr(options, "data", None)):
+            status: int = options.action(options)
         return status
     except UserError as error:
         print(f"comet-np: {error}", file=sys.stderr)
@@ -203,8 +205,9 @@ def _run(options: argparse.Namespace) -> int:
     if to_run:
         datasets.look(experiment.datasets(config), options.data)
     values = settings.values(config)
-    own = {name: datasets.sizes_of(name, config.target, config.task)
-           for name in experiment.datasets(config) if datasets.is_file_name(name)}
+    chosen = getattr(config, "target", None), getattr(config, "task", None)
+    found = {name: datasets.sizes_of(name, *chosen) for name in experiment.datasets(config)}
+    own = {name: sizes for name, sizes in found.items() if sizes.digest}
     record = {"experiment": experiment.name, "config": values, "own data": own,
               "preset": options.preset, "jobs": jobs, "mpi": options.mpi,
               **provenance(options.backend)}
@@ -257,7 +260,7 @@ def _data(options: argparse.Namespace) -> int:
             raise UserError("--fetch needs a folder to download into: --data DIR, or COMET_DATA")
         datasets.fetch(options.fetch, folder)
     for row in datasets.report(folder):
-        print("  ".join(f"{cell:10}" for cell in row).rstrip())
+        print("  ".join(f"{cell:13}" for cell in row).rstrip())
     return 0
 
 

@@ -494,7 +494,8 @@ def test_a_table_of_ones_own_goes_through_a_grid_and_is_drawn_without_it(capsys,
     table = said.out.split("\n", 3)[3]
     assert re.search(r"^own +8 +0\.5 ", table, re.MULTILINE)
     assert read_json(OUT / "run.json")["own data"] == {
-        "own.csv": ["classification", 3, 2, 48, datasets.load("own.csv", target="level").digest]}
+        "own.csv": ["classification", 3, 2, 48, datasets.load("own.csv", target="level").digest,
+                    None]}
     picture = (OUT / "quickstart.png").read_bytes()
     Path("own.csv").unlink()
     (OUT / "quickstart.png").unlink()

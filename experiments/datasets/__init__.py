@@ -2,20 +2,21 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import UserError, unknown, user_path
-from . import arm, cifar, glyphs, own, sarcos
+from . import arm, cifar, glyphs, own, sarcos, svhn, tiny_imagenet
 from .base import Dataset, Image, OfficialFile, columns_of, exists, remedy
 from .download import Progress, fetch_file
-from .own import is_file_name, stamp
+from .own import is_file_name
 
-__all__ = ["DATASETS", "IMAGES_32", "Dataset", "Entry", "Sizes", "fetch", "is_file_name", "load",
-           "look", "recall", "report", "sizes_of", "stamp"]
+__all__ = ["DATASETS", "IMAGES_32", "Dataset", "Entry", "Sizes", "fetch", "in_folder",
+           "is_file_name", "load", "look", "recall", "report", "sizes_of", "stamp"]
 
 
 class Sizes(NamedTuple):
@@ -43,7 +44,8 @@ class Entry(NamedTuple):
     downloads : the official files; none if built in
     status : function (folder) -> what is there of the files in a word or two, and where
     targets : the columns of which one may be the target, if there is a choice
-    needs : function that raises a UserError if something is missing that it is generated with
+    needs : function that raises a UserError if something is missing that it is made with
+    stamp : function (folder) -> by what a change of the files is noticed, if the sizes are theirs
     """
 
     sizes: Sizes
@@ -52,6 +54,7 @@ class Entry(NamedTuple):
     status: Callable[[Path], tuple[str, Path | None]] = lambda folder: ("missing", None)
     targets: range | None = None
     needs: Callable[[], object] = tuple
+    stamp: Callable[[Path], Any] | None = None
 
 
 def _of_images(image: Image, classes: int, examples: int) -> Sizes:
@@ -72,13 +75,32 @@ DATASETS: dict[str, Entry] = {
     "cifar100": _cifar(cifar.CIFAR100),
     "sarcos": Entry(Sizes("regression", sarcos.INPUTS, 1, 35_588), sarcos.load, sarcos.DOWNLOADS,
                     sarcos.status, range(sarcos.INPUTS, sarcos.COLUMNS)),
+    "svhn": Entry(_of_images(svhn.IMAGE, 10, 58_606), svhn.load, svhn.DOWNLOADS, svhn.status),
+    "tiny_imagenet": Entry(
+        _of_images(tiny_imagenet.IMAGE, tiny_imagenet.CLASSES, 80_000), tiny_imagenet.load,
+        tiny_imagenet.DOWNLOADS, tiny_imagenet.status, needs=tiny_imagenet.pillow,
+        stamp=tiny_imagenet.stamp),
 }
 IMAGES_32 = tuple(name for name, entry in DATASETS.items() if entry.sizes.image == (3, 32, 32))
-_seen: dict[tuple[Any, ...], Sizes] = {}  # of files of one's own
+_seen: dict[tuple[Any, ...], Sizes] = {}  # of data whose files say them
+_folder: str | Path | None = None  # in which data sets lie, if not said otherwise
+
+
+@contextmanager
+def in_folder(folder: str | Path | None) -> Iterator[None]:
+    """Let data sets be looked for in `folder`, unless it is None, by what is called within."""
+    global _folder
+    before, _folder = _folder, folder or _folder
+    try:
+        yield
+    finally:
+        _folder = before
 
 
 def sizes_of(name: str, target: str | None = None, task: str | None = None) -> Sizes:
     """Return what a network needs to know of a data set; of a file of one's own it is read.
+
+    So it is of official files that may be there in part; see `in_folder`.
 
     Parameters
     ----------
@@ -90,18 +112,38 @@ def sizes_of(name: str, target: str | None = None, task: str | None = None) -> S
     UserError
         If there is no such data set, target or task, or the file cannot be read.
     """
-    if is_file_name(name):
-        known = name, target, task, stamp(name)
-        if known not in _seen:
-            data = own.read(name, target, task)
-            _seen[known] = Sizes(data.task, data.x_train.shape[1], data.outputs, len(data.x_train),
-                                 data.digest, data.image)
+    known = name, target, task, stamp(name)
+    if known in _seen:
         return _seen[known]
+    if is_file_name(name):
+        return _seen.setdefault(known, _measured(own.read(name, target, task)))
     entry = _entry(name)
     _check_options(name, entry, target, task)
+    if entry.stamp is not None and known[-1] is not None:
+        folder = _folder_of(name)
+        whole = entry.status(folder)[0] == "found"
+        return _seen.setdefault(known, entry.sizes if whole else _measured(entry.load(folder, 0)))
     if target is None or entry.targets is None:
         return entry.sizes
     return entry.sizes._replace(outputs=len(columns_of(name, target, entry.targets)))
+
+
+def _measured(data: Dataset) -> Sizes:
+    return Sizes(data.task, data.x_train.shape[1], data.outputs, len(data.x_train), data.digest,
+                 data.image)
+
+
+def stamp(name: str) -> Any:
+    """Return by what a change of the data is noticed, if their files say their sizes.
+
+    None if there are no such files.
+    """
+    if is_file_name(name):
+        return own.stamp(name)
+    where, entry = _named(), DATASETS.get(name)
+    if entry is None or entry.stamp is None or where is None or not exists(user_path(where)):
+        return None
+    return entry.stamp(user_path(where))
 
 
 def recall(name: str, target: str | None, task: str | None, sizes: Sizes) -> None:
@@ -115,15 +157,20 @@ def look(names: Iterable[str], folder: str | Path | None) -> None:
     for entry, name in ((_entry(name), name) for name in names if not is_file_name(name)):
         entry.needs()
         if entry.downloads:
-            status, place = entry.status(_folder(name, folder))
+            status, place = entry.status(_folder_of(name, folder))
             if status in ("missing", "incomplete"):
-                raise UserError(f"{name} is {status} in {place or _folder(name, folder)}: "
+                raise UserError(f"{name} is {status} in {place or _folder_of(name, folder)}: "
                                 f"{remedy(name, entry.downloads)}")
 
 
-def _folder(name: str, folder: str | Path | None) -> Path:
+def _named(folder: str | Path | None = None) -> str | Path | None:
+    """Return what folder of data sets is named, if any."""
+    return folder or _folder or os.environ.get("COMET_DATA")
+
+
+def _folder_of(name: str, folder: str | Path | None = None) -> Path:
     """Return the folder in which the official files of a data set should lie."""
-    where = folder or os.environ.get("COMET_DATA")
+    where = _named(folder)
     if not where:
         raise UserError(f"{name} needs its official files: name their folder with --data DIR or "
                         f"COMET_DATA, and {remedy(name, _entry(name).downloads)}")
@@ -186,7 +233,7 @@ def load(name: str, folder: str | Path | None = None, seed: int = 0, train: int 
     else:
         entry = _entry(name)
         _check_options(name, entry, target, task)
-        where = (_folder(name, folder),) if entry.downloads else ()
+        where = (_folder_of(name, folder),) if entry.downloads else ()
         options = {} if target is None else {"target": target}
         data = entry.load(*where, seed, **options)
     return replace(data, x_train=data.x_train[:train], y_train=data.y_train[:train])

@@ -5,8 +5,6 @@
 the held-out training rows (`x_val`) say more than those on `x_test`.
 """
 
-import io
-import struct
 import zlib
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from .base import (
     split,
     standardised,
 )
+from .mat import DOUBLES, HEADERS, Layout, read_mat
 
 ADDRESS = "http://www.gaussianprocess.org/gpml/data/"
 TRAIN = OfficialFile("sarcos_inv.mat", ADDRESS + "sarcos_inv.mat",
@@ -35,7 +34,6 @@ TEST = OfficialFile("sarcos_inv_test.mat", ADDRESS + "sarcos_inv_test.mat",
 DOWNLOADS = (TRAIN, TEST)
 INPUTS, COLUMNS = 21, 28
 ROWS = {TRAIN.name: 44_484, TEST.name: 4449}
-HEADERS = 4096  # bytes, far more than the numbers of a file have around them
 
 
 def locate(folder: Path) -> Path | None:
@@ -98,15 +96,11 @@ def load(folder: Path, seed: int, target: int | str | None = None) -> Dataset:
 
 def _read(place: Path, file: OfficialFile) -> tuple[np.ndarray, bool]:
     """Return a file's rows, float64 (n, COLUMNS), and whether it is the official one."""
-    from scipy.io import loadmat  # here, as it takes a while to load
-
     name, limit = Path(file.name).stem, ROWS[file.name] * COLUMNS * 8 + HEADERS
     content = read_file(place, file.name, limit)
     official = is_official(content, file.hash)
     try:
-        if not official:
-            check_layout(content, name, limit)
-        rows = loadmat(io.BytesIO(content))[name]
+        rows, = read_mat(content, [Layout(name, (0, COLUMNS), (DOUBLES,))], limit, official)
         for row, column in np.argwhere(~np.isfinite(rows)):
             raise ValueError(f"{rows[row, column]} in row {row}, column {column}")
     except (ValueError, zlib.error) as error:
@@ -115,30 +109,3 @@ def _read(place: Path, file: OfficialFile) -> tuple[np.ndarray, bool]:
                         f"({reason(error)}); remove it and {remedy('sarcos', DOWNLOADS)}"
                         ) from error
     return rows, official
-
-
-def check_layout(content: bytes, name: str, limit: int) -> None:
-    """Raise ValueError unless these are the bytes of one array (n, COLUMNS) of doubles.
-
-    SciPy's reader believes what a file says of itself, and a wrong byte can crash it.
-    """
-    if not content.startswith(b"MATLAB 5.0") or content[124:128] != b"\0\1IM":
-        raise ValueError("no header of MATLAB 5")
-    array = content[128:]
-    if array[:4] == b"\x0f\0\0\0":  # compressed
-        unpacker = zlib.decompressobj()
-        if array[4:8] != struct.pack("<I", len(array) - 8):
-            raise ValueError("a wrong size")
-        array = unpacker.decompress(array[8:], limit)
-        if not unpacker.eof or unpacker.unused_data:
-            raise ValueError("it unpacks to more than the official one, or is cut")
-    # Its parts, each with its type and size in bytes, from the MAT-file format of level 5: the
-    # array (14) of the class of doubles (6), real, its shape, its name, and its numbers (9).
-    padded = name.encode().ljust(-(-len(name) // 8) * 8, b"\0")
-    n, rest = divmod(len(array) - 56 - len(padded), 8 * COLUMNS)
-    if n < 1 or rest:
-        raise ValueError(f"{len(content)} bytes, not those of whole rows")
-    if not array.startswith(struct.pack(f"<12I{len(padded)}s2I", 14, len(array) - 8, 6, 8, 6, 0,
-                                        5, 8, n, COLUMNS, 1, len(name), padded,
-                                        9, 8 * n * COLUMNS)):
-        raise ValueError("another array, or more than one")
