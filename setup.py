@@ -17,6 +17,7 @@ def packages() -> list[str]:
 if __name__ == "__main__":
     plots = ["matplotlib>=3.8"]
     tests = ["pytest>=8"]
+    files = ["safetensors>=0.4"]
     setup(
         name="comet-np",
         version="0.4.0",
@@ -40,7 +41,8 @@ if __name__ == "__main__":
         extras_require={
             "plots": plots,
             "tests": tests,
-            "crosscheck": ["torch>=2.4", "jax>=0.4.30"],
+            "crosscheck": ["torch>=2.4", "jax>=0.4.30", "transformers>=4.56", "timm>=1", *files],
+            "safetensors": files,
             "sklearn": ["scikit-learn>=1.6"],
             "images": ["Pillow>=9.1"],
             "bfloat16": ["ml_dtypes>=0.4"],

@@ -27,17 +27,21 @@ from .base import (
     OutOfMemory,
     bits_fit,
     described,
+    heads_fit,
     is_array,
     labels_fit,
     mask_fits,
+    norm_fits,
     products_fit,
     update_fits,
+    weights_shape,
     writeable,
 )
 
 __all__ = ["OPERATIONS", "Backend", "BackendError", "OutOfMemory", "backend_of", "bits_fit",
-           "described", "get_backend", "labels_fit", "mask_fits", "overridable", "products_fit",
-           "reference", "update_fits", "writeable", "xp_of"]
+           "described", "get_backend", "heads_fit", "labels_fit", "mask_fits", "norm_fits",
+           "overridable", "products_fit", "reference", "update_fits", "weights_shape", "writeable",
+           "xp_of"]
 
 OPERATIONS: dict[str, Any] = {}  # the register: every overridable body, by name
 NUMBERS = frozenset(map(np.dtype, "?bBhHiIlLqQefdgFDG"))  # in the byte order of this machine

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from types import ModuleType
 from typing import Any
 
@@ -142,6 +143,30 @@ def products_fit(a: Array, b: Array) -> bool:
     """Return whether a b can be had, matrix by matrix: of a (..., M, K) and b (..., K, N)."""
     return (min(a.ndim, b.ndim) >= 2 and a.shape[-1] == b.shape[-2]
             and a.shape[:-2] == b.shape[:-2])
+
+
+def norm_fits(x: Array, gain: Array, bias: Array) -> bool:
+    """Return whether gain and bias are as long as the last axis of x, at least 1."""
+    width = x.shape[-1:]
+    return bool(width and width != (0,) and gain.shape == width == bias.shape)
+
+
+def heads_fit(qkv: Array, heads: int) -> bool:
+    """Return whether qkv (..., T, 3 D) holds tokens' queries, keys and values of so many heads."""
+    return (isinstance(heads, Integral) and heads >= 1 and qkv.ndim >= 2
+            and 0 not in qkv.shape[-2:] and qkv.shape[-1] % (3 * heads) == 0)
+
+
+def attention_fits(qkv: Array, heads: int, of_weights: Array | None) -> bool:
+    """Return whether `heads_fit`, and the array, if any, has the shape of attention's weights."""
+    return heads_fit(qkv, heads) and (of_weights is None
+                                      or bool(of_weights.shape == weights_shape(qkv, heads)))
+
+
+def weights_shape(qkv: Array, heads: int) -> tuple[int, ...]:
+    """Return the shape (..., H, T, T) of attention's weights for qkv or x (..., T, any)."""
+    *lead, T, _ = qkv.shape
+    return (*lead, heads, T, T)
 
 
 def labels_fit(labels: Array, logits: Array) -> bool:

@@ -23,12 +23,15 @@ import numpy as np
 from ..errors import NaNScore, UserError
 from .base import (
     BackendError,
+    attention_fits,
     bits_fit,
     described,
     labels_fit,
     layer_fits,
     mask_fits,
+    norm_fits,
     products_fit,
+    weights_shape,
 )
 from .cublas import FORMATS, Cublas
 
@@ -42,7 +45,7 @@ NULL = np.uint64(0)
 
 WARP = 32
 BLOCK_ROWS = 8  # of activation.cu: a block is WARP columns by BLOCK_ROWS rows
-LOSS_ROWS = 4  # of loss.cu
+WARP_ROWS = 4  # of loss.cu, norm.cu, attention.cu: a block is so many warps, each with a row
 WORDS = 8  # random numbers a thread, of dropout.cu
 THREADS = 256  # a block, of the kernels over flat buffers
 MOST_BLOCKS = 1024  # of these: each thread then takes several elements
@@ -372,6 +375,114 @@ class CupyKernels:
         if total is not db:
             db += total
 
+    # --- layer norm ---
+
+    @kernel
+    def norm_forward(self, body: Body, x: Array, p: Any, eps: float = 1e-5) -> Any:
+        if not norm_fits(x, *p):
+            return body(x, p, eps)  # raises
+        real, D = self._check("norm_forward", x, *p), x.shape[-1]
+        y, normed = (self.xp.empty(x.shape, dtype=x.dtype) for _ in range(2))
+        inverse = self.xp.empty((*x.shape[:-1], 1), dtype=x.dtype)
+        if x.size:
+            self.launch("norm", f"norm_forward<{real}>", *warps_of(inverse.size),
+                        *map(self.xp.ascontiguousarray, (x, *p)), x.dtype.type(eps), y, normed,
+                        inverse, np.int64(inverse.size), np.int32(D))
+        return y, (normed, inverse)
+
+    @kernel
+    def norm_backward(self, body: Body, dy: Array, cache: Any, p: Any, g: Any) -> Array:
+        if dy.shape != cache.normed.shape or not (norm_fits(dy, *p) and norm_fits(dy, *g)):
+            return body(dy, cache, p, g)  # raises
+        real, D = self._check("norm_backward", dy, *cache, *p, *g), dy.shape[-1]
+        dx, rows = self.xp.empty(dy.shape, dtype=dy.dtype), dy.size // D
+        if rows == 0:
+            return dx
+        dy, normed, inverse, gain = map(self.xp.ascontiguousarray, (dy, *cache, p.gain))
+        self.launch("norm", f"norm_backward<{real}>", *warps_of(rows), dy, normed, inverse, gain,
+                    dx, np.int64(rows), np.int32(D))
+        grid, block = cells(rows, D, min(SUM_BLOCKS, -(-rows // SUM_ROWS)))
+        sums = self.xp.empty((grid[1], 2, D), dtype=dy.dtype)
+        self.launch("norm", f"norm_sums<{real}>", grid, block, dy, normed, sums, np.int64(rows),
+                    np.int32(D))
+        totals = [self._sums_of(total) for total in g]
+        self.launch("norm", f"norm_totals<{real}>", (-(-2 * D // THREADS),), (THREADS,), sums,
+                    *totals, np.int32(grid[1]), np.int32(D))
+        for mine, total in zip(totals, g, strict=True):
+            if mine is not total:
+                total += mine
+        return dx
+
+    # --- attention: products of heads by cuBLAS, which takes them one after the other in memory ---
+
+    def _by_head(self, x: Array, parts: int, heads: int) -> Array:
+        """Return a copy of x (B, T, parts H d) head by head, (parts, B H, T, d)."""
+        B, T, width = x.shape
+        d = width // (parts * heads)
+        apart = x.reshape(B, T, parts, heads, d).transpose(2, 0, 3, 1, 4)
+        return self.xp.ascontiguousarray(apart).reshape(parts, B * heads, T, d)
+
+    def _joined(self, x: Array, heads: int, shape: tuple[int, ...]) -> Array:
+        """Undo `_by_head`: return x (parts, B H, T, d) in the shape (..., T, parts H d)."""
+        parts, matrices, T, d = x.shape
+        apart = x.reshape(parts, matrices // heads, heads, T, d).transpose(1, 3, 0, 2, 4)
+        return self.xp.ascontiguousarray(apart).reshape(shape)
+
+    @kernel
+    def attention_forward(self, body: Body, qkv: Array, heads: int, causal: bool = False,
+                          factor: Array | None = None, compute: str | None = None) -> Any:
+        if not (attention_fits(qkv, heads, factor) and _readable(qkv, compute)):
+            return body(qkv, heads, causal, factor, compute)
+        real, (*lead, T, D3) = self._check("attention_forward", qkv, factor), qkv.shape
+        P = self.xp.empty(weights_shape(qkv, heads), dtype=qkv.dtype)
+        shape = (*lead, T, D3 // 3)
+        if P.size == 0:
+            return self.xp.empty(shape, dtype=qkv.dtype), (qkv, P, factor)
+        gemm = self.mine.cublas.gemm
+        q, k, v = self._by_head(qkv.reshape(-1, T, D3), 3, heads)
+        S = P.reshape(-1, T, T)
+        gemm(q, k.swapaxes(-1, -2), S, 0.0, compute)
+        given, weighted = self._dropped(factor, S)
+        self.launch("attention", f"attention_weights<{real}>", *warps_of(P.size // T), S, given,
+                    NULL if factor is None else weighted, qkv.dtype.type(q.shape[-1] ** -0.5),
+                    np.int32(causal), np.int64(P.size // T), np.int32(T))
+        y = self.xp.empty(q.shape, dtype=qkv.dtype)
+        gemm(weighted, v, y, 0.0, compute)
+        return self._joined(y[None], heads, shape), (qkv, P, factor)
+
+    @kernel
+    def attention_backward(self, body: Body, dy: Array, cache: Any, heads: int,
+                           compute: str | None = None) -> Array:
+        qkv, P, factor = cache
+        *lead, T, D3 = qkv.shape
+        if not (attention_fits(qkv, heads, P) and attention_fits(qkv, heads, factor)
+                and dy.shape == (*lead, T, D3 // 3) and _readable(qkv, compute)):
+            return body(dy, cache, heads, compute)
+        real = self._check("attention_backward", dy, qkv, P, factor)
+        if P.size == 0:
+            return self.xp.empty(qkv.shape, dtype=qkv.dtype)
+        gemm = self.mine.cublas.gemm
+        q, k, v = self._by_head(qkv.reshape(-1, T, D3), 3, heads)
+        (dY,) = self._by_head(dy.reshape(-1, T, D3 // 3), 1, heads)
+        P = self.xp.ascontiguousarray(P).reshape(-1, T, T)
+        dS = self.xp.empty(P.shape, dtype=P.dtype)
+        gemm(dY, v.swapaxes(-1, -2), dS, 0.0, compute)
+        given, weighted = self._dropped(factor, P)
+        self.launch("attention", f"attention_gradient<{real}>", *warps_of(P.size // T), dS, P,
+                    given, NULL if factor is None else weighted,
+                    qkv.dtype.type(q.shape[-1] ** -0.5), np.int64(P.size // T), np.int32(T))
+        dqkv = self.xp.empty((3, *q.shape), dtype=qkv.dtype)
+        gemm(dS, k, dqkv[0], 0.0, compute)
+        gemm(dS.swapaxes(-1, -2), q, dqkv[1], 0.0, compute)
+        gemm(weighted.swapaxes(-1, -2), dY, dqkv[2], 0.0, compute)
+        return self._joined(dqkv, heads, qkv.shape)
+
+    def _dropped(self, factor: Array | None, P: Array) -> tuple[Any, Array]:
+        """Return F for a kernel, and where it shall write P o F: P itself without dropout."""
+        if factor is None:
+            return NULL, P
+        return self.xp.ascontiguousarray(factor), self.xp.empty(P.shape, dtype=P.dtype)
+
     # --- loss ---
 
     @kernel
@@ -387,8 +498,8 @@ class CupyKernels:
         q = self.xp.empty(logits.shape, dtype=logits.dtype)
         losses = self.xp.empty(labels.shape, dtype=logits.dtype)
         if labels.size:
-            self.launch("loss", f"softmax_cross_entropy<{real}>", (-(-labels.size // LOSS_ROWS),),
-                        (LOSS_ROWS * WARP,), self.xp.ascontiguousarray(logits),
+            self.launch("loss", f"softmax_cross_entropy<{real}>", *warps_of(labels.size),
+                        self.xp.ascontiguousarray(logits),
                         self._labels(labels), q, losses, np.int64(labels.size),
                         np.int32(logits.shape[-1]), self.mine.bad_label)
         return losses, q
@@ -523,6 +634,11 @@ def cells(rows: int, N: int, blocks: int = MOST_GRID_ROWS) -> tuple[tuple[int, i
                                                                     tuple[int, int]]:
     """Return grid and block of WARP x BLOCK_ROWS threads, with at most `blocks` over the rows."""
     return (-(-N // WARP), min(blocks, -(-rows // BLOCK_ROWS))), (WARP, BLOCK_ROWS)
+
+
+def warps_of(rows: int) -> tuple[tuple[int], tuple[int]]:
+    """Return grid and block of a kernel in which a warp takes a row."""
+    return (-(-rows // WARP_ROWS),), (WARP_ROWS * WARP,)
 
 
 def _rows_apart_equally(m: Array) -> bool:

@@ -13,7 +13,7 @@ from ..backends.cpu import kind, processor
 from ..backends.cpu import threads as usable_threads
 from ..errors import UserError, unknown
 from ..experiments.experiment import columns, make_folder
-from . import gpu, models
+from . import gpu, models, vision
 from .cpu_workers import KWTA_K, KWTA_N, KWTA_ROWS, P_K
 from .processes import Plan, Results, in_a_process, own_compile_cache, show_progress
 from .ratios import NO_GOAL, Point, Row, draw, print_settings, shown
@@ -28,15 +28,16 @@ GOALS: dict[str, Any] = {
     "comet": {32: 0.60, 128: 0.75}, "cached": {32: 0.45, 128: 0.60},
     "standard": {32: 1.0, 128: 1.0}, "cached/standard": 1.05, "comet/products": 1.20,
     "kwta": 1 / 20, "memory": 1.0}
+OTHERS = {"models": models, "vision": vision}  # benchmarks of other networks than 3072-N-N-N-10
 
 
 def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None, compiled: bool,
-        limit: float, compared: bool = False) -> bool:
+        limit: float, networks: str | None = None) -> bool:
     """Measure, print the tables, and write ``bench.json`` and ``bench.png`` into `out`.
 
     ``bench.json`` is written after each worker. Return whether all workers, none of which may take
-    more than `limit` seconds, returned their times. With `compared` the paper's models are
-    measured, as `models` says, and no figure is drawn.
+    more than `limit` seconds, returned their times. With `networks`, a name of `OTHERS`, those are
+    measured, and no figure is drawn.
     """
     if preset not in SECONDS:
         raise unknown("preset", preset, SECONDS)
@@ -46,14 +47,15 @@ def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
     if not 0 < limit < math.inf:
         raise UserError(f"--limit takes seconds, more than 0, got {limit:g}")
     on_gpu = get_backend(backend).waits
-    if on_gpu and compared:
+    other = OTHERS.get(networks or "")
+    if on_gpu and networks == "models":
         raise UserError("--models are measured on the CPU: leave out --backend or --models")
     make_folder(out)
     if on_gpu:
-        return gpu.run(preset, out, repeats, compiled, limit)
+        return gpu.run(preset, out, repeats, compiled, limit, networks == "vision")
     threads = threads or usable_threads()
     versions, missing = {}, {}
-    for peer, package in (models.PACKAGES if compared else PACKAGES).items():
+    for peer, package in (other.PACKAGES if other else PACKAGES).items():
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -64,8 +66,8 @@ def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
         "numpy": metadata.version("numpy"), "scipy": metadata.version("scipy"), **versions,
         "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE", "not set"),
         "pytorch settings": f"eager, float32, torch.set_num_threads({threads}), torch.optim.SGD"
-                            + "; compiled: torch.compile with its defaults" * (not compared),
-        **(models.SETTINGS if compared else {
+                            + "; compiled: torch.compile with its defaults" * (not other),
+        **(other.SETTINGS if other else {
             "jax settings": "one jax.jit of value_and_grad and SGD, float32, parameters donated, "
                             f"compiled before; NPROC and PJRT_NPROC are {threads}, which XLA's "
                             "threads follow (not OMP_NUM_THREADS, nor XLA_FLAGS); its top-k has "
@@ -75,16 +77,16 @@ def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
     environment = {"JAX_PLATFORMS": "cpu"} | {name: str(threads) for name in (
         "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "PJRT_NPROC")}
     with own_compile_cache() as cache:
-        worker = functools.partial(in_a_process, "model_workers" if compared else "cpu_workers",
+        worker = functools.partial(in_a_process, other.WORKERS if other else "cpu_workers",
                                    environment | cache, limit)
         results = Results(out / "bench.json", settings,
-                          lambda work, N, B: worker(work, N, B, SECONDS[preset]))
+                          lambda *work: worker(*work, SECONDS[preset]))
         results.left_out.update(missing)
-        measure(results, [models.plan(results, preset) if compared else
-                          plan(results, preset, compiled and repeat == 0)
+        measure(results, [(other.plan if other else plan)(results, preset,
+                                                          compiled and repeat == 0)
                           for repeat in range(repeats)])
-    if compared:
-        print(models.report(results, preset))
+    if other:
+        print(other.report(results, preset))
         return results.all_ran
     print(report(results, preset))
     points: list[Point] = [(N, B, p_k, row) for N, B in cells(preset)
@@ -105,9 +107,9 @@ def cells(preset: str) -> list[tuple[int, int]]:
 def measure(results: Results, plans: list[Plan]) -> None:
     """Run all workers, those of each repeat in turn."""
     for repeat, workers in enumerate(plans, start=1):
-        for work, N, B in workers:
-            show_progress(f"repeat {repeat} of {len(plans)}: {work} N = {N} batch {B}")
-            results.add(work, N, B)
+        for work, size, B in workers:
+            show_progress(f"repeat {repeat} of {len(plans)}: {work} {size} batch {B}")
+            results.add(work, size, B)
     show_progress("")
 
 

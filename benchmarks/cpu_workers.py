@@ -97,9 +97,10 @@ def examples_of(learner: Any, fixed: Any, B: int, backend: Any, keeps: bool) -> 
     from ..gates import Pass
 
     x, y = batch(B)
+    dtype = learner.config.training.formats.accumulate
+    x = x.astype(dtype, copy=False)
     data = Dataset("benchmark", "classification", x, y, x, y, None, None, CLASSES)
-    return Examples(x, y, data, learner.model, fixed, backend, "float32", Pass(train=True),
-                    keeps=keeps)
+    return Examples(x, y, data, learner.model, fixed, backend, dtype, Pass(train=True), keeps=keeps)
 
 
 def pytorch(N: int, B: int, seconds: float) -> dict[str, float]:
@@ -305,22 +306,23 @@ def memory_ours(N: int, B: int, seconds: float) -> dict[str, float]:
 
     keep_freed_memory()
     _our_step(N, B, 0.5, False, seconds)
-    return {"peak MiB": _peak_mib()}
+    return {"peak MiB": peak_mib()}
 
 
 def memory_pytorch(N: int, B: int, seconds: float) -> dict[str, float]:
     """Return the peak memory of a process that trains PyTorch's COMET model, in MiB."""
     _torch_step(N, B, 0.5, False, seconds)
-    return {"peak MiB": _peak_mib()}
+    return {"peak MiB": peak_mib()}
 
 
 def memory_jax(N: int, B: int, seconds: float) -> dict[str, float]:
     """Return the peak memory of a process that compiles and trains JAX's COMET model, in MiB."""
     _jax_step(N, B, 0.5, seconds)
-    return {"peak MiB": _peak_mib()}
+    return {"peak MiB": peak_mib()}
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
+    """Return the peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

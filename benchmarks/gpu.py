@@ -12,6 +12,9 @@ from ..experiments.experiment import columns
 from .gpu_workers import PRESETS, Sizes, Step, steps
 from .processes import Results, in_a_process, own_compile_cache, show_progress
 from .ratios import NO_GOAL, Row, draw, print_settings, shown
+from .vision_workers import GATES
+
+Workers = list[tuple[str, int | str]]  # work, and N or the model
 
 KERNEL_N = 3000
 # Our time over the other quantity's: what we set out to reach.
@@ -22,10 +25,12 @@ GOALS: dict[str, Any] = {"copy": 1 / 0.6, "topk": 1 / 8, "cached/standard": 1.10
 REPEATS_END, COMPILE_END = 300.0, 410.0
 
 
-def run(preset: str, out: Path, repeats: int, compiled: bool, limit: float) -> bool:
+def run(preset: str, out: Path, repeats: int, compiled: bool, limit: float,
+        vision: bool = False) -> bool:
     """Measure, print the tables, and write ``bench.json`` and ``bench.png`` into `out`.
 
-    Return whether all workers returned their times.
+    With `vision` these are the steps of vision models, without a figure. Return whether all workers
+    returned their times.
     """
     device = get_backend("cupy").describe()
     settings = device | versions_of_pytorch(device["cuda"]) | {
@@ -45,7 +50,11 @@ def run(preset: str, out: Path, repeats: int, compiled: bool, limit: float) -> b
         environment = {"COMET_NP_GRAPHS": "1"} | cache  # where the user has turned them off too
         worker = functools.partial(in_a_process, "gpu_workers", environment, limit)
         results = Results(out / "bench.json", settings, lambda work, N: worker(work, N, preset))
-        measure(results, sizes, repeats, compiled)
+        if vision:
+            measure(results, vision_plan(sizes), (), repeats)
+            print(vision_report(results, sizes))
+            return results.all_ran
+        measure(results, plan(sizes), sizes.widths if compiled else (), repeats)
     print(report(results, sizes))
     points = [(N, step.B, step.p_k, row) for N, step, row in ratios(results, sizes)
               if step.optimizer == "sgd" and step.p_k is not None]
@@ -78,33 +87,60 @@ def versions_of_pytorch(cuda: int) -> dict[str, str]:
     return {"torch": torch.__version__, "torch's cuda": str(torch.version.cuda)}
 
 
-def measure(results: Results, sizes: Sizes, repeats: int, compiled: bool) -> None:
-    """Run all workers, those of each repeat in turn, while time lasts."""
+def plan(sizes: Sizes) -> Workers:
+    """Return the workers of a repeat."""
+    workers: Workers = [(work, N) for N in sizes.rows_of for work in ("kwta_ours", "kwta_pytorch")]
+    workers += [(work, N) for N in sizes.widths for work in ("ours", "pytorch", "pytorch_captured")]
+    return [*workers, ("kernels", KERNEL_N)]
+
+
+def vision_plan(sizes: Sizes) -> Workers:
+    """Return the workers of a repeat that measures the vision models."""
+    return [(work, model) for model in sizes.vision[0] for work in ("vision_ours",
+                                                                    "vision_pytorch")]
+
+
+def measure(results: Results, workers: Workers, compiled: tuple[int, ...], repeats: int) -> None:
+    """Run all workers, those of each repeat in turn, then those of compiled widths, in time."""
     started = time.monotonic()
 
     def elapsed() -> float:
         return time.monotonic() - started
 
-    def add(work: str, N: int) -> None:
-        show_progress(f"{elapsed():.0f} s: {work} N = {N}")
+    def add(work: str, N: int | str) -> None:
+        show_progress(f"{elapsed():.0f} s: {work} {N}")
         results.add(work, N)
 
-    plan = [(work, N) for N in sizes.rows_of for work in ("kwta_ours", "kwta_pytorch")]
-    plan += [(work, N) for N in sizes.widths for work in ("ours", "pytorch", "pytorch_captured")]
-    plan.append(("kernels", KERNEL_N))
     for repeat in range(repeats):
         if repeat and elapsed() * (repeat + 1) / repeat > REPEATS_END:
             results.left_out[f"repeats from {repeat + 1} on"] = "no time"
             break
-        for work, N in plan:
+        for work, N in workers:
             add(work, N)
-    for N in sizes.widths if compiled else ():
+    for N in compiled:
         if elapsed() > COMPILE_END:
             results.left_out[f"pytorch_compiled {N}"] = "no time"
         else:
             add("pytorch_compiled", N)
     results.save()
     show_progress("")
+
+
+def vision_report(results: Results, sizes: Sizes) -> str:
+    """Return the table of the vision models."""
+    models, B = sizes.vision
+    rows = [["model", "graph", "ordinary", "PyTorch", "captured", "graph/PyTorch",
+             "graph/captured"]]
+    for model in models:
+        for kind in GATES:
+            ours, theirs = f"vision_ours {model} {kind}", f"vision_pytorch {model} {kind}"
+            keys = [f"{ours} graph", f"{ours} ordinary", f"{theirs} eager", f"{theirs} captured"]
+            row = results.ratios({rows[0][5]: (keys[0], keys[2], NO_GOAL),
+                                  rows[0][6]: (keys[0], keys[3], NO_GOAL)})
+            rows.append([f"{model}, {kind}", *map(results.shown, keys), *shown(row, *rows[0][5:])])
+    return "\n".join([f"training step, batch {B}, Adam: ms, then ratios", columns(rows),
+                      "ratio of medians (lowest-highest of the repeats)",
+                      *results.why_left_out()])
 
 
 def ratios(results: Results, sizes: Sizes) -> list[tuple[int, Step, Row]]:

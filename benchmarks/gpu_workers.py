@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backends import OutOfMemory
+from . import vision_workers
 from .cpu_workers import CLASSES, LR, P_K, batch, examples_of, network, torch_network
 
 Array = Any
@@ -34,6 +35,7 @@ class Sizes(NamedTuple):
     widths, batches : N and B of the training steps; N = 1000 with B = 128 also by AdamW.
     rows_of : N of the k-winner-take-all masks alone.
     numbers : elements of the arrays of single kernels, far more than the GPU's cache holds.
+    vision : models of `vision_workers`, and their batch size.
     seconds : of one timing.
     """
 
@@ -42,12 +44,13 @@ class Sizes(NamedTuple):
     rows_of: tuple[int, ...]
     numbers: int
     seconds: float
+    vision: tuple[tuple[str, ...], int]
 
 
 PRESETS = {
-    "smoke": Sizes((100,), (32,), (512,), 2**16, 0.01),
+    "smoke": Sizes((100,), (32,), (512,), 2**16, 0.01, (("vit-tiny", "mixer-tiny"), 4)),
     "full": Sizes((100, 500, 1000, 3000, 9000), (32, 128, 512, 4096), (512, 1000, 3000, 9216),
-                  2**28, 0.1)}
+                  2**28, 0.1, (("vit-512", "vit-3072", "mixer-512"), 16))}
 
 
 class Step(NamedTuple):
@@ -165,14 +168,17 @@ def our_step(backend: Any, learner: Any, N: int, step: Step, how: str) -> Call:
     `how` is "graph", "ordinary", "tf32" (a graph whose products, but not those of the routing, are
     TF32), or "cached" (a graph that reads masks computed before, bit-packed).
     """
+    learner.model = replace(network(N, step.p_k), compute="tf32" if how == "tf32" else None)
+    return step_of(backend, learner, () if step.p_k is None else learner.fixed, step.B, how)
+
+
+def step_of(backend: Any, learner: Any, fixed: Any, B: int, how: str) -> Call:
+    """Return a training step of the learner's model; `how` as in `our_step`."""
     from ..experiments.training.device import DeviceSteps
 
-    learner.model = replace(network(N, step.p_k), compute="tf32" if how == "tf32" else None)
-    learner.config = replace(learner.config,
-                             training=replace(learner.config.training, batch=step.B))
-    fixed = () if step.p_k is None else learner.fixed
-    examples = examples_of(learner, fixed, step.B, backend, keeps=how == "cached")
-    order = np.arange(step.B)
+    learner.config = replace(learner.config, training=replace(learner.config.training, batch=B))
+    examples = examples_of(learner, fixed, B, backend, keeps=how == "cached")
+    order = np.arange(B)
     if how == "ordinary":
         rows = backend.asarray(order)
         return lambda: learner.step([examples.batch(rows)], examples, LR)
@@ -189,6 +195,21 @@ def our_step(backend: Any, learner: Any, N: int, step: Step, how: str) -> Call:
         ahead.step()
 
     return graph
+
+
+def vision_ours(model: str, sizes: Sizes) -> Times:
+    """Time our training steps of a vision model, COMET and standard: as a graph, and ordinary."""
+    from ..experiments.tasks import TASKS
+    from ..experiments.training import Learner
+
+    backend, watch = our_stopwatch(sizes)
+    for kind in vision_workers.GATES:
+        learner = Learner(vision_workers.run_of(model, kind), TASKS["classification"], backend)
+        for how in ("graph", "ordinary"):
+            watch.add(f"{kind} {how}", step_of, backend, learner, learner.fixed, sizes.vision[1],
+                      how)
+    backend.synchronize()
+    return watch.times
 
 
 def kwta_ours(N: int, sizes: Sizes) -> Times:
@@ -235,10 +256,11 @@ def kernels(N: int, sizes: Sizes) -> Times:
 def kernel_calls(backend: Any, N: int,
                  numbers: int) -> Iterator[tuple[str, int, Callable[[], Call]]]:
     """Yield each operation's name, the bytes that it must move, and what prepares a call of it."""
-    from ..functional import hidden, loss
+    from ..functional import attention, hidden, loss
     from ..functional.activations import activation
     from ..functional.dropout import dropout_factor, example_mask
     from ..functional.linear import Linear
+    from ..functional.norm import Norm, NormCache, norm_backward, norm_forward
     from ..optim import adam, momentum, sgd, shrunk, squared_norm
     from ..rng import key
 
@@ -268,6 +290,28 @@ def kernel_calls(backend: Any, N: int,
                functools.partial(forward, kind))
         # dh and a read, da written; then read for dW
         yield (f"its backward, {kind}", 16 * n + mask_bytes, functools.partial(backward, kind))
+    norm = Norm(array(N), array(N))
+    # x, normed, y; the second time in reading x it lies in the cache
+    yield ("layer norm", 12 * n, lambda: functools.partial(norm_forward, array(rows, N), norm))
+    # dy and normed read for dx, dx written; both read for the sums
+    yield ("layer norm's backward", 20 * n, lambda: functools.partial(
+        norm_backward, array(rows, N), NormCache(array(rows, N), array(rows, 1)), norm, norm))
+    T = min(N, 64)  # a head of as many tokens as it has features: products cost little
+    sequences = numbers // T**2
+
+    def of_attention(backward: bool) -> Call:
+        qkv, weights = array(sequences, T, 3 * T), array(sequences, 1, T, T)
+        if not backward:
+            return functools.partial(attention.attention_forward, qkv, 1, True, weights)
+        cache = attention.AttentionCache(qkv, weights, weights)
+        return functools.partial(attention.attention_backward, array(sequences, T, T), cache, 1)
+
+    # Of arrays (T, T), read or written: qkv copied (6), scores (3), their weights and dropout (4),
+    # y (2), its copy (2)
+    yield ("attention", 4 * 17 * sequences * T**2, functools.partial(of_attention, False))
+    # qkv copied (6), dy copied (2), dP (3), dS (5), dq (3), dk (3), dv (3), their copy (6)
+    yield ("attention's backward", 4 * 31 * sequences * T**2,
+           functools.partial(of_attention, True))
     for C in (CLASSES, 1000):
         def labels(C: int = C) -> Array:
             return backend.xp.zeros(numbers // C, dtype=np.int64)
@@ -351,6 +395,23 @@ def pytorch_captured(N: int, sizes: Sizes, device: str = "cuda") -> Times:
     return watch.times
 
 
+def vision_pytorch(model: str, sizes: Sizes, device: str = "cuda") -> Times:
+    """Time PyTorch's training steps of a vision model, TF32 off: eager, and captured whole."""
+    import torch
+
+    torch.set_float32_matmul_precision("highest")
+    watch = torch_stopwatch(sizes, device)
+
+    def step(kind: str, capturable: bool) -> Call:
+        return vision_workers.torch_step(vision_workers.run_of(model, kind), sizes.vision[1],
+                                         device=device, capturable=capturable)[2]
+
+    for kind in vision_workers.GATES:
+        watch.add(f"{kind} eager", step, kind, False)
+        watch.add(f"{kind} captured", lambda kind=kind: capture(step(kind, True)))
+    return watch.times
+
+
 def capture(call: Call) -> Call:
     """Return the replay of a training step that PyTorch has captured as its manual says.
 
@@ -418,11 +479,12 @@ def kwta_pytorch(N: int, sizes: Sizes, device: str = "cuda") -> Times:
 
 
 WORKS = {work.__name__: work for work in (ours, pytorch, pytorch_captured, pytorch_compiled,
-                                          kwta_ours, kwta_pytorch, kernels)}
+                                          kwta_ours, kwta_pytorch, kernels, vision_ours,
+                                          vision_pytorch)}
 
 if __name__ == "__main__":
     from .processes import end_with_the_parent
 
     end_with_the_parent()
     name, N, preset = sys.argv[1:]
-    print(json.dumps(WORKS[name](int(N), PRESETS[preset])))
+    print(json.dumps(WORKS[name](int(N) if N.isdecimal() else N, PRESETS[preset])))

@@ -7,6 +7,7 @@ from .model_workers import MODELS
 from .processes import Plan, Results
 from .ratios import shown
 
+WORKERS = "model_workers"
 WIDTHS = {"smoke": (100,), "full": (500, 1000)}
 BATCHES = {"smoke": (32,), "full": (32, 128)}
 PACKAGES = {"pytorch_models": "torch"}
@@ -26,8 +27,8 @@ def cells(preset: str) -> list[tuple[int, int]]:
     return list(itertools.product(WIDTHS[preset], BATCHES[preset]))
 
 
-def plan(results: Results, preset: str) -> Plan:
-    """Return the workers of a repeat."""
+def plan(results: Results, preset: str, compiled: bool) -> Plan:
+    """Return the workers of a repeat; no model is compiled."""
     works = ["our_models", *(work for work in PACKAGES if work not in results.left_out)]
     return [(work, N, B) for N, B in cells(preset) for work in works]
 

@@ -18,7 +18,7 @@ from ..checkpoint import write_atomically
 from .ratios import Ratio, Row
 
 Run = Callable[..., dict[str, Any]]  # (work, *sizes): what that worker returns
-Plan = list[tuple[str, int, int]]  # workers in turn: work, N and batch size
+Plan = list[tuple[str, int | str, int]]  # workers in turn: work, N or model, batch size
 
 
 class WorkerFailed(Exception):
@@ -102,7 +102,7 @@ class Results:
         self.all_ran = True
         self._file, self._settings, self._run = file, settings, run
 
-    def add(self, work: str, *sizes: int) -> None:
+    def add(self, work: str, *sizes: int | str) -> None:
         """Run a worker, unless it failed in a repeat before, and keep what it returned."""
         worker = " ".join(map(str, (work, *sizes)))
         if worker in self.left_out:

@@ -18,8 +18,10 @@ from . import optim  # noqa: F401  (all operations shall be registered)
 from .backends.cpu import BLOCK
 from .backends.numpy_kernels import FEW_ROWS
 from .functional.activations import ACTIVATIONS, activation, scaled
+from .functional.attention import attention_forward
 from .functional.hidden import HiddenCache
 from .functional.linear import Linear, LinearCache
+from .functional.norm import Norm, NormCache
 from .functional.packing import pack_masks, unpacked
 from .functional.routing import TIES
 from .precision import FORMATS
@@ -58,6 +60,10 @@ PRODUCTS = [Size(batch, N_in, N) for N_in, N in ((7, 5), (1, 1), (33, 20))
             for batch in ((5,), (2, 3), (0,), (1,), ())]
 ROWS = [Size(batch, 1, N) for N in (9, 1, 2, 100) for batch in BATCHES] + [
     Size((LARGE,), 1, WIDE)]
+# Tokens the last leading axis, the width of a head, heads: few, one, many examples and heads to a
+# block of the cache, products that must be cut into pieces, and so many blocks that threads run.
+HEADS = [Size((2, 5), 3, 2), Size((0, 5), 3, 2), Size((2, 3, 4), 1, 1), Size((7,), 4, 3),
+         Size((3, 1), 2, 1), Size((40, 33), 2, 3), Size((131,), 31, 2), Size((3, 182), 2, 3)]
 CLASSES = [Size(batch, 1, C) for C in (10, 1, 2, 1000) for batch in BATCHES] + [
     Size((LARGE,), 1, WIDE)]
 FLAT = [Size((n,), 1, 1) for n in (7, 0, 1, BLOCK + 1, MANY + 1)]
@@ -294,6 +300,45 @@ def _unpack_masks(draw: Draw, sizes: Sequence[Size]) -> Samples:
             yield pack_masks([draw.mask(*batch, width) for width in widths]), widths
 
 
+def _norm(draw: Draw, size: Size) -> Norm:
+    return Norm(draw.normal(size.N), draw.normal(size.N))
+
+
+def _norm_forward(draw: Draw, sizes: Sequence[Size]) -> Samples:
+    for size in sizes:
+        yield draw.normal(*size.batch, size.N), _norm(draw, size), 1e-5
+    for size, eps in product(sizes[:VARIED], (1e-12, 1.0)):
+        yield 3 + draw.normal(*size.batch, size.N), _norm(draw, size), eps
+
+
+def _norm_backward(draw: Draw, sizes: Sequence[Size]) -> Samples:
+    for i, size in enumerate(sizes):
+        # No outcome of the forward: of rows of two it leaves a dx that is rounding alone.
+        cache = NormCache(draw.normal(*size.batch, size.N), abs(draw.normal(*size.batch, 1)))
+        dy, p = draw.normal(*size.batch, size.N), _norm(draw, size)
+        yield dy, cache, p, _norm(draw, size)
+        if i < VARIED:
+            yield dy, cache, p, p  # the update itself
+
+
+def _attention(draw: Draw, sizes: Sequence[Size]) -> Samples:
+    varied = [(causal, drops, compute) for causal, (drops, compute) in
+              product((False, True), ((True, None), *((False, name) for name in formats())))]
+    for i, ((*lead, T), d, heads) in enumerate(sizes):
+        heads = min(heads, 3)  # of sizes that are meant for other operations
+        usual = [(False, False, None), (True, False, None), (True, True, None)]
+        for causal, drops, compute in usual + varied * (i < VARIED):
+            qkv = draw.normal(*lead, T, 3 * heads * d)
+            kept = draw.mask(*lead, heads, T, T) if drops else None
+            yield qkv, heads, causal, kept if kept is None else kept / qkv.dtype.type(0.75), compute
+
+
+def _attention_backward(draw: Draw, sizes: Sequence[Size]) -> Samples:
+    for qkv, heads, causal, F, compute in _attention(draw, sizes):
+        y, cache = attention_forward.body(qkv, heads, causal, F)
+        yield draw.normal(*y.shape), cache, heads, compute
+
+
 def _softmax_cross_entropy(draw: Draw, sizes: Sequence[Size]) -> Samples:
     for batch, _, C in sizes:
         yield 10 * draw.normal(*batch, C), draw.stream.integers(0, C, batch)
@@ -369,6 +414,10 @@ SAMPLES: dict[str, tuple[Make, Sequence[Size]]] = {
     "cap": (_kwta_mask, ROWS),
     "masked": (_masked, ROWS),
     "unpack_masks": (_unpack_masks, ROWS),
+    "norm_forward": (_norm_forward, ROWS),
+    "norm_backward": (_norm_backward, ROWS),
+    "attention_forward": (_attention, HEADS),
+    "attention_backward": (_attention_backward, HEADS),
     "softmax_cross_entropy": (_softmax_cross_entropy, CLASSES),
     "softmax_cross_entropy_gradient": (_softmax_cross_entropy_gradient, CLASSES),
     "check_label_range": (_check_label_range, CLASSES),

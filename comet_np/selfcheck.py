@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from .gates import (
     keep,
 )
 from .gradcheck import GradientCheck, check_gradients
-from .models import mlp, moe, soft_moe
+from .models import mixer, mlp, module_of, moe, soft_moe, vit
 from .rng import key, stream
 from .samples import SAMPLES, Size, alike, in_tf32, outcome, samples
 from .tree import zeros_like
@@ -42,6 +43,8 @@ Tree = Any
 TOLERANCE = 1e-5  # of float32 after sums of some hundred terms
 TF32_TOLERANCE = 2**-9  # two operands of 10 bits
 SIZE = Size((65,), 129, 301)  # odd, past one block of anything
+SMALL_VIT = vit.ViTConfig((3, 8, 8), 4, 3, width=12, depth=2, heads=3, hidden=10)
+SMALL_MIXER = mixer.MixerConfig((3, 8, 8), 4, 3, width=12, depth=2, token_hidden=9, hidden=7)
 # One of each kind; `Kept` is added with masks to keep.
 GATES: tuple[Gate, ...] = (Comet(), Layerwise(), TopK(), TopK(of="activation"), Bernoulli(),
                            ExampleTied())
@@ -120,10 +123,49 @@ def check_model_gradients(backend: Backend | None = None) -> Iterator[tuple[str,
                           ("hard", moe.MoEConfig((20, 15, 15, 5), 3, gate="hard"))):
         weights = moe.init(mixture, backend=backend, dtype="float64")
         yield f"mixture of experts, {name} gate", check_moe_gradients(x, *weights, mixture)
+    for name, network in (
+            ("ViT", SMALL_VIT),
+            ("ViT, dropout, qkv biases", replace(SMALL_VIT, weight_dropout=0.2, qkv_bias=True)),
+            ("ViT, mean pooling, routing stream", replace(
+                SMALL_VIT, pooling="mean", final_norm="tokens", routing="stream")),
+            # Without dropout the biases that token mixing adds to whole tokens have no gradient:
+            # the next norm takes a token's mean away.
+            ("MLP-Mixer, dropout", replace(SMALL_MIXER, dropout=0.2)),
+            ("MLP-Mixer, dropout, routing stream", replace(
+                SMALL_MIXER, dropout=0.2, hidden_dropout=0.2, routing="stream"))):
+        yield name, check_network_gradients(
+            normal(2, 3 * 8 * 8), network, at=Pass("dropout" in name, 3))
     for kept in (None, normal(3, 4) > -0.5):
         yield (f"Soft MoE{', of kept experts' * (kept is not None)}",
                check_soft_moe_gradients(normal(3, 6, 5), soft_moe.SoftMoEConfig((5, 7, 3), 4, 2),
                                         kept))
+
+
+def check_network_gradients(x: Array, config: vit.ViTConfig | mixer.MixerConfig,
+                            masks: tuple[Array | None, ...] | None = None, at: Pass = EVALUATION,
+                            **options: Any) -> GradientCheck:
+    """Check the backward of a ViT or an MLP-Mixer by images x and by all parameters.
+
+    The arguments are those of its `forward`; the `options` those of `check_gradients`.
+    """
+    model = module_of(config)
+    params, fixed = model.init(config, backend=backend_of(x), dtype="float64")
+
+    def forward(point: Tree) -> tuple[Array, Any]:
+        return model.forward(point["x"], point["params"], fixed, config, masks, at)
+
+    def backward(dy: Array, cache: Any, point: Tree) -> Tree:
+        g = zeros_like(point["params"])
+        return {"x": model.backward(dy, cache, point["params"], g, config), "params": g}
+
+    def scores(point: Tree, cache: Any) -> list[tuple[Array, int]]:
+        return [score for made, V, one in zip(cache.mlps, fixed, config.mlps, strict=True)
+                for score in routing_scores(made.hidden[0].x, made, V, one)]
+
+    capped = isinstance(config.gate, Comet | Layerwise | TopK) and config.routing == "block"
+    return check_gradients(forward, backward, {"x": x, "params": params},
+                           masks=lambda cache: cache.masks,
+                           scores=scores if capped and masks is None else None, **options)
 
 
 def check_soft_moe_gradients(x: Array, config: soft_moe.SoftMoEConfig, kept: Array | None = None,

@@ -115,10 +115,15 @@ def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     bench.add_argument("--backend", default="numpy", help="numpy (the default) or cupy")
     bench.add_argument("--preset", default="full", help="full (the default): 12 minutes; smoke: "
                        "seconds")
-    bench.add_argument("--models", action="store_true", help="all models that the paper compares, "
-                       "each against its form in eager PyTorch")
+    networks = bench.add_mutually_exclusive_group()
+    networks.add_argument("--models", action="store_const", const="models", dest="networks",
+                          help="all models that the paper compares, each against its form in eager "
+                          "PyTorch")
+    networks.add_argument("--vision", action="store_const", const="vision", dest="networks",
+                          help="ViT and MLP-Mixer against PyTorch and the bare products")
     bench.add_argument("--out", help="folder for the result and the plot "
-                       "(default: runs/bench, or runs/bench-models)")
+                       "(default: runs/bench, or runs/bench-models, "
+                       "runs/bench-vision)")
     bench.add_argument("--repeats", type=int, default=5, help="processes a cell and framework "
                        "(default: 5)")
     bench.add_argument("--threads", type=int, default=None, help="threads (default: all cores)")
@@ -277,11 +282,12 @@ def _bench(options: argparse.Namespace) -> int:
     from .progress import duration
 
     get_backend(options.backend)  # an unknown name or a missing GPU is said before any work
-    default = "runs/bench-models" if options.models else "runs/bench"
+    default = f"runs/bench-{options.networks}" if options.networks else "runs/bench"
     started, out = time.monotonic(), _folder(options.out, default)
     try:
         all_ran = bench.run(options.backend, options.preset, out, options.repeats,
-                            options.threads, not options.no_compile, options.limit, options.models)
+                            options.threads, not options.no_compile, options.limit,
+                            options.networks)
     except KeyboardInterrupt:
         print(f"\ncomet-np: stopped; {out / 'bench.json'} has what was measured, the same command "
               "starts anew", file=sys.stderr)

@@ -11,7 +11,7 @@ from ..errors import UserError
 from . import figures
 from .experiment import Cell, Experiment, columns
 from .grid import metric_of, short_name
-from .intervals import Interval, advantage, interval
+from .intervals import Interval, advantage, interval, signed
 from .selection import Curve, FairConfig, Setting, best, cell_of, cells, run_cell
 from .tasks.base import Metric
 from .training.config import spent
@@ -152,9 +152,9 @@ def _table(config: FairConfig, dataset: str, found: dict[str, Contender]) -> str
             value = _spread(side.best(metric.sign))
             tests[0] = _spread(np.array([curve.test for curve in side.curves.values()], np.float64))
         if comet is not None and comet.stands and side.stands and model != "comet":
-            leads = [_signed(lead(comet, side, metric.sign, cost))
+            leads = [signed(lead(comet, side, metric.sign, cost))
                      for cost in (epochs, seconds, work)]
-            tests[1] = _signed(lead_on_test(comet, side, metric.sign))
+            tests[1] = signed(lead_on_test(comet, side, metric.sign))
         rows.append((model, f"{setting.lr:g}", f"{setting.momentum:g}", setting.activation,
                      setting.initial, value, *leads, *tests * tested))
     title = (f"{short_name(dataset)}: {metric.label}, best over the epochs, mean over seeds "
@@ -167,10 +167,6 @@ def _table(config: FairConfig, dataset: str, found: dict[str, Contender]) -> str
 def _spread(values: np.ndarray) -> str:
     mean, reach = interval(values)
     return f"{mean:.3f}" + ("" if np.isnan(reach) else f" +- {reach:.3f}")
-
-
-def _signed(found: Interval) -> str:
-    return f"{found.mean:+.1f}" + ("" if np.isnan(found.reach) else f" +- {found.reach:.1f}")
 
 
 def _unit(metric: Metric) -> str:
@@ -195,7 +191,7 @@ def verdict(found: dict[str, Contender], metric: Metric) -> str:
              if side.stands and model != "comet"}
     said = []
     for words, sign in (("better than", 1), ("worse than", -1), ("not shown to differ from", 0)):
-        models = [f"{model} ({_signed(by)})" for model, by in leads.items()
+        models = [f"{model} ({signed(by)})" for model, by in leads.items()
                   if sign == (np.sign(by.mean) if by.excludes_zero else 0)]
         said += [f"COMET is {words} {', '.join(models)}"] * bool(models)
     said += [f"{model} has diverged" for model, side in found.items() if not side.stands]

@@ -1,6 +1,6 @@
 """Means with their 95 % intervals, by Student's t distribution."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
@@ -31,6 +31,17 @@ def interval(values: np.ndarray) -> Interval:
     t = stdtrit(n - 1, (1 + LEVEL) / 2) if n > 1 else np.nan
     return Interval(float(np.mean(values)),
                     float(t * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else np.nan)
+
+
+def percent(values: Any) -> str:
+    """Return the mean of shares (n,) in %, with its interval if there is one."""
+    mean, reach = interval(np.asarray(values, np.float64))
+    return f"{100 * mean:.1f}" + ("" if np.isnan(reach) else f" +-{100 * reach:.1f}")
+
+
+def signed(found: Interval) -> str:
+    """Return a difference, with its interval if there is one."""
+    return f"{found.mean:+.1f}" + ("" if np.isnan(found.reach) else f" +- {found.reach:.1f}")
 
 
 def advantage(one: np.ndarray, other: np.ndarray, sign: int) -> Interval:

@@ -21,6 +21,8 @@ EXPERIMENTS = {
     "fig11": ("fig11", "Figure 11: CIFAR10, 4-layer MLP, SGD lr 1e-3"),
     "fig33": ("fig33", "Figure 33: SARCOS, 4-layer MLP, SGD lr 1e-2"),
     "fig34": ("fig34", "Figure 34: CIFAR10, ten activations, SGD with momentum, lr 1e-3"),
+    "routing": ("routing", "COMET in a ViT and a Mixer, routed by what a block has learnt or by "
+                           "the input alone"),
     "softmoe": ("softmoe", "Soft MoE (arXiv 2409.00879): one expert against several, and which of "
                            "them an input needs"),
 }

@@ -23,7 +23,6 @@ times. Nothing is trained anew.
 """
 
 import functools
-import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,22 +35,19 @@ import numpy as np
 from ..backends import Backend, xp_of
 from ..errors import UserError, unknown
 from ..functional.routing import kwta_mask
-from ..interop import weights_of
 from ..models.soft_moe import SoftMoEConfig
 from ..optim import OptimizerConfig
-from ..records import read_arrays
 from ..rng import stream
 from ..settings import option
-from ..tree import tree_map
 from . import datasets, figures, pooled
 from .datasets import IMAGES_32, Dataset
 from .datasets.base import scaled
 from .experiment import Cell, Experiment, Place, columns
-from .files import WEIGHTS
-from .intervals import interval
+from .intervals import interval, percent
 from .pooled import PooledConfig
 from .training import RunConfig, TrainConfig, step_work, train
 from .training.examples import BLOCK, blocks
+from .training.model import read_weights
 
 Array = Any
 
@@ -226,9 +222,7 @@ def run_cell(spec: NormCell | SpecialistCell, place: Place) -> dict[str, Any]:
     result = train(spec.run, data, place.folder, place.backend, place.progress, place.stop)
     if isinstance(spec, NormCell):
         return result
-    file = place.folder / WEIGHTS
-    params, _ = weights_of(read_arrays(io.BytesIO(file.read_bytes()), str(file))[0], model)
-    params = tree_map(place.backend.asarray, params)
+    params, _ = read_weights(place.folder, model, place.backend)
     return result | {"kept": accuracies(spec, params, data, place.backend)}
 
 
@@ -309,11 +303,6 @@ def kept_by(results: list[Any], K: int) -> Kept | None:
     """Return the accuracies of all seeds with K experts, or None if they were not measured."""
     pairs = [kept[K] for _, _, kept in results if K in kept]
     return Kept(*np.array(pairs).T) if pairs else None
-
-
-def _percent(values: Any) -> str:
-    mean, half = interval(np.asarray(values, np.float64))
-    return f"{100 * mean:.1f}" + ("" if math.isnan(half) else f" +-{100 * half:.1f}")
 
 
 def draw(config: SoftMoESettings, out: Path) -> list[Path]:
@@ -418,10 +407,10 @@ def _kept_table(config: SoftMoESettings, name: str, of_data: dict[int, list[Any]
     rows = [(f"(b) {name}: experts", "parameters", "all",
              *(f"{share:g} {what}" for share in config.shares for what in ("best", "random")))]
     for E, results in of_data.items():
-        row = [str(E), f"{results[0][0]:,}", _percent([accuracy for _, accuracy, _ in results])]
+        row = [str(E), f"{results[0][0]:,}", percent([accuracy for _, accuracy, _ in results])]
         for share in config.shares:
             both = kept_by(results, int(share * E)) if share * E >= 1 else None
-            row += ["-", "-"] if both is None else map(_percent, both)
+            row += ["-", "-"] if both is None else map(percent, both)
         rows.append(tuple(row))
     text = columns(rows) + ("\ntest accuracies in %, means over seeds with 95 % intervals; best: "
                             "the share of the experts with the largest combine weights")

@@ -1,26 +1,40 @@
 """The CPU benchmark: its workers' limits, what a failing one costs, JAX's step, the tables."""
 
 import importlib.util
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from comet_np.benchmarks import bench, cpu_workers, model_workers, models, processes
+from comet_np.backends import get_backend
+from comet_np.benchmarks import (
+    bench,
+    cpu_workers,
+    model_workers,
+    models,
+    processes,
+    vision,
+    vision_workers,
+)
 from comet_np.benchmarks.processes import Results, WorkerFailed, in_a_process
 from comet_np.errors import UserError
 from comet_np.experiments import cli
 from comet_np.experiments.variants import PENALTY
+from comet_np.functional import dropout
 from comet_np.functional.dropout import dropout_factor
+from comet_np.functional.routing import cap
+from comet_np.models import module_of
 from comet_np.rng import key
-from comet_np.tree import leaves, tree_map
+from comet_np.tree import flatten, leaves, tree_map
 from tests.tolerances import assert_close
 
 needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None,
@@ -262,7 +276,7 @@ def test_the_models_without_pytorch(tiny, versions, monkeypatch, tmp_path, capsy
     del versions["torch"]
     monkeypatch.setattr(bench, "in_a_process", lambda module, environment, limit, work, *sizes: (
         dict.fromkeys(model_workers.MODELS, 1.0) if work == "our_models" else pytest.fail(work)))
-    assert bench.run("numpy", "smoke", tmp_path, 2, 1, True, 7, compared=True)
+    assert bench.run("numpy", "smoke", tmp_path, 2, 1, True, 7, networks="models")
     printed = capsys.readouterr().out
     assert words_of(printed, "10, 4, comet ") == [["1", "not", "installed", "-"]]
     assert "left out: pytorch_models (not installed: python -m pip install torch)" in printed
@@ -272,8 +286,165 @@ def test_the_models_without_pytorch(tiny, versions, monkeypatch, tmp_path, capsy
 def test_the_models_are_measured_on_the_cpu(monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "get_backend", lambda name: SimpleNamespace(waits=True))
     with pytest.raises(UserError, match="--models are measured on the CPU: leave out --backend"):
-        bench.run("cupy", "smoke", tmp_path / "bench", 1, None, True, 7, compared=True)
+        bench.run("cupy", "smoke", tmp_path / "bench", 1, None, True, 7, networks="models")
     assert not (tmp_path / "bench").exists()
+
+
+# --- the vision models --------------------------------------------------------------------------
+
+TINY = [name for name in vision_workers.MODELS if name.endswith("tiny")]
+
+
+@pytest.fixture
+def without_dropout(monkeypatch):
+    """Let the tiny ViT drop nothing."""
+    config = replace(vision_workers.MODELS["vit-tiny"], dropout=0.0, hidden_dropout=0.0)
+    monkeypatch.setitem(vision_workers.MODELS, "vit-tiny", config)
+
+
+@pytest.mark.parametrize("kind", vision_workers.GATES)
+@pytest.mark.parametrize("model", TINY)
+def test_pytorch_takes_our_step_of_each_vision_model(without_dropout, model, kind):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    run, B = vision_workers.run_of(model, kind, "float64"), 5
+    learner, ours = cpu_workers.our_step(run, B, False)
+    params, adam, theirs = vision_workers.torch_step(run, B)
+
+    def of_torch(value):
+        return flatten(tree_map(lambda p: value(p).detach().numpy(), params))[0]
+
+    before = learner.flat.copy()
+    np.testing.assert_array_equal(before, of_torch(lambda p: p))
+    assert_close(ours(), theirs().item(), "torch")
+    assert_close(learner.state.first, of_torch(lambda p: adam.state[p]["exp_avg"]), "torch")
+    assert_close(learner.flat, of_torch(lambda p: p), "training")  # a step moves most by 1e-4
+    assert (learner.flat != before).mean() > 0.9  # neurons that lose everywhere stay
+
+
+def test_dropout_is_at_the_same_places(monkeypatch):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    run, places = vision_workers.run_of("vit-tiny", "comet"), {"ours": [], "theirs": []}
+
+    def factor(x, rate, key, step):
+        places["ours"].append((x.shape, rate))
+        return dropout_factor(x, rate, key, step)
+
+    def dropped(x, p):
+        places["theirs"].append((tuple(x.shape), p))
+        return x
+
+    monkeypatch.setattr(dropout, "dropout_factor", factor)
+    monkeypatch.setattr(torch.nn.functional, "dropout", dropped)
+    cpu_workers.our_step(run, 3, False)[1]()
+    vision_workers.torch_step(run, 3)[2]()
+    assert places["ours"] == places["theirs"] and len(places["ours"]) == 1 + 3 * 2
+
+
+@pytest.mark.parametrize("kind", vision_workers.GATES)
+@pytest.mark.parametrize("model", vision_workers.MODELS)
+def test_the_bare_products_are_those_of_our_step(model, kind):
+    config = vision_workers.run_of(model, kind).model
+    found = sum(one.count * one.rows * one.N_in * one.N_out * one.products
+                for one in vision_workers.maps(config, 3))
+    assert found == 3 * sum(module_of(config).multiply_adds(config))
+
+
+def test_each_bare_product_is_taken_once_and_in_place(monkeypatch):
+    from scipy.linalg import blas
+
+    sgemm, taken = blas.sgemm, []
+
+    def recorded(alpha, a, b, c, trans_a, trans_b, **keywords):
+        product = sgemm(alpha, a, b, c=c, trans_a=trans_a, trans_b=trans_b, **keywords)
+        assert np.shares_memory(product, c)
+        taken.append((*product.shape, a.shape[0 if trans_a else 1]))
+        return product
+
+    monkeypatch.setattr(blas, "sgemm", recorded)
+    wanted = [vision_workers.Map(2, 5, 3, 4, 3), vision_workers.Map(1, 5, 4, 7, 2),
+              vision_workers.Map(1, 5, 4, 6, 1)]
+    vision_workers.bare_products(wanted)()
+    # y; of the last map with gradients dW, of the first dx and dW
+    assert taken == [(4, 5, 3)] * 2 + [(7, 5, 4), (6, 5, 4)] + [(4, 7, 5)] + [
+        (3, 5, 4)] * 2 + [(3, 4, 5)] * 2
+
+
+def test_parts_are_counted_once_and_the_kernels_stay_as_they_were(monkeypatch, draw):
+    kernels = get_backend("numpy").kernels
+    before, ticks = dict(kernels), itertools.count()
+    monkeypatch.setattr(vision_workers.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(vision_workers, "STEPS", 1)
+    scores = draw.standard_normal((2, 5))
+    parts = vision_workers.parts_of(lambda: cap(scores, 2))  # which calls kwta_mask
+    assert parts == {"cap": 2000, "kwta_mask": 1000, "elsewhere": 2000}  # 5 in all
+    assert kernels == before
+
+
+def test_each_operation_of_our_step_is_a_part():
+    step = cpu_workers.our_step(vision_workers.run_of("vit-tiny", "comet"), 3, False)[1]
+    assert {"attention_forward", "norm_backward", "hidden_forward", "kwta_mask", "dropout_factor",
+            "adam", "elsewhere"} <= set(vision_workers.parts_of(step))
+
+
+def vision_times(work, B):
+    """Return what a made-up worker returns: ours 1, or 2 of the standard ViT, the products 1."""
+    side = next(name for name in ("ours", "pytorch", "products", "parts", "compiled")
+                if name in work)
+    if "memory" in work:
+        return {"peak MiB": 100.0 if side == "ours" else 50.0, "growth MiB": 1.0}
+    if side == "compiled":
+        return {"step": 4.0}
+    if side == "parts":
+        return {f"{kind} {name}": ms for kind in vision_workers.GATES
+                for name, ms in (("adam", 0.004), ("norm_forward", 0.3), ("elsewhere", 0.7))}
+    return {"comet": 2.0 if side == "pytorch" else 1.0, "standard": 2.0 if side == "ours" else 1.0}
+
+
+def test_a_whole_run_of_the_vision_models(versions, monkeypatch, tmp_path, capsys):
+    def worker(module, environment, limit, work, model, B, seconds):
+        assert (module, B, environment["OMP_NUM_THREADS"]) == ("vision_workers", 4, "3")
+        if (work, model) == ("compiled_standard", "mixer-tiny"):
+            raise WorkerFailed("failed: Unsupported: a layer")
+        return vision_times(work, B)
+
+    monkeypatch.setattr(bench, "in_a_process", worker)
+    assert cli.main(["bench", "--vision", "--preset", "smoke", "--repeats", "2", "--threads", "3",
+                     "--out", str(tmp_path)]) == 1  # one was not compiled
+    printed = capsys.readouterr().out
+    half, one, quarter, two = (f"{text} ({text[:4]}-{text[:4]})".split()
+                               for text in ("0.50", "1.00", "0.25", "2.00*"))
+    assert words_of(printed, "vit-tiny, comet ") == [
+        ["1", "2", "4", "1"], [*half, *quarter, *one],
+        ["100", "50", "1", "1", *two, *one]]
+    assert words_of(printed, "mixer-tiny, standard ") == [
+        ["2", "1", "failed", "1"], [*two, "-", *two], ["100", "50", "1", "1", *two, *one]]
+    assert [line for line in printed.splitlines() if "by operation" in line] == [
+        f"{model} 4, standard, ms by operation: elsewhere 0.7, norm_forward 0.3" for model in TINY]
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert "Adam" in result["settings"]["pytorch settings"]
+    assert len(result["times"]["ours vit-tiny 4 comet"]) == 2
+    assert len(result["times"]["compiled_comet vit-tiny 4 step"]) == 1
+
+
+def test_the_vision_models_without_pytorch(versions, monkeypatch, tmp_path, capsys):
+    del versions["torch"]
+    monkeypatch.setattr(bench, "in_a_process", lambda module, environment, limit, work, model, B,
+                        seconds: pytest.fail(work) if "torch" in work else vision_times(work, B))
+    assert bench.run("numpy", "smoke", tmp_path, 1, 1, True, 7, "vision")
+    printed = capsys.readouterr().out
+    assert words_of(printed, "vit-tiny, comet ")[0] == ["1", "not", "installed", "-", "1"]
+    assert "left out: pytorch (not installed: python -m pip install torch)" in printed
+
+
+@pytest.mark.slow
+def test_a_run_of_a_vision_model(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    monkeypatch.setattr(vision, "MODELS", {"smoke": ("mixer-tiny",)})
+    monkeypatch.setattr(bench, "SECONDS", {"smoke": 0.0})
+    assert cli.main(["bench", "--vision", "--preset", "smoke", "--repeats", "1", "--threads", "1",
+                     "--no-compile", "--out", str(tmp_path)]) == 0
+    [*_, memory] = words_of(capsys.readouterr().out, "mixer-tiny, comet ")
+    assert all(float(number) > 0 for number in memory[:4])
 
 
 # --- the run as a whole -------------------------------------------------------------------------

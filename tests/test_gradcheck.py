@@ -563,9 +563,11 @@ def test_every_backward_pass_of_the_project():
         *(f"MLP, {gate}" for gate in gates), *(f"MLP, {gate}, masks frozen" for gate in gates),
         "MLP, Comet, dropout",
         *(f"mixture of experts, {gate} gate" for gate in ("weighted", "fixed", "hard")),
-        "Soft MoE", "Soft MoE, of kept experts"}
+        "Soft MoE", "Soft MoE, of kept experts", "ViT", "ViT, dropout, qkv biases",
+        "ViT, mean pooling, routing stream", "MLP-Mixer, dropout",
+        "MLP-Mixer, dropout, routing stream"}
     for name, result in results.items():
-        network = name.startswith(("MLP", "mixture", "Soft"))
+        network = name.startswith(("MLP", "mixture", "Soft", "ViT"))
         kind = "difference of a network" if network else "difference"
         assert result.error <= TOLERANCES[kind]["float64"], (name, result)
         assert not result.flips, (name, result)

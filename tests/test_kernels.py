@@ -171,6 +171,32 @@ MUTANTS = {
         c, min(k + 1, c.shape[-1]), ties)),
     "unpack_masks, lowest bit first": ("unpack_masks", lambda body, bits, widths: body(
         np.packbits(np.unpackbits(bits, bitorder="little")).reshape(bits.shape), widths)),
+    "norm_forward with the unbiased variance": ("norm_forward", lambda body, x, p, eps: body(
+        x, p, eps + x.var(axis=-1, keepdims=True) / max(1, x.shape[-1] - 1))),
+    "norm_forward without eps": ("norm_forward", lambda body, x, p, eps: body(x, p, 0.0)),
+    "norm_forward without bias": ("norm_forward", lambda body, x, p, eps: body(
+        x, p._replace(bias=0 * p.bias), eps)),
+    "norm_backward, means left out": ("norm_backward", lambda body, dy, cache, p, g: (
+        body(dy, cache, p, g), dy * p.gain * cache.inverse)[1]),
+    "norm_backward, dgain before dx": ("norm_backward", lambda body, dy, cache, p, g: (
+        body(dy, cache, p, g), body(dy, cache, p, zeros_like(g)))[1]),
+    "norm_backward, gradients overwritten": ("norm_backward", lambda body, dy, cache, p, g: (
+        g is p or [total.fill(0) for total in g], body(dy, cache, p, g))[1]),
+    "attention_forward never causal": ("attention_forward", lambda body, qkv, heads, causal, *rest:
+                                       body(qkv, heads, False, *rest)),
+    "attention_forward without dropout": ("attention_forward", lambda body, *given: body(
+        *given[:3], None, given[4])),
+    "attention_forward in whole numbers": ("attention_forward", lambda body, *given: body(
+        *given[:4])),
+    "attention_forward, heads taken for one": ("attention_forward", lambda body, qkv, heads, *rest:
+                                               body(qkv, 1, rest[0])),
+    "attention_backward without dropout": ("attention_backward", lambda body, dy, cache, *rest:
+                                           body(dy, cache._replace(factor=None), *rest)),
+    "attention_backward in whole numbers": ("attention_backward", lambda body, *given: body(
+        *given[:3])),
+    "attention_backward, keys as queries": ("attention_backward", lambda body, dy, cache, *rest:
+                                            body(dy, cache._replace(qkv=np.roll(
+                                                cache.qkv, cache.qkv.shape[-1] // 3, -1)), *rest)),
     "loss summed": ("softmax_cross_entropy", lambda body, a, labels: (
         body(a, labels)[0] * labels.size, body(a, labels)[1])),
     "dropout of the same elements at each step": (

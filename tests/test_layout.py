@@ -15,7 +15,7 @@ ORDER = ("errors", "backends", "settings", "rng", "tree", "checkpoint", "records
          "selfcheck", "experiments", "benchmarks", "experiments.cli")
 OPTIONAL = {  # what the core may import besides NumPy and SciPy, and where
     "backends/cupy_backend.py": {"cupy", "cupyx"}, "backends/cublas.py": {"ml_dtypes"},
-    "comet_np/precision.py": {"ml_dtypes"}}
+    "comet_np/precision.py": {"ml_dtypes"}, "comet_np/interop/tensors.py": {"safetensors"}}
 INSIDE = ("backends", "experiments", "benchmarks")  # top level here, comet_np.NAME when imported
 
 

@@ -56,7 +56,9 @@ def check_trace(trace, x, params, fixed, config):
             m = np.array([np.sum(trace.c[layer] >= c_i) <= k for c_i in trace.c[layer]])
             np.testing.assert_array_equal(trace.m[layer], m)  # eq. (5), (3)
             g = activation(config.gate.g)
-            assert_close(trace.z[layer], m * g.forward(trace.c[layer]), "elementwise")  # eq. (6)
+            if layer < L - 2:  # the last one's would route nothing
+                z = m * g.forward(trace.c[layer])
+                assert_close(trace.z[layer], z, "elementwise")  # eq. (6)
         assert_close(trace.x[layer + 1], config.scale * m * f.forward(trace.a[layer]),
                      "elementwise")  # (8), (2)
 
@@ -74,7 +76,8 @@ def test_every_intermediate_satisfies_its_equation(config, kernels, draw):
         a_L, cache = mlp.forward(x, params, fixed, config)
     hidden = len(config.widths) - 2
     routed = 0 if config.gate is None else hidden
-    assert [len(field) for field in trace] == [hidden + 1, hidden + 1, routed, hidden, routed]
+    assert [len(field) for field in trace] == [
+            hidden + 1, hidden + 1, routed, hidden, max(routed - 1, 0)]
     for row in range(len(x)):
         check_trace(tree_map(lambda a, row=row: a[row], trace), x[row], params, fixed, config)
     np.testing.assert_array_equal(a_L, trace.a[-1])

@@ -104,6 +104,51 @@ MUTANTS = {
     "the load of experts is no metric": Mutant(
         "experiments/training/step.py", "counts | self._functions.counts(made.cache, self.model)",
         "counts", ("test_moe", "is_a_metric")),
+    # --- ViT and MLP-Mixer ----------------------------------------------------------------------
+    "no sum around the MLP": Mutant(
+        "comet_np/models/branch.py", "return x + y, BranchCache", "return y, BranchCache",
+        ("test_vit_mixer", "number_by_number")),
+    "no gradient past the MLP": Mutant(
+        "comet_np/models/branch.py", "return dy + norm_backward", "return norm_backward",
+        ("test_vit_mixer", "by_differences")),
+    "no gradient past attention": Mutant(
+        "comet_np/models/vit.py", "return dx + norm_backward", "return norm_backward",
+        ("test_vit_mixer", "by_differences")),
+    "all blocks drop the same": Mutant(
+        "comet_np/models/vit.py", 'within(at, "block", i)', "at",
+        ("test_vit_mixer", "differs_between_blocks")),
+    "all mixing drops the same": Mutant(
+        "comet_np/models/mixer.py", 'within(at, "branch", i)', "at",
+        ("test_vit_mixer", "differs_between_blocks")),
+    "all gates start alike": Mutant(
+        "comet_np/models/mlp.py", "seed_of(seed, *name)", "seed",
+        ("test_vit_mixer", "drawn_for_itself")),
+    "attention's weights dropped in evaluation": Mutant(
+        "comet_np/models/vit.py", 'key(at.seed, "weights") if at.train else None',
+        'key(at.seed, "weights")', ("test_vit_mixer", "in_training_alone")),
+    "the class token is the last": Mutant(
+        "comet_np/models/vit.py", "pooled = x[..., 0, :]", "pooled = x[..., -1, :]",
+        ("test_vit_mixer", "number_by_number")),
+    "a mean's gradient not shared out": Mutant(
+        "comet_np/models/vit.py", "d[..., None, :] / T", "d[..., None, :]",
+        ("test_vit_mixer", "by_differences")),
+    "masks from outside not read": Mutant(
+        "comet_np/models/stream.py", "if masks is None and config.routing",
+        "if config.routing", ("test_vit_mixer", "from_outside")),
+    "a stream that is not masked": Mutant(
+        "comet_np/models/stream.py", "project(masked(c, m, activation(gate.g)), U)",
+        "project(activation(gate.g).forward(c), U)",
+        ("test_vit_mixer", "number_by_number")),
+    "a stream without a class token": Mutant(
+        "comet_np/models/stream.py", "[s.mean(axis=-2, keepdims=True), s]", "[s[..., :1, :], s]",
+        ("test_vit_mixer", "number_by_number")),
+    "a stream of another image": Mutant(
+        "comet_np/models/stream.py", "gate.trace(turned(s, turn), (V,))",
+        "gate.trace(turned(s[::-1], turn), (V,))",
+        ("test_vit_mixer", "number_by_number")),
+    "routing of a stream counted once": Mutant(
+        "comet_np/models/stream.py", "return 2 * once +", "return once +",
+        ("test_vit_mixer", "of_the_products")),
     # --- optimizers -----------------------------------------------------------------------------
     "--momentum ignored": Mutant(
         "comet_np/optim.py", "lr, config.momentum,", "lr, 0.9,", ("test_optim", "formulas")),
@@ -280,6 +325,19 @@ MUTANTS = {
     "soft experts of the first token": Mutant(
         "experiments/softmoe.py", "slots // experts).sum(axis=(1, 3))",
         "slots // experts)[:, 0].sum(axis=-1)", ("test_softmoe", "largest_total_weight")),
+    "an image beside itself": Mutant(
+        "experiments/routing.py", "active * (active - 1)", "active * active",
+        ("test_routing_inputs", "counting_one_by_one")),
+    "masks kept, of those before training": Mutant(
+        "experiments/routing.py", "(start & end).sum() / total",
+        "(start & end).sum() / start.sum()",
+        ("test_routing_inputs", "ties_leave")),
+    "masks of another seed": Mutant(
+        "experiments/routing.py", "init(model, spec.run.seed,", "init(model, 0,",
+        ("test_routing_inputs", "those_of_its_seed")),
+    "a curve of another run's length": Mutant(
+        "experiments/routing.py", "curve.reshape(cell.spec.run.training.epochs + 1, 2)", "curve",
+        ("test_routing_inputs", "forged")),
     "patches counted down for across": Mutant(
         "experiments/pooled.py", "transpose(0, 2, 4, 1, 3, 5)", "transpose(0, 4, 2, 1, 3, 5)",
         ("test_softmoe", "patches_with")),
@@ -317,7 +375,7 @@ MUTANTS = {
         "comet_np/interop/__init__.py", "return mlp_to_torch(params, fixed)",
         "return mlp_to_torch(params)", ("test_trained", "round_trip and Comet")),
     "a gate of one's own under the published names": Mutant(
-        "comet_np/interop/torch_mlp.py", "is Gate.init or _routing_shapes(config) is not None",
+        "comet_np/interop/torch_mlp.py", "is Gate.init or routing_shapes(config) is not None",
         "is Gate.init or True", ("test_trained", "round_trip and Planes")),
     "other units are the same data": Mutant(
         "experiments/fit.py", "found.data.as_json()) != (record(config), Data.of(data).as_json())",

@@ -164,11 +164,14 @@ def test_routing_network_is_equations_4_to_6(ties, g, draw):
             z = np.array([math.tanh(c_i) if g == "tanh" else c_i for c_i in c]) * m
             assert_close(trace.c[layer][index], c, "sum")
             np.testing.assert_array_equal(trace.m[layer][index], m)
-            assert_close(trace.z[layer][index], z, "sum")
+            if layer < 2:
+                assert_close(trace.z[layer][index], z, "sum")
+    assert len(trace.z) == 2  # the last one's would route nothing
 
 
 def test_routing_never_computes_in_float16(draw):
-    V = [draw.standard_normal((8, 6)).astype("float32")]
+    V = [draw.standard_normal((8, 6)).astype("float32"),
+         draw.standard_normal((3, 8)).astype("float32")]
     x = draw.standard_normal((5, 6)).astype("float16")
     c, m, z = routing_forward(x, V, 0.5, "strict", activation("identity"))
     assert c[0].dtype == z[0].dtype == "float32"

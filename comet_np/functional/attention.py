@@ -3,7 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
-from ..backends import overridable, xp_of
+from ..backends import heads_fit, overridable, weights_shape, xp_of
 from ..errors import UserError
 from ..rng import Key
 from .dropout import dropout_factor
@@ -114,8 +114,8 @@ def by_head(x: Array, heads: int) -> Array:
 
 def joined_heads(x: Array) -> Array:
     """Return x (..., H, T, d) with its heads side by side, (..., T, H d)."""
-    apart = x.swapaxes(-2, -3)
-    return apart.reshape(*apart.shape[:-2], -1)
+    *lead, H, T, d = x.shape
+    return x.swapaxes(-2, -3).reshape(*lead, T, H * d)
 
 
 def not_after(S: Array) -> Array:
@@ -126,9 +126,10 @@ def not_after(S: Array) -> Array:
 
 def check_heads(qkv: Array, heads: int) -> None:
     """Raise a UserError unless queries, keys and values can be had of `qkv`."""
-    if qkv.ndim < 2 or heads < 1 or not qkv.shape[-1] or qkv.shape[-1] % (3 * heads):
-        raise UserError("attention needs queries, keys and values side by side, (..., T, 3 D), and "
-                        f"a number of heads that divides D, got {qkv.shape} and {heads} heads")
+    if not heads_fit(qkv, heads):
+        raise UserError("attention needs queries, keys and values of at least one token side by "
+                        "side, (..., T, 3 D), and a number of heads that divides D, got "
+                        f"{qkv.shape} and {heads} heads")
 
 
 def check_factor(factor: Array | None, qkv: Array, heads: int) -> None:
@@ -137,12 +138,6 @@ def check_factor(factor: Array | None, qkv: Array, heads: int) -> None:
     if factor is not None and factor.shape != wanted:
         raise UserError(f"the factor of dropout must have the shape of the weights, {wanted}, got "
                         f"{factor.shape}")
-
-
-def weights_shape(qkv: Array, heads: int) -> tuple[int, ...]:
-    """Return the shape (..., H, T, T) of the weights for qkv or x (..., T, any)."""
-    *lead, T, _ = qkv.shape
-    return (*lead, heads, T, T)
 
 
 # --- the layer: projections before and after ----------------------------------------------------

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from ..backends import overridable, writeable
+from ..backends import norm_fits, overridable, writeable
 from ..errors import UserError
 from .linear import check_cotangent
 
@@ -88,8 +88,7 @@ def norm_backward(dy: Array, cache: NormCache, p: Norm, g: Norm) -> Array:
 
 def check_width(x: Array, p: Norm) -> None:
     """Raise a UserError unless gain and bias are as long as the last axis of x."""
-    width = x.shape[-1:]
-    if not width or width == (0,) or p.gain.shape != width or p.bias.shape != width:
+    if not norm_fits(x, p.gain, p.bias):
         raise UserError("a layer norm needs x of shape (..., D), D at least 1, and gain and bias "
                         f"of shape (D,), got {x.shape}, {p.gain.shape} and {p.bias.shape}")
 

@@ -42,8 +42,8 @@ def to_patches(x: Array, image: Image, patch: int) -> Array:
     C, rows, columns = image
     cells = x.reshape(*lead, C, rows // patch, patch, columns // patch, patch)
     n = len(lead)
-    order = (*range(n), *(n + i for i in (1, 3, 2, 4, 0)))  # the patch's row and column first
-    return cells.transpose(order).reshape(*lead, -1, patch * patch * C)
+    order = (*range(n), *(n + i for i in (1, 3, 2, 4, 0)))  # row, column, those in the patch, C
+    return cells.transpose(order).reshape(*lead, patch_count(image, patch), patch * patch * C)
 
 
 def from_patches(patches: Array, image: Image, patch: int) -> Array:

@@ -118,7 +118,9 @@ def check_no_nan(scores: Array, xp: Any) -> None:
 
 
 class RoutingTrace(NamedTuple):
-    """What the routing network computed, one entry a hidden layer: c (4), m (5) and z (6)."""
+    """What the routing network computed: c (4) and m (5) of every hidden layer, z (6) of all but
+    the last, whose z routes nothing.
+    """
 
     c: tuple[Array, ...]
     m: tuple[Array, ...]
@@ -149,13 +151,13 @@ def routing_forward(x: Array, V: Sequence[Array], p_k: float, ties: Ties,
     RoutingTrace
         m as `cap` gives them.
     """
-    z, trace = whole(x), []
+    c, m, z = [], [], [whole(x)]
     for V_l in V:
-        c = project(z, V_l)  # (..., N_l)
-        m = cap(c, winners(p_k, len(V_l)), ties)  # (..., N_l)
-        z = masked(c, m, g)  # (..., N_l)
-        trace.append((c, m, z))
-    return RoutingTrace(*zip(*trace, strict=True)) if trace else RoutingTrace((), (), ())
+        if m:
+            z.append(masked(c[-1], m[-1], g))  # (..., N_{l-1})
+        c.append(project(z[-1], V_l))  # (..., N_l)
+        m.append(cap(c[-1], winners(p_k, len(V_l)), ties))  # (..., N_l)
+    return RoutingTrace(tuple(c), tuple(m), tuple(z[1:]))
 
 
 def whole(x: Array) -> Array:

@@ -69,7 +69,7 @@ class Comet(Routed):
         activation(self.g)
 
     def trace(self, x: Array, fixed: Weights) -> RoutingTrace:
-        """Return c, m and z of every hidden layer."""
+        """Return c and m of every hidden layer, and z of all but the last."""
         if fixed:
             check_features(x, fixed[0], "x")
         return routing_forward(x, fixed, self.p_k, self.ties, activation(self.g))

@@ -6,14 +6,27 @@ from typing import Any
 
 from ..errors import UserError
 from ..models import module_of
+from ..models.mixer import MixerConfig
 from ..models.mlp import MLPConfig
 from ..models.moe import MoEConfig
+from ..models.vit import ViTConfig
 from ..tree import named_leaves, tree_map
+from .huggingface import (
+    load_huggingface_vit,
+    save_huggingface_vit,
+    vit_config_from_huggingface,
+)
+from .places import has_places
+from .tensors import load_safetensors, save_safetensors
+from .torch_mixer import mixer_from_torch, mixer_to_torch
 from .torch_mlp import has_names, mlp_from_torch, mlp_to_torch
 from .torch_moe import moe_from_torch, moe_to_torch
+from .torch_vit import vit_from_torch, vit_to_torch
 
-__all__ = ["mlp_from_torch", "mlp_to_torch", "moe_from_torch", "moe_to_torch", "named_weights",
-           "weights_of"]
+__all__ = ["load_huggingface_vit", "load_safetensors", "mixer_from_torch", "mixer_to_torch",
+           "mlp_from_torch", "mlp_to_torch", "moe_from_torch", "moe_to_torch", "named_weights",
+           "save_huggingface_vit", "save_safetensors", "vit_config_from_huggingface",
+           "vit_from_torch", "vit_to_torch", "weights_of"]
 
 Array = Any
 Tree = Any
@@ -28,6 +41,10 @@ def named_weights(params: Tree, fixed: Tree, config: Any) -> dict[str, Array]:
         return mlp_to_torch(params, fixed)
     if isinstance(config, MoEConfig):
         return moe_to_torch(params, fixed)
+    if isinstance(config, ViTConfig) and has_places(config):
+        return vit_to_torch(params, fixed, config)
+    if isinstance(config, MixerConfig) and has_places(config):
+        return mixer_to_torch(params, fixed, config)
     return dict(named_leaves({"params": params, "fixed": fixed}))
 
 
@@ -43,6 +60,10 @@ def weights_of(named: Mapping[str, Array], config: Any) -> tuple[Tree, Tree]:
         return mlp_from_torch(named, config)
     if isinstance(config, MoEConfig):
         return moe_from_torch(named, config)
+    if isinstance(config, ViTConfig) and has_places(config):
+        return vit_from_torch(named, config)
+    if isinstance(config, MixerConfig) and has_places(config):
+        return mixer_from_torch(named, config)
     params, fixed = module_of(config).init(config)
     like = {"params": params, "fixed": fixed}
     shapes = {name: array.shape for name, array in named_leaves(like)}

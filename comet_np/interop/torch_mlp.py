@@ -55,7 +55,7 @@ def mlp_from_torch(named: Mapping[str, Array], config: MLPConfig) -> tuple[Param
         wanted[f"fc{layer}.weight"] = matrix
         if config.bias:
             wanted[f"fc{layer}.bias"] = matrix[:1]
-    routing = _routing_shapes(config)
+    routing = routing_shapes(config)
     wanted |= {f"spec_{layer}.weight": shape for layer, shape in enumerate(routing or (), start=1)}
     for name in named:
         if name not in wanted and (routing is None or name != f"spec_{layers[-1]}.weight"):
@@ -64,7 +64,7 @@ def mlp_from_torch(named: Mapping[str, Array], config: MLPConfig) -> tuple[Param
         if name not in named:
             raise UserError(f'the parameter "{name}" of shape {shape} is missing (given: '
                             f"{', '.join(map(str, named)) or 'none'}){_without(name)}")
-    arrays = {name: _array(name, named[name]) for name in wanted}
+    arrays = {name: array_of(name, named[name]) for name in wanted}
     for name, shape in wanted.items():
         _check(name, arrays[name], shape, config, arrays["fc1.weight"])
     params = tuple(Linear(arrays[f"fc{layer}.weight"], arrays.get(f"fc{layer}.bias"))
@@ -82,10 +82,10 @@ def check_mapping(named: Mapping[str, Array]) -> None:
 def has_names(config: MLPConfig) -> bool:
     """Return whether all weights of this MLP have published names, the gate's fixed ones too."""
     gate = config.gate
-    return gate is None or type(gate).init is Gate.init or _routing_shapes(config) is not None
+    return gate is None or type(gate).init is Gate.init or routing_shapes(config) is not None
 
 
-def _routing_shapes(config: MLPConfig) -> tuple[Shape, ...] | None:
+def routing_shapes(config: MLPConfig) -> tuple[Shape, ...] | None:
     """Return the shapes of the gate's fixed weights; None if it has none that go by these names."""
     if config.gate is None or type(config.gate).init is Gate.init:
         return None
@@ -129,7 +129,7 @@ def _why_unknown(name: str, wanted: Mapping[str, Shape], named: Mapping[str, Arr
             f"(expected {', '.join(wanted)})")
 
 
-def _array(name: str, values: Array) -> Array:
+def array_of(name: str, values: Array) -> Array:
     """Return a copy of an array, or of a tensor as a NumPy array."""
     if any(kind.__module__.split(".")[0] == "torch" for kind in type(values).__mro__):
         try:
@@ -139,11 +139,12 @@ def _array(name: str, values: Array) -> Array:
             raise UserError(f'"{name}", a tensor of {values.dtype} and {values.layout}, cannot be '
                             f"read by NumPy ({reason}): convert it, by .float() or .to_dense()"
                             ) from None
-    _check_backend(name, values)
+    check_backend(name, values)
     return values.copy()
 
 
-def _check_backend(name: str, *arrays: Array) -> None:
+def check_backend(name: str, *arrays: Array) -> None:
+    """Raise a BackendError that begins with the name unless the arrays are of one backend."""
     try:
         backend_of(*arrays)
     except BackendError as error:
@@ -156,14 +157,19 @@ def _check(name: str, array: Array, shape: Shape, config: MLPConfig, like: Array
         transposed = ", its transpose: pass it as .T" if array.shape == shape[::-1] else ""
         raise UserError(f'"{name}" must have shape {shape} for the widths {config.widths}, '
                         f"got {array.shape}{transposed}")
-    _check_backend(name, like, array)
+    check_backend(name, like, array)
     if name.startswith("spec_") and not isinstance(config.gate, Routed):
         return  # a gate of one's own has weights of any dtype
+    check_floats(name, array, "fc1.weight", like)
+
+
+def check_floats(name: str, array: Array, first: str, like: Array) -> None:
+    """Raise a UserError unless an array is of a dtype of ours, that of the first one."""
     if array.dtype not in FLOATS:
         raise UserError(f'"{name}" must be {" or ".join(FLOATS)}, got {array.dtype}: convert it')
     if array.dtype != like.dtype:
-        raise UserError(f'"{name}" is {array.dtype} and "fc1.weight" {like.dtype}: bring all to '
-                        "one dtype")
+        raise UserError(f'"{name}" is {array.dtype} and "{first}" {like.dtype}: bring all to one '
+                        "dtype")
 
 
 def mlp_to_torch(params: Params, fixed: Fixed = ()) -> dict[str, Array]:

@@ -131,9 +131,14 @@ class MixerCache(NamedTuple):
     head: LinearCache
 
     @property
+    def mlps(self) -> tuple[mlp.MLPCache, ...]:
+        """The caches of all MLPs, of each block token and channel mixing."""
+        return tuple(branch.mlp for branch in self.branches)
+
+    @property
     def masks(self) -> tuple[Array | None, ...]:
         """m of each MLP: token mixing (..., D, token_hidden), channel mixing (..., T, hidden)."""
-        return tuple(branch.mlp.masks[0] for branch in self.branches)
+        return tuple(made.masks[0] for made in self.mlps)
 
 
 @functools.cache

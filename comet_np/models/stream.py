@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ..backends import Backend, xp_of
 from ..errors import UserError
+from ..functional.activations import activation, masked
 from ..functional.linear import project
 from ..functional.patches import patch_count, patch_width
 from ..functional.routing import whole
@@ -70,9 +71,9 @@ def stream_masks(patches: Array, stream: Stream, gate: Comet, across: Sequence[b
         s = xp_of(s).concatenate([s.mean(axis=-2, keepdims=True), s], axis=-2)
     masks = []
     for (V, U), turn in zip(stream.maps, across, strict=True):
-        trace = gate.trace(turned(s, turn), (V,))
-        masks.append(trace.m[0])  # (..., T, H)
-        s = turned(project(trace.z[0], U), turn)
+        (c,), (m,), _ = gate.trace(turned(s, turn), (V,))  # (..., T, H)
+        masks.append(m)
+        s = turned(project(masked(c, m, activation(gate.g)), U), turn)
     return tuple(masks)
 
 

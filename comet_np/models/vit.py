@@ -171,7 +171,7 @@ class BlockCache(NamedTuple):
     norm: NormCache
     attention: SelfAttentionCache
     dropped: DropoutCache | None
-    mlp: BranchCache
+    branch: BranchCache
 
 
 class ViTCache(NamedTuple):
@@ -184,9 +184,14 @@ class ViTCache(NamedTuple):
     head: LinearCache
 
     @property
+    def mlps(self) -> tuple[mlp.MLPCache, ...]:
+        """The caches of all MLPs, one a block."""
+        return tuple(block.branch.mlp for block in self.blocks)
+
+    @property
     def masks(self) -> tuple[Array | None, ...]:
         """m of each block's MLP, bool (..., T, H); None where there is no mask."""
-        return tuple(block.mlp.mlp.masks[0] for block in self.blocks)
+        return tuple(made.masks[0] for made in self.mlps)
 
 
 @functools.cache
@@ -345,7 +350,7 @@ def backward(dlogits: Array, cache: ViTCache, params: ViTParams, grads: ViTParam
 
 
 def _block_backward(dy: Array, cache: BlockCache, p: Block, g: Block, config: ViTConfig) -> Array:
-    dx = branch_backward(dy, cache.mlp, p.mlp_norm, p.mlp, g.mlp_norm, g.mlp, config.mlps[0])
+    dx = branch_backward(dy, cache.branch, p.mlp_norm, p.mlp, g.mlp_norm, g.mlp, config.mlps[0])
     d = self_attention_backward(undropped(dx, cache.dropped), cache.attention, p.attention,
                                 g.attention, config.heads, config.compute)
     return dx + norm_backward(d, cache.norm, p.attention_norm, g.attention_norm)

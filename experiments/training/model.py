@@ -233,6 +233,14 @@ def load_run(folder: str | Path, backend: str | Backend = "numpy",
                    task, data, result, tuple(metrics))
 
 
+def read_weights(folder: Path, config: Any, backend: Backend) -> tuple[Any, Any]:
+    """Return the parameters and the fixed weights that a training of this process has left."""
+    file = folder / WEIGHTS
+    named, _ = read_arrays(io.BytesIO(file.read_bytes()), str(file))
+    params, fixed = weights_of(named, config)
+    return tree_map(backend.asarray, params), tree_map(backend.asarray, fixed)
+
+
 def _described(file: Path, files: dict[str, str],
                known: Sequence[type]) -> tuple[RunConfig, Task, Data]:
     """Return what ``config.json`` says: the run, its task, and its data."""

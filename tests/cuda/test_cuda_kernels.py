@@ -8,10 +8,12 @@ import pytest
 from comet_np.backends import OPERATIONS, BackendError, get_backend, reference
 from comet_np.errors import UserError
 from comet_np.functional.activations import ACTIVATIONS, activation, masked, scaled
+from comet_np.functional.attention import AttentionCache, attention_backward, attention_forward
 from comet_np.functional.dropout import dropout_factor, example_mask
 from comet_np.functional.hidden import HiddenCache, hidden_backward, hidden_forward
 from comet_np.functional.linear import Linear, LinearCache, linear_backward, linear_forward, project
 from comet_np.functional.loss import softmax_cross_entropy_forward
+from comet_np.functional.norm import Norm, NormCache, norm_backward, norm_forward
 from comet_np.functional.packing import pack_masks
 from comet_np.functional.routing import cap, kwta_mask
 from comet_np.rng import key, random_bits
@@ -308,6 +310,12 @@ def more_samples(name, dtype):
     if name == "linear_backward":
         p = Linear(random(2, 3, dtype=dtype), random(2, dtype=dtype))
         yield random(4200, 2, dtype=dtype), LinearCache(random(4200, 3, dtype=dtype)), p, p
+    if name == "attention_forward":
+        yield random(40, 12, dtype=dtype), 2, True, abs(random(2, 40, 40, dtype=dtype))
+    if name == "attention_backward":
+        cache = AttentionCache(random(2, 40, 12, dtype=dtype), random(2, 2, 40, 40, dtype=dtype),
+                               random(2, 2, 40, 40, dtype=dtype, seed=1))
+        yield random(2, 40, 4, dtype=dtype), cache, 2
     if name == "squared_norm":
         yield (random(300_000, dtype=dtype),)
     if name == "softmax_cross_entropy":
@@ -369,6 +377,29 @@ def test_bad_label_is_told_when_asked(gpu):
         assert np.isnan(gpu.to_host(loss))
 
 
+def test_norm_and_attention_are_the_same_within_a_graph(gpu):
+    """With gradients in memory that is not contiguous, and weights that are dropped."""
+    x, dy = (gpu.asarray(random(3, 40, 6, seed=seed)) for seed in range(2))
+    qkv, F = gpu.asarray(random(3, 40, 18)), gpu.asarray(abs(random(3, 2, 40, 40)))
+    p = map_arrays(gpu.asarray, Norm(random(6, seed=2), random(6, seed=3)))
+    g = Norm(*gpu.xp.zeros((6, 2), dtype="float32").T)
+
+    def work():
+        y, cache = norm_forward(x, p)
+        dx = norm_backward(dy, cache, p, g)
+        weighed, of_heads = attention_forward(qkv, 2, True, F)
+        return y, dx, *g, weighed, attention_backward(dy, of_heads, 2)
+
+    captured, results = gpu.capture(work), []
+    for _ in ("ordinary", "captured"):
+        for total in g:
+            total.fill(0)
+        results.append([gpu.to_host(a) for a in captured()])
+    for ordinary, replayed in zip(*results, strict=True):
+        np.testing.assert_array_equal(ordinary, replayed)
+        assert np.abs(replayed).max() > 0
+
+
 def test_sums_are_the_same_bit_for_bit(machine):
     gpu = get_backend("cupy")
     dy, cache = gpu.asarray(random(500, 3)), LinearCache(gpu.asarray(random(500, 2)))
@@ -388,6 +419,17 @@ def test_shapes_that_the_bodies_refuse_are_refused(gpu):
                   lambda: linear_backward(x, LinearCache(x), p, p),
                   lambda: hidden_backward(x, cache, p, p, activation("tanh"))):
         with pytest.raises(UserError, match="must have"):
+            wrong()
+    norm, weights = Norm(x[0], x[1]), gpu.asarray(random(1, 4, 4))
+    of_norm = NormCache(x, x[:, :1])
+    of_heads = AttentionCache(x, weights, None)
+    short = Norm(x[0, :5], x[1, :5])
+    for wrong in (lambda: norm_forward(x[:, :5], norm), lambda: norm_forward(x, short),
+                  lambda: norm_backward(x[:3], of_norm, norm, norm),
+                  lambda: norm_backward(x, of_norm, norm, short),
+                  lambda: attention_forward(x, 4), lambda: attention_forward(x, 1, False, x),
+                  lambda: attention_backward(x, of_heads, 1)):
+        with pytest.raises(UserError, match=r"needs|must (have|be)|added in place"):
             wrong()
 
 

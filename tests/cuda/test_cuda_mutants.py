@@ -5,7 +5,9 @@ import pytest
 
 from comet_np.backends import cupy_kernels, get_backend
 from comet_np.functional.activations import activation, masked
+from comet_np.functional.attention import AttentionCache
 from comet_np.functional.loss import softmax_cross_entropy
+from comet_np.functional.norm import Norm, NormCache
 
 from ..tolerances import assert_close
 from .test_cuda_kernels import (
@@ -77,6 +79,40 @@ MUTANTS = {
     "the number at p kept": ("dropout", "< limit", "<= limit", "threshold"),
     "a factor too many": (
         "dropout", "WORDS * block + i < n) factor", "WORDS * block + i <= n) factor", "dropout"),
+    "a norm without eps": ("norm", "/ n + eps)", "/ n)", "norm"),
+    "a norm of what is not centred": (
+        "norm", "value = (x[first + i] - mean) * scale", "value = x[first + i] * scale", "norm"),
+    "a column too many in a norm": (
+        "norm", "i < n; i += WARP) {\n        const T value",
+        "i <= n; i += WARP) {\n        const T value", "norm"),
+    "the gradient of a norm without its mean": (
+        "norm", "gain[i] - mean - normed", "gain[i] - normed", "norm gradient"),
+    "the gradient of a norm as if without gain": (
+        "norm", "const T dn = dy[first + i] * gain[i]", "const T dn = dy[first + i]",
+        "norm gradient"),
+    "no barrier in the sums of a norm": (
+        "norm", "    __syncthreads();\n    if (threadIdx", "    if (threadIdx", "norm gradient"),
+    "the sums of one block of rows alone": (
+        "norm", "for (int b = 0; b < blocks; ++b)", "for (int b = 0; b < 1; ++b)", "norm gradient"),
+    "gain and bias taken for one another": (
+        "norm", "i < n ? dgain", "i >= n ? dgain + i - n", "norm gradient"),
+    "attention to the token after": (
+        "attention", "r % n + 1", "r % n + 2", "attention"),
+    "attention to all tokens": ("attention", "causal ? r % n + 1 : n", "n", "attention"),
+    "scores that are not scaled": (
+        "attention", "exp(s[first + j] * scale - top)", "exp(s[first + j] - top)", "attention"),
+    "weights that are not dropped": (
+        "attention", "w[first + j] = p * factor[first + j]", "w[first + j] = p", "attention"),
+    "the weight of a token too many": (
+        "attention", "j < n; j += WARP) {\n        const T p",
+        "j <= n; j += WARP) {\n        const T p", "attention"),
+    "scores that overflow": ("attention", "* scale - top)", "* scale)", "far attention"),
+    "the gradient of weights that were dropped": (
+        "attention", "dw[first + j] * kept - sum", "dw[first + j] - sum", "attention gradient"),
+    "the gradient of weights without their sum": (
+        "attention", "* kept - sum)", "* kept)", "attention gradient"),
+    "the gradient of scores not scaled": (
+        "attention", "scale * weight *", "weight *", "attention gradient"),
 }
 
 
@@ -98,11 +134,28 @@ def check(gpu, what):
         assert np.isnan(gpu.xp.asnumpy(softmax_cross_entropy(logits, labels)[0])[1])
     elif what == "dropout":
         check_dropout(gpu)
+    elif what == "norm":
+        compare(gpu, "norm_forward", (1e-2 * random(9, 40), norm_of(40), 1e-3))
+    elif what == "norm gradient":
+        cache = NormCache(random(300, 40, seed=1), abs(random(300, 1)))
+        compare(gpu, "norm_backward", (random(300, 40), cache, norm_of(40), norm_of(40)))
+    elif what in ("attention", "far attention"):
+        qkv = random(2, 40, 12, scale=100 if what == "far attention" else 1)
+        compare(gpu, "attention_forward", (qkv, 2, True, abs(random(2, 2, 40, 40))))
+    elif what == "attention gradient":
+        cache = AttentionCache(random(2, 40, 12), abs(random(2, 2, 40, 40)),
+                               abs(random(2, 2, 40, 40, seed=1)))
+        compare(gpu, "attention_backward", (random(2, 40, 4), cache, 2))
     elif what == "threshold":
         check_threshold(gpu)
     else:
         p, g, u, v = (random(700, seed=i) for i in range(4))
         compare(gpu, "adam", (p, g, u, v * v, 3, 0.1, 0.9, 0.999, 1e-8, 0.01, True, 1.0))
+
+
+def norm_of(D):
+    """Return gain and bias of random numbers."""
+    return Norm(random(D, seed=2), random(D, seed=3))
 
 
 @pytest.mark.parametrize("what", sorted({what for *_, what in MUTANTS.values()}))

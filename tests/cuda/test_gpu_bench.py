@@ -23,7 +23,8 @@ from comet_np.optim import OptimizerConfig
 from . import shim
 from .strict_cupy import strict_cupy
 
-TINY = Sizes(widths=(6,), batches=(2,), rows_of=(40,), numbers=4000, seconds=0.0)
+TINY = Sizes(widths=(6,), batches=(2,), rows_of=(40,), numbers=4000, seconds=0.0,
+             vision=(("vit-tiny",), 2))
 TORCH = importlib.util.find_spec("torch") is not None
 needs_torch = pytest.mark.skipif(not TORCH, reason="PyTorch is not installed")
 
@@ -59,6 +60,15 @@ def test_a_timed_step_trains(machine, tiny_inputs, optimizer, how):
         assert (before[-1] != before[-2]).any()
 
 
+def test_our_steps_of_vision_models(machine, monkeypatch):
+    machine.watch = False
+    monkeypatch.setattr(gpu_workers, "STEPS_AHEAD", 5)
+    times = gpu_workers.vision_ours("vit-tiny", TINY)
+    assert set(times) == {f"{kind} {how}" for kind in ("comet", "standard")
+                          for how in ("graph", "ordinary")}
+    assert all(time > 0 for time in times.values())
+
+
 def test_masks_alone(machine):
     machine.watch = False
     times = gpu_workers.kwta_ours(40, TINY)
@@ -69,7 +79,7 @@ def test_kernels(machine):
     machine.watch = False
     times = gpu_workers.kernels(40, TINY)
     names = {name for name in times if not name.endswith(" copy")}
-    assert len(names) == 15 and set(times) == names | {f"{name} copy" for name in names}
+    assert len(names) == 19 and set(times) == names | {f"{name} copy" for name in names}
     timed = {name.partition("<")[0] for name in machine.launches}
     instances = {name.partition("<")[0] for names in shim.INSTANCES.values() for name in names}
     assert timed == instances - {"kwta"}  # which kwta_ours times
@@ -255,6 +265,20 @@ def test_the_captured_step_is_the_whole_step(tiny_inputs, monkeypatch, optimizer
         None if optimizer == "sgd" else True] * 2  # SGD without momentum has no state
 
 
+@needs_torch
+def test_pytorchs_steps_of_vision_models(monkeypatch):
+    moved = []
+
+    def capture(call):
+        moved.append([float(call()) for _ in range(3)])
+        return call
+
+    monkeypatch.setattr(gpu_workers, "capture", capture)
+    assert set(gpu_workers.vision_pytorch("vit-tiny", TINY, "cpu")) == {
+        f"{kind} {how}" for kind in ("comet", "standard") for how in ("eager", "captured")}
+    assert all(len(set(losses)) == 3 for losses in moved) and len(moved) == 2  # the step trains
+
+
 # --- the run as a whole -------------------------------------------------------------------------
 
 SMOKE = gpu_workers.PRESETS["smoke"]
@@ -262,15 +286,18 @@ SMOKE = gpu_workers.PRESETS["smoke"]
 
 def answers(module, environment, limit, work, N, preset):
     """Stand for a worker: ours takes 1 ms, a copy 0.5, PyTorch 4, captured 2, its TF32 nothing."""
-    names = {"ours": [f"{step} {how}" for step in gpu_workers.steps(N, SMOKE.batches)
+    steps = [] if isinstance(N, str) else gpu_workers.steps(N, SMOKE.batches)
+    names = {"ours": [f"{step} {how}" for step in steps
                       for how in ("graph", "ordinary", "tf32", "cached")],
-             "pytorch": [f"{step} {how}" for step in gpu_workers.steps(N, SMOKE.batches)
-                         for how in ("eager", "tf32")],
-             "pytorch_captured": [f"{step} captured" for step in
-                                  gpu_workers.steps(N, SMOKE.batches)],
+             "pytorch": [f"{step} {how}" for step in steps for how in ("eager", "tf32")],
+             "pytorch_captured": [f"{step} captured" for step in steps],
              "pytorch_compiled": ["32 sgd 0.5 compiled"], "kwta_pytorch": ["topk"],
              "kwta_ours": ["bool", "bool copy", "bits", "bits copy"],
-             "kernels": ["sgd", "sgd copy"]}[work]
+             "kernels": ["sgd", "sgd copy"],
+             "vision_ours": [f"{kind} {how}" for kind in ("comet", "standard")
+                             for how in ("graph", "ordinary")],
+             "vision_pytorch": [f"{kind} {how}" for kind in ("comet", "standard")
+                                for how in ("eager", "captured")]}[work]
     assert module == "gpu_workers" and preset == "smoke" and limit == 120
 
     def answer(name):
@@ -278,7 +305,7 @@ def answers(module, environment, limit, work, N, preset):
             return "no memory: the GPU's is too small"
         if name.endswith("copy"):
             return 0.5
-        return 2.0 if work == "pytorch_captured" else 4.0 if "pytorch" in work else 1.0
+        return 2.0 if "captured" in work + name else 4.0 if "pytorch" in work else 1.0
 
     return {name: answer(name) for name in names}
 
@@ -323,6 +350,17 @@ def test_a_whole_run(whole, saved, tmp_path, capsys):
         "our time / eager PyTorch's", "our time / PyTorch in one CUDA graph's"]
 
 
+def test_a_run_of_the_vision_models(whole, tmp_path, capsys):
+    assert bench.run("cupy", "smoke", tmp_path, 2, None, True, 120, "vision")
+    printed = capsys.readouterr().out
+    for model in SMOKE.vision[0]:
+        for kind in ("comet", "standard"):
+            assert words_of(printed, f"{model}, {kind}") == [
+                "1", "1", "4", "2", "0.25", "(0.25-0.25)", "0.50", "(0.50-0.50)"]
+    times = json.loads((tmp_path / "bench.json").read_text())["times"]
+    assert times["vision_ours vit-tiny comet graph"] == [1.0, 1.0]
+
+
 def test_a_worker_that_hangs_is_reported_and_the_others_go_on(whole, saved, tmp_path, monkeypatch,
                                                               capsys):
     def hangs(*arguments):
@@ -350,7 +388,7 @@ def test_repeats_end_in_time(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "REPEATS_END", 0.0)
     monkeypatch.setattr(gpu, "COMPILE_END", 0.0)
     results = results_of(tmp_path, {})
-    gpu.measure(results, SMOKE, 5, True)
+    gpu.measure(results, gpu.plan(SMOKE), SMOKE.widths, 5)
     assert {len(values) for values in results.times.values()} == {1}
     left_out = json.loads((tmp_path / "bench.json").read_text())["left out"]
     assert left_out["repeats from 2 on"] == left_out["pytorch_compiled 100"] == "no time"
