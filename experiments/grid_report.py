@@ -283,7 +283,7 @@ def arranged(config: Comparison) -> list[list[Panel]]:
     """Return the panels in rows: side by side what the configuration has there."""
     rows: dict[Any, list[Panel]] = {}
     for panel in panels(config):
-        rows.setdefault(panel._replace(**{config.across: None}), []).append(panel)
+        rows.setdefault(panel._replace(**{config.across: None}), []).append(panel)  # type: ignore
     return [row[i:i + ACROSS] for row in rows.values() for i in range(0, len(row), ACROSS)]
 
 
