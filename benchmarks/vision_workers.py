@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backends import OPERATIONS, get_backend
-from ..backends.cpu import keep_freed_memory
+from ..backends.cpu import keep_freed_memory, over_blocks
 from ..experiments.training import RunConfig, TrainConfig
 from ..gates import Comet
 from ..models import module_of
@@ -152,45 +152,58 @@ def maps(config: Config, B: int) -> Iterator[Map]:
 
 
 def products(model: str, B: int, seconds: float) -> dict[str, float]:
-    """Time the bare matrix products of our step, each of its own operands, by SciPy's BLAS."""
+    """Time the bare matrix products of our step, each of its own operands.
+
+    Maps by SciPy's BLAS, the many small ones of attention by NumPy's, both as our kernels do.
+    """
     return {kind: median_ms(bare_products(list(maps(run_of(model, kind).model, B))), seconds)
             for kind in GATES}
 
 
 def bare_products(wanted: list[Map]) -> Callable[[], None]:
-    """Return all products of these maps, forward and backward, in the orders of a step."""
-    from scipy.linalg.blas import sgemm
+    """Return a call of all products of these maps, forward and backward, in the order of a step."""
+    random = np.random.default_rng(0)
 
-    draw = np.random.default_rng(0)
+    def draw(*shape: int) -> np.ndarray:
+        return random.standard_normal(shape, dtype="float32")
 
-    def matrices(*shape: int) -> np.ndarray:  # column-major, one by one
-        return draw.standard_normal(shape, dtype="float32").swapaxes(-1, -2)
-
-    def empty(*shape: int) -> np.ndarray:
-        return np.zeros(shape, "float32").swapaxes(-1, -2)
-
-    forward: list[tuple[Any, ...]] = []
-    backward: list[tuple[Any, ...]] = []
+    forward: list[Callable[[], Any]] = []
+    backward: list[Callable[[], Any]] = []
     for count, rows, N_in, N_out, passes in wanted:
-        x, W, y = matrices(count, rows, N_in), matrices(count, N_out, N_in), empty(
-            count, rows, N_out)
-        forward += [(W_i, x_i, y_i, 1, 0, 0.0) for W_i, x_i, y_i in zip(W, x, y, strict=True)]
-        here: list[tuple[Any, ...]] = []
-        if passes > 1:
-            dy = matrices(count, rows, N_out)
-            if passes > 2:
-                here += zip(W, dy, empty(count, rows, N_in), *([i] * count for i in (0, 0, 0.0)),
-                            strict=True)
-            here += zip(x, dy, empty(count, N_out, N_in), *([i] * count for i in (0, 1, 1.0)),
-                        strict=True)
-        backward = here + backward
+        if count == 1:
+            x, W, dy = draw(rows, N_in), draw(N_out, N_in), draw(rows, N_out)
+            y, dx, dW = _gemm(x, W.T, 0.0), _gemm(dy, W, 0.0), _gemm(dy.T, x, 1.0)
+        else:  # row-major operands, which NumPy's likes best
+            y, dx, dW = (_matmul(draw(count, M, K), draw(count, K, N)) for M, K, N in (
+                (rows, N_in, N_out), (rows, N_out, N_in), (N_out, rows, N_in)))
+        forward.append(y)
+        backward = [dx, dW][3 - passes:][:passes - 1] + backward
     calls = forward + backward
 
     def step() -> None:
-        for a, b, c, trans_a, trans_b, beta in calls:
-            sgemm(1.0, a, b, beta=beta, c=c, trans_a=trans_a, trans_b=trans_b, overwrite_c=1)
+        for call in calls:
+            call()
 
     return step
+
+
+def _gemm(a: np.ndarray, b: np.ndarray, beta: float) -> Callable[[], Any]:
+    """Return a call that writes a b, or adds it for beta = 1, into a row-major matrix."""
+    from scipy.linalg.blas import sgemm
+
+    (left, trans_a), (right, trans_b) = ((one, 0) if one.flags.f_contiguous else (one.T, 1)
+                                         for one in (b.T, a.T))
+    out = np.zeros((len(a), b.shape[1]), "float32").T
+    return functools.partial(sgemm, 1.0, left, right, beta=beta, c=out, trans_a=trans_a,
+                             trans_b=trans_b, overwrite_c=1)
+
+
+def _matmul(a: np.ndarray, b: np.ndarray) -> Callable[[], Any]:
+    """Return a call that writes the products of two stacks, shared among the threads."""
+    out = np.empty((*a.shape[:-1], b.shape[-1]), "float32")
+    return functools.partial(
+        over_blocks, lambda block: np.matmul(a[block], b[block], out=out[block]), len(out),
+        out[0].size)
 
 
 # --- PyTorch ------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 
 from .backends import OPERATIONS, Backend, backend_of, get_backend
 from .functional.activations import ACTIVATIONS, Activation, activation
+from .functional.attention import attention_backward, attention_forward
 from .functional.dropout import dropout_backward, dropout_forward
 from .functional.hidden import hidden_backward, hidden_forward
 from .functional.linear import Linear, linear_backward, linear_forward, project
@@ -18,6 +19,8 @@ from .functional.loss import (
     softmax_cross_entropy_backward,
     softmax_cross_entropy_forward,
 )
+from .functional.norm import Norm, norm_backward, norm_forward
+from .functional.patches import Embedding, embedding_backward, embedding_forward
 from .functional.routing import winners
 from .gates import (
     EVALUATION,
@@ -101,6 +104,30 @@ def check_model_gradients(backend: Backend | None = None) -> Iterator[tuple[str,
     yield "dropout", check_gradients(
         lambda at: dropout_forward(at["x"], 0.3, key(0, "check dropout"), 7),
         lambda dy, cache, at: {"x": dropout_backward(dy, cache)}, {"x": normal(6, 5)})
+
+    def norm_gradients(dy: Array, cache: Any, at: Tree) -> Tree:
+        g = zeros_like(at["p"])
+        return {"x": norm_backward(dy, cache, at["p"], g), "p": g}
+
+    yield "layer norm", check_gradients(
+        lambda at: norm_forward(at["x"], at["p"]), norm_gradients,
+        {"x": normal(6, 5), "p": Norm(normal(5), normal(5))})
+
+    factor = (normal(2, 2, 6, 6) > -0.5) / 0.7
+    for name, causal in ("attention", False), ("attention, causal", True):
+        yield name, check_gradients(
+            lambda at, causal=causal: attention_forward(at["qkv"], 2, causal, factor),
+            lambda dy, cache, at: {"qkv": attention_backward(dy, cache, 2)},
+            {"qkv": normal(2, 6, 24)})
+
+    def embedding_gradients(dx: Array, cache: Any, at: Tree) -> Tree:
+        g = zeros_like(at["p"])
+        return {"x": embedding_backward(dx, cache, at["p"], g), "p": g}
+
+    yield "patch embedding", check_gradients(
+        lambda at: embedding_forward(at["x"], at["p"]), embedding_gradients,
+        {"x": normal(2, 6, 5), "p": Embedding(Linear(normal(4, 5), normal(4)), normal(4),
+                                              normal(7, 4))})
 
     x = normal(6, 20)
     at = Pass(train=True, example=backend.asarray(draw.permutation(6)))

@@ -28,10 +28,10 @@ from .datasets.base import scaled
 from .experiment import Cell, Experiment, Place, columns
 from .grid import DataCell, load
 from .intervals import advantage, percent, signed
-from .pooled import COLOURS
 from .training import RunConfig, TrainConfig, run_memory, run_work, train
 from .training.config import computing, multiply_adds
 from .training.model import read_weights
+from .vision import normalised
 
 Array = Any
 
@@ -116,9 +116,8 @@ def _examples(config: RoutingConfig) -> int:
 def network(config: RoutingConfig, architecture: str, model: str) -> ViTConfig | MixerConfig:
     """Return the standard network of an architecture, or COMET with one of its routings."""
     sizes = datasets.sizes_of(config.dataset)
-    side = math.isqrt(sizes.inputs // COLOURS)
     shape: dict[str, Any] = {
-        "image": (COLOURS, side, side), "patch": config.patch, "classes": sizes.outputs,
+        "image": sizes.image, "patch": config.patch, "classes": sizes.outputs,
         "width": config.width, "depth": config.depth, "hidden": config.hidden,
         "gate": None if model == "standard" else Comet(config.p_k),
         "routing": "block" if model == "standard" else model}
@@ -131,8 +130,8 @@ def network(config: RoutingConfig, architecture: str, model: str) -> ViTConfig |
 
 
 def run_cell(spec: RoutingCell, place: Place) -> dict[str, Any]:
-    """Train the cell's network, and compare its masks with those that it began with."""
-    data = load(spec, place)
+    """Train the cell's network on normalised images, and compare its masks with its first ones."""
+    data = normalised(load(spec, place))
     result = train(spec.run, data, place.folder, place.backend, place.progress, place.stop)
     if spec.run.model.gate is None:
         return result

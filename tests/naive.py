@@ -80,3 +80,34 @@ def network(x, params, name, mask_of):
         x = [ACTIVATIONS[name](a_i) if won else 0.0
              for a_i, won in zip(a, masks[-1], strict=True)]
     return masks, affine(x, params[-1])
+
+
+def norm(x, p, eps=1e-5):
+    """Return the layer norm of one x."""
+    mean = math.fsum(x) / len(x)
+    variance = math.fsum((x_i - mean) ** 2 for x_i in x) / len(x)
+    return [(x_i - mean) / math.sqrt(variance + eps) * gain + bias
+            for x_i, gain, bias in zip(x, *p, strict=True)]
+
+
+def softmax(scores):
+    """Return the softmax of a few scores."""
+    powers = [math.exp(score) for score in scores]
+    return [power / math.fsum(powers) for power in powers]
+
+
+def attention(qkv, heads, causal=False, factor=None):
+    """Return y (T, D) of qkv (T, 3 D), and the weights of its heads, one number at a time."""
+    T, D = len(qkv), len(qkv[0]) // 3
+    d = D // heads
+    y, P = np.zeros((T, D)), np.zeros((heads, T, T))
+    for head, i in np.ndindex(heads, T):
+        q, k, v = ([row[part * D + head * d:][:d] for row in qkv] for part in range(3))
+        seen = range(i + 1 if causal else T)
+        scores = [math.fsum(a * b for a, b in zip(q[i], k[j], strict=True)) for j in seen]
+        weights = softmax([score / math.sqrt(d) for score in scores])
+        for j, weight in zip(seen, weights, strict=True):
+            P[head, i, j] = weight
+            kept = 1 if factor is None else factor[head, i, j]
+            y[i, head * d:(head + 1) * d] += weight * kept * v[j]
+    return y, P

@@ -352,21 +352,24 @@ def test_the_bare_products_are_those_of_our_step(model, kind):
 def test_each_bare_product_is_taken_once_and_in_place(monkeypatch):
     from scipy.linalg import blas
 
-    sgemm, taken = blas.sgemm, []
+    sgemm, matmul, taken = blas.sgemm, np.matmul, []
 
-    def recorded(alpha, a, b, c, trans_a, trans_b, **keywords):
-        product = sgemm(alpha, a, b, c=c, trans_a=trans_a, trans_b=trans_b, **keywords)
-        assert np.shares_memory(product, c)
-        taken.append((*product.shape, a.shape[0 if trans_a else 1]))
-        return product
+    def of_scipy(alpha, a, b, c, **keywords):
+        assert np.shares_memory(sgemm(alpha, a, b, c=c, **keywords), c)
+        taken.append((1, *c.T.shape, a.size // len(c)))
 
-    monkeypatch.setattr(blas, "sgemm", recorded)
-    wanted = [vision_workers.Map(2, 5, 3, 4, 3), vision_workers.Map(1, 5, 4, 7, 2),
-              vision_workers.Map(1, 5, 4, 6, 1)]
+    def of_numpy(a, b, out):
+        matmul(a, b, out=out)
+        taken.append((*out.shape, a.shape[-1]))
+
+    monkeypatch.setattr(blas, "sgemm", of_scipy)
+    monkeypatch.setattr(np, "matmul", of_numpy)
+    wanted = [vision_workers.Map(1, 5, 3, 4, 3), vision_workers.Map(2, 5, 4, 7, 3),
+              vision_workers.Map(1, 5, 4, 8, 2), vision_workers.Map(1, 5, 4, 6, 1)]
     vision_workers.bare_products(wanted)()
-    # y; of the last map with gradients dW, of the first dx and dW
-    assert taken == [(4, 5, 3)] * 2 + [(7, 5, 4), (6, 5, 4)] + [(4, 7, 5)] + [
-        (3, 5, 4)] * 2 + [(3, 4, 5)] * 2
+    assert taken == [(1, 5, 4, 3), (2, 5, 7, 4), (1, 5, 8, 4), (1, 5, 6, 4),  # y
+                     (1, 8, 4, 5),  # dW, and below dx before it
+                     (2, 5, 4, 7), (2, 7, 4, 5), (1, 5, 3, 4), (1, 4, 3, 5)]
 
 
 def test_parts_are_counted_once_and_the_kernels_stay_as_they_were(monkeypatch, draw):

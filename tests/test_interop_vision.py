@@ -246,8 +246,8 @@ def huggingface(transformers, attention="eager", **changes):
               "num_attention_heads": 3, "intermediate_size": 20, "num_labels": CLASSES,
               "initializer_range": 0.5}
     config = transformers.ViTConfig(**values | changes)
-    model = transformers.ViTForImageClassification._from_config(config, attn_implementation=attention)
-    return spread(model)
+    return spread(transformers.ViTForImageClassification._from_config(
+        config, attn_implementation=attention))
 
 
 def spread(model):
@@ -525,33 +525,48 @@ def test_fixed_weights_without_names_are_not_written():
         interop.vit_to_torch(params, fixed, config)
 
 
-def test_a_finished_run_is_read_again_and_exported(tmp_path, transformers):
-    data = small_data()
-    config = ViTConfig((3, 2, 2), 1, 5, 8, 1, 2, 12)
-    for gate in Comet(), None:
-        folder = tmp_path / str(gate)
-        model = trained_on(data, RunConfig(replace(config, gate=gate), TrainConfig(epochs=1)),
-                           folder=folder)
-        again = load_run(folder)
-        for ours, theirs in zip(leaves((again.params, again.fixed)),
-                                leaves((model.params, model.fixed)), strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-        with np.load(folder / "weights.npz") as named:
-            assert set(named) == set(interop.vit_to_torch(model.params, model.fixed, model.config))
-        interop.save_safetensors(folder / "weights.safetensors", interop.named_weights(
-            model.params, model.fixed, model.config))
-        exported = interop.load_safetensors(folder / "weights.safetensors")
-        for ours, theirs in zip(leaves(interop.weights_of(exported, model.config)),
-                                leaves((model.params, model.fixed)), strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-    export = interop.save_huggingface_vit(tmp_path / "export", again.params, again.config)
+RUN = RunConfig(ViTConfig((3, 2, 2), 1, 5, 8, 1, 2, 12), TrainConfig(epochs=1))
+
+
+@pytest.mark.parametrize("model", [
+    RUN.model, replace(RUN.model, gate=None), replace(RUN.model, routing="stream"),
+    MixerConfig((3, 2, 2), 1, 5, 8, 1, 6, 12)], ids=str)
+def test_a_finished_run_is_read_again(model, tmp_path):
+    trained = trained_on(small_data(), replace(RUN, model=model), folder=tmp_path)
+    again = load_run(tmp_path)
+    for ours, theirs in zip(leaves((again.params, again.fixed)),
+                            leaves((trained.params, trained.fixed)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with np.load(tmp_path / "weights.npz") as named:
+        assert set(named) == set(to_torch(trained.params, trained.fixed, model))
+
+
+def test_any_model_goes_into_a_safetensors_file(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch", reason=WHY.format("safetensors"))
+    for config in VIT, MIXER, replace(VIT, gate=Two()):
+        params, fixed = module_of(config).init(config)
+        interop.save_safetensors(tmp_path / "file", interop.named_weights(params, fixed, config))
+        for read in interop.load_safetensors, safetensors.load_file:
+            named = {name: np.asarray(array)
+                     for name, array in read(tmp_path / "file").items()}
+            again = interop.weights_of(named, config)
+            for ours, theirs in zip(leaves(again), leaves((params, fixed)), strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_finished_run_is_exported(tmp_path, transformers):
+    data, config = small_data(), replace(RUN, model=replace(RUN.model, gate=None))
+    trained = trained_on(data, config, folder=tmp_path / "run")
+    export = interop.save_huggingface_vit(tmp_path / "export", trained.params, trained.config)
     network = transformers.ViTForImageClassification.from_pretrained(export, local_files_only=True)
     x = data.x_test * np.float32(data.scale) + np.float32(data.shift)
     with torch.no_grad():
         theirs = network.eval()(torch.tensor(x.reshape(-1, 3, 2, 2))).logits
-    np.testing.assert_allclose(again.output(data.x_test), theirs, atol=1e-5)
+    np.testing.assert_allclose(trained.output(data.x_test), theirs, atol=1e-5)
+    before = (tmp_path / "run" / "config.json").read_bytes()
     with pytest.raises(UserError, match=r"is there and holds no model\.safetensors"):
-        interop.save_huggingface_vit(folder, again.params, again.config)
+        interop.save_huggingface_vit(tmp_path / "run", trained.params, trained.config)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
 
 
 # --- folders ------------------------------------------------------------------------------------
@@ -584,32 +599,33 @@ def test_folders_go_there_and_back(changes, transformers, tmp_path, draw):
 
 def test_a_trained_vit_has_the_same_accuracy_here(transformers, tmp_path):
     """Made on the spot, as no package ships a small one: trained in PyTorch, evaluated by both."""
+    pytest.importorskip("matplotlib", reason="matplotlib, which draws the digits, is not installed")
     data = load("glyphs", train=600)
     torch.manual_seed(0)
-    config = transformers.ViTConfig(image_size=32, patch_size=8, hidden_size=32,
+    config = transformers.ViTConfig(image_size=32, patch_size=8, hidden_size=48,
                                     num_hidden_layers=2, num_attention_heads=4,
-                                    intermediate_size=64, num_labels=10)
+                                    intermediate_size=96, num_labels=10, initializer_range=0.1)
     network = transformers.ViTForImageClassification(config)
-    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(network.parameters(), 2e-3)
 
     def inputs(x):
         return (x * np.float32(data.scale) + np.float32(data.shift)).reshape(-1, 3, 32, 32)
 
-    for step in range(60):
+    for step in range(80):
         rows = np.arange(step * 50, step * 50 + 50) % len(data.x_train)
         optimizer.zero_grad()
         network(torch.tensor(inputs(data.x_train[rows])),
                 labels=torch.tensor(data.y_train[rows])).loss.backward()
         optimizer.step()
     network.eval().save_pretrained(tmp_path)
-    x = inputs(data.x_test[:500])
+    x = inputs(data.x_train)
     with torch.no_grad():
         theirs = network(torch.tensor(x)).logits.numpy()
     config, params, fixed = interop.load_huggingface_vit(tmp_path)
     ours, _ = vit.forward(x, params, fixed, config)
     np.testing.assert_array_equal(ours.argmax(axis=-1), theirs.argmax(axis=-1))
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    assert (ours.argmax(axis=-1) == data.y_test[:500]).mean() > 0.15  # a guess: 0.1
+    assert (ours.argmax(axis=-1) == data.y_train).mean() > 0.3  # of ten classes
 
 
 @pytest.fixture
@@ -638,8 +654,9 @@ def test_what_a_config_does_not_say_is_transformers_default(folder, transformers
 
 
 @pytest.mark.parametrize(("changes", "said"), [
-    ({"model_type": "deit"}, 'which has model_type "vit", got "deit"'),
-    ({"model_type": "gone"}, 'which has model_type "vit", got null'),
+    ({"model_type": "deit"}, 'which has model_type "vit", got {"model_type": "deit", '),
+    ({"model_type": "gone"}, 'which has model_type "vit", got {"model_type": null, '),
+    ({"architectures": ["ViTModel"]}, r'ViTForImageClassification was .*: \["ViTModel"\]}'),
     ({"hidden_act": "gelu_new"}, "hidden_act in config.json is one of gelu, .* got 'gelu_new'"),
     ({"hidden_act": ["gelu"]}, "hidden_act"),
     ({"patch_size": [4, 2]}, "patches are square here, got patch_size 4x2"),
@@ -730,8 +747,8 @@ def without(name):
     (lambda named: {}, UserError, "these are not the 32 tensors of this ViTConfig: of 0 given, 32 "
      "missing (to_patch_embedding.1.weight (12, 48), to_patch_embedding.1.bias (12,), cls_token "),
     (lambda named: {"conv1.weight": np.ones((64, 3, 7, 7))}, UserError,
-     "of 1 given, 32 missing (to_patch_embedding.1.weight (12, 48), to_patch_embedding.1.bias (12,), cls_token "
-     "(1, 1, 12), ...), 1 unexpected (conv1.weight (64, 3, 7, 7))"),
+     "of 1 given, 32 missing (to_patch_embedding.1.weight (12, 48), to_patch_embedding.1.bias "
+     "(12,), cls_token (1, 1, 12), ...), 1 unexpected (conv1.weight (64, 3, 7, 7))"),
     (without("mlp_head.0.bias"), UserError, "1 missing (mlp_head.0.bias (12,))"),
     (without("transformer.layers.0.1.fn.spec.weight"), UserError,
      "1 missing (transformer.layers.0.1.fn.spec.weight (20, 12)); a network without routing has "
@@ -766,7 +783,7 @@ def test_the_style_that_is_meant_is_named():
         with pytest.raises(UserError, match=r'removeprefix\("model\.a\."\)'):
             interop.vit_from_torch({f"model.a.{name}": array for name, array in named.items()}, VIT)
         if style != "timm":
-            with pytest.raises(UserError, match='reads a class token .* got "mean"'):
+            with pytest.raises(UserError, match=r'reads a class token .* got "mean"'):
                 interop.vit_from_torch(named, replace(VIT, pooling="mean"))
     with pytest.raises(UserError, match='unknown style of names "tim"; did you mean "timm"'):
         interop.vit_to_torch(*vit.init(VIT), VIT, "tim")
@@ -784,7 +801,7 @@ def test_weights_of_another_model_are_refused():
     named = interop.mixer_to_torch(*mixer.init(MIXER), MIXER)
     with pytest.raises(UserError, match="32 tensors of this ViTConfig: of 34 given, 32 missing"):
         interop.vit_from_torch(named, VIT)
-    with pytest.raises(UserError, match="of this MixerConfig: .* of another shape"):
+    with pytest.raises(UserError, match=r"of this MixerConfig: .* of another shape"):
         interop.mixer_from_torch(named, replace(MIXER, token_hidden=15))
     with pytest.raises(UserError, match="this ViTConfig needs ViTParams"):
         interop.vit_to_torch(mixer.init(MIXER)[0], (), VIT)

@@ -13,11 +13,22 @@ from comet_np.backends import OPERATIONS, BackendError, numpy_kernels, reference
 from comet_np.backends.cpu import BLOCK
 from comet_np.errors import UserError
 from comet_np.functional.activations import activation
+from comet_np.functional.attention import (
+    AttentionCache,
+    SelfAttention,
+    attention_backward,
+    attention_forward,
+    self_attention_backward,
+    self_attention_forward,
+)
+from comet_np.functional.dropout import dropout_factor
 from comet_np.functional.hidden import hidden_backward, hidden_forward
 from comet_np.functional.linear import Linear, linear_backward, linear_forward
+from comet_np.functional.norm import Norm, NormCache, norm_backward, norm_forward
+from comet_np.functional.patches import Embedding, embedding_backward, embedding_forward
 from comet_np.optim import squared_norm
 from comet_np.precision import FORMATS, rounded
-from comet_np.rng import stream
+from comet_np.rng import key, stream
 from comet_np.tree import leaves, tree_map, zeros_like
 from tests.tolerances import assert_close
 
@@ -30,11 +41,12 @@ class OfLinear:
     """The affine layer, called as the layers below are."""
 
     name = "linear_backward"
+    parameters = staticmethod(lambda normal: Linear(normal(N, N_IN), normal(N)))
     forward = staticmethod(lambda x, p, m, **options: linear_forward(x, p, **options))
     backward = staticmethod(linear_backward)
 
 
-class OfHidden:
+class OfHidden(OfLinear):
     """The hidden layer, with the mask m."""
 
     name = "hidden_backward"
@@ -43,7 +55,37 @@ class OfHidden:
         lambda dy, cache, p, g, **options: hidden_backward(dy, cache, p, g, SOFTPLUS, **options))
 
 
+class OfNorm:
+    """The layer norm."""
+
+    name = "norm_backward"
+    parameters = staticmethod(lambda normal: Norm(normal(N_IN), normal(N_IN)))
+    forward = staticmethod(lambda x, p, m: norm_forward(x, p))
+    backward = staticmethod(norm_backward)
+
+
+class OfAttention:
+    """Attention of the tokens, the last of the leading axes, with its maps."""
+
+    parameters = staticmethod(lambda normal: SelfAttention(
+        Linear(normal(3 * N_IN, N_IN), normal(3 * N_IN)), Linear(normal(N, N_IN), normal(N))))
+    forward = staticmethod(lambda x, p, m: self_attention_forward(x, p, 1, True))
+    backward = staticmethod(lambda dy, cache, p, g: self_attention_backward(dy, cache, p, g, 1))
+
+
+class OfEmbedding:
+    """The embedding of three patches, without class token."""
+
+    parameters = staticmethod(lambda normal: Embedding(OfLinear.parameters(normal), None,
+                                                       normal(3, N)))
+    forward = staticmethod(lambda x, p, m: embedding_forward(x, p))
+    backward = staticmethod(embedding_backward)
+
+
 layers = pytest.mark.parametrize("layer", [OfLinear, OfHidden])
+token_by_token = pytest.mark.parametrize("layer", [OfLinear, OfHidden, OfNorm])
+every_layer = pytest.mark.parametrize(
+    "layer", [OfLinear, OfHidden, OfNorm, OfAttention, OfEmbedding])
 both = pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "bodies"])
 
 
@@ -56,13 +98,13 @@ def bodies_or_kernels(request):
         yield
 
 
-def arguments(draw, batch=(2, 3), dtype="float64"):
+def arguments(draw, batch=(2, 3), dtype="float64", layer=OfLinear):
     """Return x, p, m and a cotangent dy of a layer."""
     def normal(*shape):
         return draw.standard_normal(shape).astype(dtype)
 
-    return (normal(*batch, N_IN), Linear(normal(N, N_IN), normal(N)),
-            draw.random((*batch, N)) < 0.6, normal(*batch, N))
+    return (normal(*batch, N_IN), layer.parameters(normal), draw.random((*batch, N)) < 0.6,
+            normal(*batch, N_IN if layer is OfNorm else N))
 
 
 def gradients_of(layer, x, p, m, dy, g=None):
@@ -73,29 +115,29 @@ def gradients_of(layer, x, p, m, dy, g=None):
 
 
 @both
-@layers
+@every_layer
 def test_parameter_gradients_are_added(layer, kernels, draw):
-    x, p, m, dy = arguments(draw)
+    x, p, m, dy = arguments(draw, layer=layer)
     _, once = gradients_of(layer, x, p, m, dy)
     _, more = gradients_of(layer, x, p, m, dy, g=tree_map(np.ones_like, p))
-    for a, b in zip(more, once, strict=True):
+    for a, b in zip(leaves(more), leaves(once), strict=True):
         assert_close(a, 1 + b, "sum")
 
 
 @both
-@layers
+@every_layer
 def test_a_parameter_is_last_read_before_its_gradient_is_added(layer, kernels, draw):
     """So that the gradients may be added into the parameters themselves, as plain SGD does."""
-    x, p, m, dy = arguments(draw)
+    x, p, m, dy = arguments(draw, layer=layer)
     expected_dx, g = gradients_of(layer, x, p, m, dy)
     expected = tree_map(np.add, p, g)
     dx, updated = gradients_of(layer, x, p, m, dy, g=p)
     np.testing.assert_array_equal(dx, expected_dx)
-    for a, b in zip(updated, expected, strict=True):
+    for a, b in zip(leaves(updated), leaves(expected), strict=True):
         assert_close(a, b, "sum")
 
 
-@layers
+@token_by_token
 def test_a_backward_that_adds_before_it_reads_breaks_that_law(layer, monkeypatch, draw):
     right = OPERATIONS[layer.name].body
 
@@ -110,14 +152,14 @@ def test_a_backward_that_adds_before_it_reads_breaks_that_law(layer, monkeypatch
 
 
 @both
-@layers
+@every_layer
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", ["softplus", "identity"])  # identity returns its argument
 def test_nothing_but_gradients_is_written(layer, kernels, packed, name, monkeypatch, draw):
     monkeypatch.setitem(globals(), "SOFTPLUS", activation(name))
-    x, p, m, dy = arguments(draw)
+    x, p, m, dy = arguments(draw, layer=layer)
     m = np.packbits(m, axis=-1) if packed else m
-    for array in (x, *p, m, dy):
+    for array in (x, *leaves(p), m, dy):
         array.flags.writeable = False
     y, cache = layer.forward(x, p, m)
     kept = tree_map(np.copy, cache)
@@ -193,10 +235,10 @@ def test_a_batch_on_either_side_of_the_change_of_memory_order(dtype, rows, layer
 
 
 @both
-@layers
+@token_by_token
 @pytest.mark.parametrize("batch", [(), (0,), (1,), (2, 3, 4)])
 def test_leading_axes_are_free(batch, layer, kernels, draw):
-    x, p, m, dy = arguments(draw, batch)
+    x, p, m, dy = arguments(draw, batch, layer=layer)
     y, _ = layer.forward(x, p, m)
     dx, g = gradients_of(layer, x, p, m, dy)
     assert (y.shape, dx.shape) == (dy.shape, x.shape)
@@ -257,28 +299,43 @@ def test_products_read_rounded_operands_and_nothing_else_is_rounded(dtype, compu
 # --- the order of sums --------------------------------------------------------------------------
 
 
-def test_the_order_of_sums_does_not_depend_on_the_number_of_threads():
-    program = """if True:
-        import numpy as np
-        from comet_np.optim import squared_norm
-        from comet_np.rng import stream
-        for n in 10, 1 << 16, (1 << 20) + 12345:
-            print(squared_norm(stream(0, n).standard_normal(n).astype("float32")).hex())
-        """
+def of_blocks():
+    """Return results of the operations that work by blocks, of enough of these for threads."""
+    draw = stream(0, "blocks")
+
+    def normal(*shape):
+        return draw.standard_normal(shape, "float32")
+
+    for n in 10, BLOCK, 16 * BLOCK + 12345:
+        yield squared_norm(normal(n))
+    x = normal(9 * BLOCK // 250, 250)
+    p, g = Norm(normal(250), normal(250)), Norm(normal(250), normal(250))
+    y, cache = norm_forward(x, p)
+    yield from (y, norm_backward(x, NormCache(normal(*x.shape), cache.inverse), p, g), *g)
+    F = dropout_factor(np.empty((10, 6, 98, 98), "float32"), 0.3, key(0, "blocks"), 3)
+    qkv = normal(10, 98, 3 * 6 * 61)  # in pieces
+    y, cache = attention_forward(qkv, 6, True, F)
+    yield from (F, y, attention_backward(y, AttentionCache(qkv, cache.weights, F), 6))
+
+
+def test_no_result_depends_on_the_number_of_threads():
+    program = ("import hashlib; from tests.test_layers import of_blocks\n"
+               "for a in of_blocks(): print(hashlib.sha256(a.tobytes()).hexdigest())")
     one, two = (subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, text=True, check=True, capture_output=True,
         timeout=60, env=os.environ | {"OMP_NUM_THREADS": threads}).stdout for threads in "12")
     assert one == two
-    assert len(one.split()) == 3
+    assert len(set(one.split())) == 10
 
 
-def test_the_order_of_sums_does_not_depend_on_the_order_in_which_blocks_are_done(monkeypatch):
-    g = stream(0, "sum").standard_normal(10 * BLOCK + 7).astype("float32")
-    expected = squared_norm(g)
+def test_no_result_depends_on_the_order_in_which_blocks_are_done(monkeypatch):
+    expected = [a.copy() for a in of_blocks()]
 
-    def backwards(work, length):
-        for start in reversed(range(0, length, BLOCK)):
-            work(slice(start, min(start + BLOCK, length)))
+    def backwards(work, length, row_elements=1):
+        step = max(1, BLOCK // row_elements)
+        for start in reversed(range(0, length, step)):
+            work(slice(start, min(start + step, length)))
 
     monkeypatch.setattr(numpy_kernels, "over_blocks", backwards)
-    assert squared_norm(g) == expected
+    for a, b in zip(of_blocks(), expected, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -508,6 +508,25 @@ MUTANTS = {
     "names for gates of the package only": Mutant(
         "comet_np/interop/torch_mlp.py", "type(config.gate).init is Gate.init",
         "not isinstance(config.gate, Routed)", ("test_interop", "gate_of_ones_own")),
+    "a patch read column by column": Mutant(
+        "comet_np/interop/torch_vit.py", "(D, C, P, P), (0, 2, 3, 1)", "(D, C, P, P), (0, 3, 2, 1)",
+        ("test_interop_vision", "every_gradient and timm")),
+    "the names of one style": Mutant(
+        "comet_np/interop/torch_vit.py",
+        "max(STYLES, key=lambda style: matches(named, places_of(config, style)))", '"published"',
+        ("test_interop_vision", "some_of_the_names")),
+    "a norm before pooling under the name of one after": Mutant(
+        "comet_np/interop/torch_vit.py", ' and config.final_norm == "pooled":', ":",
+        ("test_interop_vision", "there_and_back and timm")),
+    "routing weights of a ViT that are not kept": Mutant(
+        "comet_np/interop/__init__.py", "return vit_to_torch(params, fixed, config)",
+        "return vit_to_torch(params, (), config)", ("test_interop_vision", "for_every_gate")),
+    "a gate that transformers leaves out": Mutant(
+        "comet_np/interop/huggingface.py", "if config.gate is not None or config.scale != 1:",
+        "if config.scale != 1:", ("test_interop_vision", "not_written")),
+    "a tensor of another shape": Mutant(
+        "comet_np/interop/places.py", "if given.get(name) not in (None, shape)]", "if False]",
+        ("test_interop_vision", "do_not_fit")),
     # --- the benchmark --------------------------------------------------------------------------
     "a killed worker's children live on": Mutant(
         "benchmarks/processes.py", "os.killpg(worker.pid, signal.SIGKILL)", "worker.kill()",
@@ -654,8 +673,11 @@ def hunt(request, copies):
 @pytest.mark.hunt
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_caught(name, hunt):
-    if MUTANTS[name].tests[0] == "test_interop" or "pytorch" in MUTANTS[name].tests[1]:
-        pytest.importorskip("torch", reason="PyTorch, the crosscheck extra, is not installed")
+    file, tests = MUTANTS[name].tests
+    for package in ("torch", "timm"):
+        if package in tests or (package == "torch" and file.startswith("test_interop")):
+            pytest.importorskip(package, reason=f"{package}, of the crosscheck extra, is not "
+                                                "installed")
     answer = hunt[name].result()
     assert answer.returncode == 1, answer.stdout  # tests failed; all else is another error
     assert " failed" in answer.stdout.splitlines()[-1]

@@ -10,6 +10,7 @@ from comet_np.backends import get_backend
 from comet_np.errors import UserError
 from comet_np.experiments import routing
 from comet_np.experiments.datasets import Dataset
+from comet_np.experiments.datasets.base import scaled
 from comet_np.experiments.experiment import Place
 from comet_np.experiments.files import finish
 from comet_np.experiments.progress import Progress
@@ -18,6 +19,7 @@ from comet_np.experiments.routing import RoutingConfig, cell_of, overlap
 from comet_np.experiments.signals import Stop
 from comet_np.experiments.training import TrainConfig
 from comet_np.experiments.training.model import load_run
+from comet_np.experiments.vision import normalised
 from comet_np.functional.routing import kwta_mask
 from comet_np.models import module_of
 from comet_np.models.vit import parameter_count
@@ -75,7 +77,8 @@ def test_equal_masks_overlap_wholly_though_ties_leave_fewer_winners():
 @pytest.fixture
 def place(tmp_path, draw, monkeypatch):
     x, y = draw.integers(0, 256, (32, 3072), dtype="uint8"), draw.integers(0, 10, 32)
-    data = Dataset("noise", "classification", x, y, x[:9], y[:9], x, y, 10, 2 / 255, -1.0)
+    data = Dataset("noise", "classification", x, y, x[:9], y[:9], x, y, 10,
+                   image=(3, 32, 32))
     monkeypatch.setattr(routing, "load", lambda spec, place: data)
     return Place(tmp_path / "cell", get_backend("numpy"), None, Progress(1))
 
@@ -95,7 +98,8 @@ def test_a_cell_compares_its_masks_with_those_of_its_seed(architecture, model, p
         assert "overlaps" not in result
         return
     functions = module_of(trained.config)
-    x = routing.load(spec, place).x_val[:5] * np.float32(2 / 255) - 1
+    data = normalised(routing.load(spec, place))
+    x = scaled(data.x_val[:5], data.scale, data.shift, "float32")
     start, end = (functions.forward(x, *weights, trained.config)[1].masks for weights in (
         functions.init(trained.config, 1), (trained.params, trained.fixed)))
     assert len(start) == SMALL.depth * (2 if architecture == "mixer" else 1)

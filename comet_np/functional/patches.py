@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from ..backends import xp_of
 from ..errors import UserError
-from .linear import Linear, LinearCache, linear_backward, linear_forward
+from .linear import Linear, LinearCache, check_cotangent, linear_backward, linear_forward
 
 Array = Any
 Image = tuple[int, int, int]  # colours C, rows, columns
@@ -38,7 +38,8 @@ def to_patches(x: Array, image: Image, patch: int) -> Array:
         T = rows columns / P^2. The pixels of a patch row by row, the colours of each together: the
         order of the code on which the paper builds.
     """
-    lead = check_image(x, image, patch)
+    lead = check_image(x, image)
+    check_patch(image, patch)
     C, rows, columns = image
     cells = x.reshape(*lead, C, rows // patch, patch, columns // patch, patch)
     n = len(lead)
@@ -59,7 +60,7 @@ def from_patches(patches: Array, image: Image, patch: int) -> Array:
     return cells.transpose(order).reshape(*lead, C * rows * columns)
 
 
-def check_image(x: Array, image: Image, patch: int) -> tuple[int, ...]:
+def check_image(x: Array, image: Image) -> tuple[int, ...]:
     """Return the leading axes of x; raise a UserError unless its last axes are such an image."""
     C, rows, columns = image
     if x.shape[-3:] == image:
@@ -69,6 +70,14 @@ def check_image(x: Array, image: Image, patch: int) -> tuple[int, ...]:
     raise UserError(f"images of {C} colours and {rows}x{columns} pixels were expected, (..., {C}, "
                     f"{rows}, {columns}) or flat (..., {C * rows * columns}), got {x.shape}: "
                     "configure the model with image=(colours, rows, columns)")
+
+
+def check_patch(image: Image, patch: int) -> None:
+    """Raise a UserError unless images can be cut into square patches of so many pixels a side."""
+    _, rows, columns = image
+    if patch < 1 or rows % patch or columns % patch:
+        raise UserError(f"a patch's side must divide both sides of the image, {rows}x{columns} "
+                        f"pixels, got {patch}")
 
 
 class Embedding(NamedTuple):
@@ -86,8 +95,14 @@ def embedding_forward(patches: Array, p: Embedding,
     """Return the tokens that a network begins with: patches (..., T', P P C) -> (..., T, D).
 
     ``x_0 = token + position_0``,  ``x_t = W patch_t + b + position_t``
+
+    Raises
+    ------
+    UserError
+        If the shapes of the patches and the parameters do not fit together.
     """
     tokens, cache = linear_forward(patches, p.patches, compute)  # (..., T', D)
+    check_tokens(tokens, p)
     xp = xp_of(tokens)
     if p.token is not None:
         first = xp.broadcast_to(p.token, (*tokens.shape[:-2], 1, len(p.token)))
@@ -100,7 +115,14 @@ def embedding_backward(dx: Array, cache: LinearCache, p: Embedding, g: Embedding
     """Return dpatches (..., T', P P C) for dx (..., T, D), and add the gradients into `g`.
 
     ``dposition_t += sum dx_t``,  ``dtoken += sum dx_0``; of the patches as of any linear layer
+
+    Raises
+    ------
+    UserError
+        If dx does not have the shape of the output.
     """
+    *lead, T, _ = cache.x.shape
+    check_cotangent(dx, (*lead, T + (p.token is not None), len(p.patches.weight)))
     token, positions = g.token, g.positions
     if positions is not None:
         positions += dx.reshape(-1, *positions.shape).sum(axis=0)
@@ -108,3 +130,15 @@ def embedding_backward(dx: Array, cache: LinearCache, p: Embedding, g: Embedding
         token += dx[..., 0, :].reshape(-1, len(token)).sum(axis=0)
         dx = dx[..., 1:, :]
     return linear_backward(dx, cache, p.patches, g.patches, compute, input_gradient)
+
+
+def check_tokens(tokens: Array, p: Embedding) -> None:
+    """Raise a UserError unless class token and positions fit to the tokens (..., T', D)."""
+    D = tokens.shape[-1]
+    if p.token is not None and p.token.shape != (D,):
+        raise UserError(f"the class token has as many features as the others, {D}, got shape "
+                        f"{p.token.shape}")
+    wanted = tokens.shape[-2] + (p.token is not None), D
+    if p.positions is not None and p.positions.shape != wanted:
+        raise UserError(f"there is a position for each token, the class token first, {wanted}, got "
+                        f"shape {p.positions.shape}")

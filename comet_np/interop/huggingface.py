@@ -15,7 +15,7 @@ from .torch_vit import check_style, vit_from_torch, vit_to_torch
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 OTHERS = ("pytorch_model.bin", "model.safetensors.index.json")  # the same weights in other files
-MODEL_TYPE = "vit"
+MODEL_TYPE, ARCHITECTURE = "vit", "ViTForImageClassification"
 LABELS = 2  # if nothing is said of them
 # Ours, theirs, and what theirs is if nothing is said.
 FIELDS = (("width", "hidden_size", 768), ("depth", "num_hidden_layers", 12),
@@ -50,9 +50,10 @@ def vit_config_from_huggingface(values: Mapping[str, Any]) -> ViTConfig:
     if not isinstance(values, Mapping):
         raise UserError("the values of a config.json are given by name, got "
                         f"{type(values).__name__}")
-    found = values.get("model_type")
-    if found != MODEL_TYPE:
-        raise UserError(f'the config.json of a ViT was expected, which has model_type '
+    found = {"model_type": values.get("model_type"),
+             "architectures": values.get("architectures") or [ARCHITECTURE]}
+    if found != {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE]}:
+        raise UserError(f"the config.json of a {ARCHITECTURE} was expected, which has model_type "
                         f'"{MODEL_TYPE}", got {json.dumps(found, default=str)}')
     activation = values.get("hidden_act", "gelu")
     if not isinstance(activation, str) or activation not in THEIR_ACTIVATIONS:
@@ -107,7 +108,7 @@ def _described(config: ViTConfig, dtype: str) -> dict[str, Any]:
                         f'"{config.activation}"')
     C, rows, columns = config.image
     labels = {i: f"LABEL_{i}" for i in range(config.classes)}
-    return {"architectures": ["ViTForImageClassification"], "model_type": MODEL_TYPE,
+    return {"architectures": [ARCHITECTURE], "model_type": MODEL_TYPE,
             "dtype": dtype, "num_channels": C,
             "image_size": rows if rows == columns else [rows, columns],
             "patch_size": config.patch, "hidden_act": theirs[config.activation],

@@ -160,12 +160,12 @@ def matches(named: Mapping[str, Array], places: Tree) -> int:
 def check_names(named: Mapping[str, Array], places: Tree, config: Any) -> None:
     """Raise a UserError unless the names are those of the places, and the shapes too."""
     wanted = {name: shape for place in leaves(places) for name, shape in place.shapes().items()}
-    given = {str(name): tuple(getattr(array, "shape", None) or ()) for name, array in named.items()}
-    arrays = {str(name) for name, array in named.items() if hasattr(array, "shape")}
+    given = {str(name): tuple(array.shape) if hasattr(array, "shape") else None
+             for name, array in named.items()}
     missing = [f"{name} {shape}" for name, shape in wanted.items() if name not in given]
     unknown = [f"{name} {shape}" for name, shape in given.items() if name not in wanted]
     other = [f"{name} {given[name]}, which should be {shape}" for name, shape in wanted.items()
-             if name in arrays and given[name] != shape]
+             if given.get(name) not in (None, shape)]  # what is no array has an error of its own
     kinds = {"missing": missing, "unexpected": unknown, "of another shape": other}
     found = [f"{len(tensors)} {kind} ({', '.join(tensors[:FEW])}{', ...' * (len(tensors) > FEW)})"
              for kind, tensors in kinds.items() if tensors]
@@ -174,7 +174,7 @@ def check_names(named: Mapping[str, Array], places: Tree, config: Any) -> None:
                         f"of {len(given)} given, {', '.join(found)}{_remedy(wanted, given)}")
 
 
-def _remedy(wanted: Mapping[str, Shape], given: Mapping[str, Shape]) -> str:
+def _remedy(wanted: Mapping[str, Shape], given: Mapping[str, Any]) -> str:
     """Return what helps, where names alone say it."""
     one = next(iter(wanted))
     for name in given:

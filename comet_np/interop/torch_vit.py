@@ -74,11 +74,11 @@ def places_of(config: ViTConfig, style: str) -> tuple[ViTParams, Tree]:
     n = STYLES[style]
     if style == "timm" and config.pooling == "mean" and config.final_norm == "pooled":
         n = n._replace(norm="fc_norm")
-    (patches, token, positions), blocks, norm, head = vit.shapes(config)
-    D, (C, _, _), P = config.width, config.image, config.patch
+    (patches, token, _), blocks, norm, head = vit.shapes(config)
+    T, D, (C, _, _), P = config.tokens, config.width, config.image, config.patch
     embedding = Embedding(
         layer(patches, n.patches), token and Place((n.token,), token, (1, 1, D)),
-        Place((n.positions,), positions, (1, *positions)))
+        Place((n.positions,), (T, D), (1, T, D)))
     if n.convolution:
         weight = Place((f"{n.patches}.weight",), patches.weight, (D, C, P, P), (0, 2, 3, 1))
         embedding = embedding._replace(patches=embedding.patches._replace(weight=weight))
