@@ -116,7 +116,8 @@ def check_model_gradients(backend: Backend | None = None) -> Iterator[tuple[str,
     factor = (normal(2, 2, 6, 6) > -0.5) / 0.7
     for name, causal in ("attention", False), ("attention, causal", True):
         yield name, check_gradients(
-            lambda at, causal=causal: attention_forward(at["qkv"], 2, causal, factor),
+            functools.partial(lambda causal, at: attention_forward(at["qkv"], 2, causal, factor),
+                              causal),
             lambda dy, cache, at: {"qkv": attention_backward(dy, cache, 2)},
             {"qkv": normal(2, 6, 24)})
 

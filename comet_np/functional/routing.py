@@ -151,7 +151,9 @@ def routing_forward(x: Array, V: Sequence[Array], p_k: float, ties: Ties,
     RoutingTrace
         m as `cap` gives them.
     """
-    c, m, z = [], [], [whole(x)]
+    c: list[Array] = []
+    m: list[Array] = []
+    z = [whole(x)]
     for V_l in V:
         if m:
             z.append(masked(c[-1], m[-1], g))  # (..., N_{l-1})

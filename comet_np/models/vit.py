@@ -226,18 +226,17 @@ def init(config: ViTConfig, seed: int = 0, backend: Backend | None = None,
     wanted, D = shapes(config), config.width
     blocks, fixed = [], []
     for i, block in enumerate(wanted.blocks):
-        params, of_gate = mlp.init(config.mlps[i], seed, backend, dtype, ("block", i))
+        maps, of_gate = mlp.init(config.mlps[i], seed, backend, dtype, ("block", i))
         blocks.append(Block(
             fresh_norm(backend, dtype, D),
             SelfAttention(linear(backend, dtype, block.attention.qkv, seed, "block", i, "qkv"),
                           linear(backend, dtype, block.attention.out, seed, "block", i, "out")),
-            fresh_norm(backend, dtype, D), params))
+            fresh_norm(backend, dtype, D), maps))
         fixed.append(of_gate)
-    patches, token, positions = wanted.embedding
     embedding = Embedding(
-        linear(backend, dtype, patches, seed, "patches"),
-        None if token is None else normal(backend, dtype, 1.0, token, seed, "token"),
-        normal(backend, dtype, 1.0, positions, seed, "positions"))
+        linear(backend, dtype, wanted.embedding.patches, seed, "patches"),
+        normal(backend, dtype, 1.0, (D,), seed, "token") if config.pooling == "class" else None,
+        normal(backend, dtype, 1.0, (config.tokens, D), seed, "positions"))
     params = ViTParams(embedding, tuple(blocks),
                        fresh_norm(backend, dtype, D) if config.final_norm else None,
                        linear(backend, dtype, wanted.head, seed, "head"))
