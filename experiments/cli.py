@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from .. import __version__, settings
 from ..errors import REMEDIES, UserError, nearest, of_system, unknown, user_path
 from .datasets import in_folder
-from .experiment import Experiment
+from .experiment import Cell, Experiment
 from .registry import EXPERIMENTS
 from .registry import experiment as find
 from .signals import raise_on_signals
@@ -227,8 +227,8 @@ def _run(options: argparse.Namespace) -> int:
     expected = expected_seconds(to_run, backend, dtype)
     print(f"{experiment.name} ({options.preset}): {cells_of(len(cells))} on "
           f"{backend.describe()['device']}, "
-          f"{f'about {duration(expected)}' if expected > 5 else 'some seconds'}, into {out}",
-          flush=True)
+          f"{f'about {duration(expected)}' if expected > 5 else 'some seconds'}"
+          f"{_memory(to_run, jobs)}, into {out}", flush=True)
     outcomes = Sweep(experiment.name, cells, out, options.backend, options.data, jobs,
                      options.mpi).run()
     print(summary(outcomes, time.monotonic() - started))
@@ -236,6 +236,16 @@ def _run(options: argparse.Namespace) -> int:
     if finished:
         _show(experiment, config, out, options.preset)
     return 0 if len(finished) == len(outcomes) else 1
+
+
+def _memory(cells: Sequence[Cell], jobs: int) -> str:
+    """Return what cells take at the most that run at a time, in words; nothing if little."""
+    largest = sorted((cell.memory for cell in cells), reverse=True)[:jobs]
+    gigabytes = sum(largest) / 1e9
+    if gigabytes < 0.1:
+        return ""
+    return (f", about {gigabytes:.1f} GB of memory beside the data"
+            + f" ({len(largest)} cells at a time)" * (len(largest) > 1))
 
 
 def _plot(options: argparse.Namespace) -> int:

@@ -23,12 +23,14 @@ class Cell(NamedTuple):
     """One independent piece of an experiment.
 
     name : str, unique and readable. spec : a frozen dataclass that says all there is to the cell.
-    work : float, about how long it takes, in floating-point operations.
+    work : float, about how long it takes, in floating-point operations. memory : int, about how
+    many bytes, its data aside; 0 if that is not known.
     """
 
     name: str
     spec: Any
     work: float
+    memory: int = 0
 
     def folder(self, out: Path) -> Path:
         """Return where the cell's files go: another spec of the same name has another folder."""

@@ -2,4 +2,4 @@
 
 from .vision import figure
 
-EXPERIMENT = figure("fig7", "cifar100")
+EXPERIMENT = figure("fig7", "cifar100", epochs=4, mixer_epochs=4)

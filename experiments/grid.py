@@ -23,7 +23,7 @@ from .datasets import Dataset
 from .experiment import Cell, Place
 from .tasks import task
 from .tasks.base import Metric
-from .training import RunConfig, TrainConfig, run_work, train
+from .training import RunConfig, TrainConfig, run_memory, run_work, train
 from .variants import VARIANTS, WITHOUT_P_K, Variant
 
 DEFAULT_F = "softplus"
@@ -235,7 +235,7 @@ def cell_of(config: Any, panel: Panel, model: str, seed: int) -> Cell:
     return Cell(name,
                 config.cell(dataset, config.train, config.validation, config.target, config.task,
                             sizes_of(config, dataset).digest, run),
-                run_work(run, examples(config, dataset)))
+                run_work(run, examples(config, dataset)), run_memory(run))
 
 
 def sizes_of(config: Any, dataset: str) -> datasets.Sizes:

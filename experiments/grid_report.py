@@ -143,8 +143,8 @@ def table(config: Comparison, out: Path) -> str:
     """Return a row for each panel: who wins, by how much, and COMET against the standard model."""
     found = read(config, out)
     several = len(config.kinds) > 1
-    rows = [("data set", *[config.kind_name] * several, _letters(config), "p_k", "best", "", "second", "", "lead (95 %)",
-             "COMET", "standard", "COMET's lead (95 %)")]
+    rows = [("data set", *[config.kind_name] * several, _letters(config), "p_k",
+             "best", "", "second", "", "lead (95 %)", "COMET", "standard", "COMET's lead (95 %)")]
     for panel in panels(config):
         sign = metric_of(config, panel.dataset).sign
         order = ranked(found, panel, config.models, sign)
@@ -283,7 +283,7 @@ def arranged(config: Comparison) -> list[list[Panel]]:
     """Return the panels in rows: side by side what the configuration has there."""
     rows: dict[Any, list[Panel]] = {}
     for panel in panels(config):
-        rows.setdefault(panel._replace(**{config.across: None}), []).append(panel)
+        rows.setdefault(panel._replace(**{config.across: None}), []).append(panel)  # type: ignore
     return [row[i:i + ACROSS] for row in rows.values() for i in range(0, len(row), ACROSS)]
 
 
@@ -338,8 +338,9 @@ def _title(config: Comparison, found: Found, name: str, inches: float, more: str
     ours, defaults = settings.values(config), settings.values(type(config)())
     limit = "" if config.train is None else f", {config.train} training examples"
     kind = "" if len(config.kinds) > 1 else f", {config.kinds[0]}"
-    others = "".join(f", {name.replace('_', ' ')} {value}"
-                     + f" (paper: {defaults[name]})" * (value != defaults[name] and name in config.shown)
+    paper = {name: f" (paper: {defaults[name]})" * (ours[name] != defaults[name])
+             for name in config.shown}
+    others = "".join(f", {name.replace('_', ' ')} {value}{paper.get(name, '')}"
                      for name, value in ours.items() if name not in config.said
                      and (value != defaults[name] or name in config.shown))
     notices = {panel.dataset: curve.notice for (panel, _), curves in found.items()

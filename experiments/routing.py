@@ -28,7 +28,7 @@ from .datasets.base import scaled
 from .experiment import Cell, Experiment, Place, columns
 from .grid import DataCell, load
 from .intervals import advantage, percent, signed
-from .training import RunConfig, TrainConfig, run_work, train
+from .training import RunConfig, TrainConfig, run_memory, run_work, train
 from .training.config import computing, multiply_adds
 from .training.model import read_weights
 from .vision import normalised
@@ -105,7 +105,7 @@ def cell_of(config: RoutingConfig, architecture: str, model: str, seed: int) -> 
     spec = RoutingCell(config.dataset, config.train, config.validation, None, None, "",
                        config.images, run)
     return Cell(f"{config.dataset}-{architecture}-{model}-seed{seed}", spec,
-                run_work(run, _examples(config)))
+                run_work(run, _examples(config)), run_memory(run))
 
 
 def _examples(config: RoutingConfig) -> int:

@@ -37,7 +37,7 @@ from .grid import DataCell, examples, load, short_name
 from .progress import Part
 from .tasks import task
 from .tasks.base import Metric
-from .training import Diverged, RunConfig, TrainConfig, run_work, train
+from .training import Diverged, RunConfig, TrainConfig, run_memory, run_work, train
 from .variants import VARIANTS, WITHOUT_P_K
 
 LISTS = ("datasets", "models", "lrs", "momenta", "activations", "initials", "choosing", "reporting")
@@ -157,7 +157,8 @@ def cell_of(config: FairConfig, dataset: str, model: str) -> Cell:
     return Cell(f"{short_name(dataset)}-{model}-N{config.width}{level}",
                 FairCell(dataset, config.train, config.validation, config.target, config.task,
                          sizes.digest, settings, config.choosing, config.reporting),
-                len(config.choosing) * sum(work) + len(config.reporting) * max(work))
+                len(config.choosing) * sum(work) + len(config.reporting) * max(work),
+                max(run_memory(setting.run) for setting in settings))
 
 
 def settings_of(config: FairConfig, sizes: datasets.Sizes, model: str) -> tuple[Setting, ...]:

@@ -146,5 +146,6 @@ def figure(name: str, dataset: str, **laptop: Any) -> Experiment:
 
 
 LAPTOP = {"vit_hidden": (128, 768), "mixer_widths": (128, 384), "vit_width": 128, "heads": 4,
-          "depth": 4, "patch": 8, "seeds": 3, "train": 10_000, "validation": 2000, "batch": 64,
-          "epochs": 8, "mixer_epochs": 8, "lr": 1e-3, "vit_dropout": 0.0}
+          "depth": 3, "patch": 8, "seeds": 3, "train": 10_000, "validation": 2000, "batch": 50,
+          "epochs": 8, "mixer_epochs": 8, "lr": 1e-3, "mixer_lr": 2e-3, "vit_dropout": 0.0,
+          "augment": "flip"}

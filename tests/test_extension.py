@@ -187,7 +187,7 @@ def make_known(folder, monkeypatch):
 def test_a_gate_and_a_data_set_of_ones_own_are_compared_and_drawn(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="draws, and matplotlib is not installed")
     make_known(tmp_path, monkeypatch)
-    config = grid.GridConfig(("table",), ("standard", "half-spaces"), (10,), (0.5,), seeds=2,
+    config = grid.GridConfig(("table",), ("standard", "half-spaces"), (0.5,), 2, widths=(10,),
                              training=ADAM)
     outcomes = Sweep("quickstart", grid.cells(config), tmp_path / "out").run()
     assert [outcome.status for outcome in outcomes] == 4 * ["done"], outcomes

@@ -7,13 +7,13 @@ import pytest
 
 from comet_np.errors import UserError
 from comet_np.experiments import figures
-from comet_np.experiments.variants import VARIANTS
+from comet_np.experiments.variants import VARIANTS, VARIANTS_OF_BLOCKS
 
 
 def test_every_model_has_a_look_of_its_own():
-    assert set(figures.LOOKS) == set(VARIANTS)
+    assert set(figures.LOOKS) == set(VARIANTS) | set(VARIANTS_OF_BLOCKS)
     for of_all in zip(*figures.LOOKS.values(), strict=True):  # colours, then names
-        assert len(set(of_all)) == len(VARIANTS)
+        assert len(set(of_all)) == len(figures.LOOKS)
 
 
 def test_without_matplotlib_one_sentence_says_what_to_install(monkeypatch):

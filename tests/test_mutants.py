@@ -276,17 +276,17 @@ MUTANTS = {
         "experiments/variants.py", 'f"centred_{run.model.activation}"', "run.model.activation",
         ("test_grid", "controls_do")),
     "a standard model with a gate": Mutant(
-        "experiments/grid.py", "gate=None, bias", "bias",
+        "experiments/grid.py", "panel.kind, gate=None, bias", "panel.kind, bias",
         ("test_grid", "variant_of_the_standard")),
     "dropout at p_k": Mutant(
-        "experiments/variants.py", "dropout=1 - p_k", "dropout=p_k",
+        "experiments/variants.py", "name: 1 - p_k", "name: p_k",
         ("test_grid", "as_the_paper_defines")),
     "a smaller model that is rounded up": Mutant(
-        "experiments/variants.py", "[int(p_k * N) for", "[-int(-p_k * N // 1) for",
+        "experiments/variants.py", "return int(p_k * N)", "return -int(-p_k * N // 1)",
         ("test_grid", "parameter_counts and smaller")),
     "--ties ignored": Mutant(
-        "experiments/grid.py", "p_k,\n                          config.ties)",
-        'p_k,\n                          "strict")', FLAGS),
+        "experiments/grid.py", "p_k,\n                                 config.ties)",
+        'p_k,\n                                 "strict")', FLAGS),
     "--bias ignored": Mutant(
         "experiments/grid.py", "bias=config.bias", "bias=True", FLAGS),
     "--target ignored": Mutant(
@@ -316,7 +316,7 @@ MUTANTS = {
         "experiments/grid_report.py", "-sign * _mean_best(found", "sign * _mean_best(found",
         ("test_grid", "best_of_many")),
     "multiply-adds of masks kept as if routed each step": Mutant(
-        "experiments/grid_report.py", "(0 if kept else routing)", "routing",
+        "experiments/training/config.py", "each = whole if routed else", "each = whole or",
         ("test_grid", "figures_show")),
     "a penalty for every model": Mutant(
         "experiments/grid.py", 'model != "l1"', "False", ("test_grid", "penalty_is_that")),
@@ -652,8 +652,8 @@ MUTANTS = {
     "equal seconds of the slower one": Mutant(
         "experiments/fair.py", "limit = min(", "limit = max(", ("test_fair", "equal_seconds")),
     "routing that costs nothing": Mutant(
-        "experiments/fair.py", "sum(multiply_adds(setting.run.model)) - each",
-        "0 * each", ("test_fair", "multiply_adds")),
+        "experiments/training/config.py", "epochs * each + whole - each", "epochs * each",
+        ("test_fair", "multiply_adds")),
 }
 
 

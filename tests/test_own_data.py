@@ -627,7 +627,7 @@ def test_the_models_of_built_in_data_predict_in_their_units_too(name):
     (("arm", "--seeds", "1,1"), "given once, got seeds = (1, 1)"),
     (("arm", "--seeds", "1,-1"), "at least 1 seed, each 0 or more"),
     (("arm", "--seeds", ","), "at least 1 seed"),
-    (("arm", "--seeds", "1" + 40 * "0"), "that is a grid of up to "),
+    (("arm", "--seeds", "1" + 40 * "0"), "those are up to "),
     (("arm", "--seeds", "1,x"), '--seeds takes a whole number, got "x"'),
 ])
 def test_what_does_not_fit_a_table_is_one_sentence(options, said, capsys):

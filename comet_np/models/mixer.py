@@ -265,6 +265,13 @@ def parameter_count(config: MixerConfig) -> int:
     return elements(shapes(config))
 
 
+def kept_numbers(config: MixerConfig) -> int:
+    """Return about how many numbers a forward pass in training keeps of an example."""
+    T, D = config.tokens, config.width
+    hidden = (2 + bool(config.hidden_dropout)) * (D * config.token_hidden + T * config.hidden)
+    return config.depth * (T * D * (6 + 2 * bool(config.dropout)) + hidden)
+
+
 def multiply_adds(config: MixerConfig) -> tuple[int, int]:
     """Return the multiply-adds of one example in a training step: trained maps, routing."""
     T, D = config.tokens, config.width

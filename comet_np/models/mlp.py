@@ -314,6 +314,12 @@ def parameter_count(config: MLPConfig) -> int:
     return sum(N * (N_in + config.bias) for (N, N_in), _ in shapes(config))
 
 
+def kept_numbers(config: MLPConfig) -> int:
+    """Return about how many numbers a forward pass in training keeps of an example."""
+    inputs, *hidden, outputs = config.widths
+    return inputs + outputs + (2 + bool(config.dropout)) * sum(hidden)
+
+
 def multiply_adds(config: MLPConfig) -> tuple[int, int]:
     """Return the multiply-adds of one example in a training step: trained layers, fixed weights.
 

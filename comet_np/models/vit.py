@@ -370,6 +370,13 @@ def parameter_count(config: ViTConfig) -> int:
     return elements(shapes(config))
 
 
+def kept_numbers(config: ViTConfig) -> int:
+    """Return about how many numbers a forward pass in training keeps of an example."""
+    D, H = config.width, config.hidden
+    factors = 2 * D * bool(config.dropout) + H * bool(config.hidden_dropout)
+    return config.depth * config.tokens * (8 * D + 2 * H + config.heads * config.tokens + factors)
+
+
 def multiply_adds(config: ViTConfig) -> tuple[int, int]:
     """Return the multiply-adds of one example in a training step: trained maps, routing."""
     T, D = config.tokens, config.width

@@ -4,10 +4,10 @@
 ``loop`` all of them; ``record`` metrics, checkpoints and resume; ``device`` captured steps.
 """
 
-from .config import RunConfig, TrainConfig, run_work, step_work
+from .config import RunConfig, TrainConfig, run_memory, run_work, step_work
 from .loop import train
 from .record import Diverged
 from .step import Learner, evaluate
 
-__all__ = ["Diverged", "Learner", "RunConfig", "TrainConfig", "evaluate", "run_work",
+__all__ = ["Diverged", "Learner", "RunConfig", "TrainConfig", "evaluate", "run_memory", "run_work",
            "step_work", "train"]

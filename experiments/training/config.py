@@ -4,13 +4,17 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from ...errors import UserError, unknown
+from ...gates.comet import Routed
 from ...models import module_of
-from ...optim import OptimizerConfig
+from ...optim import MOMENTS, OptimizerConfig
 from ...precision import Precision, precision
 from ...schedules import SCHEDULES
 from ...settings import option
 from ..datasets.augment import augmentation
+from .examples import BLOCK
 
 # What a step costs beside its products: some 0.2 ms of the interpreter, in operations of one core.
 OVERHEAD = 6e6
@@ -124,6 +128,25 @@ def spent(config: RunConfig, epochs: Any, routed: bool = False) -> Any:
     whole = sum(multiply_adds(config.model))
     each = whole if routed else example_multiply_adds(config)
     return epochs * each + whole - each
+
+
+def run_memory(config: RunConfig) -> int:
+    """Return about how many bytes a run takes on the device, its data aside.
+
+    Weights, gradients and the optimizer's moments; and what a forward pass keeps of a block in
+    evaluation, or of a mini-batch, of which the backward pass needs about a third more, or what is
+    written at the end. Of a model that does not say what it keeps, the weights alone.
+    """
+    model, training = config.model, config.training
+    module = module_of(model)
+    learned = module.parameter_count(model)
+    routing = [one.gate.shapes(one.widths) for one in getattr(model, "mlps", (model,))
+               if isinstance(getattr(one, "gate", None), Routed)]
+    weights = learned + sum(math.prod(V) for shapes in routing for V in shapes)
+    kept = getattr(module, "kept_numbers", lambda model: 0)(model)
+    numbers = weights + learned * (1 + MOMENTS[training.optimizer.name]) + max(
+        weights, int(max(BLOCK, 4 / 3 * training.batch)) * kept)
+    return numbers * np.dtype(training.formats.master).itemsize
 
 
 def step_work(config: RunConfig) -> float:

@@ -230,7 +230,7 @@ def test_a_mini_batch_gathered_on_the_device_has_the_masks_of_its_examples(gpu, 
 def jobs(gpu, tmp_path, monkeypatch):
     """Return a function that makes four small cells of a folder."""
     make_known(tmp_path, monkeypatch)
-    config = grid.GridConfig(("table",), ("standard", "comet"), (8,), (0.5,), seeds=2,
+    config = grid.GridConfig(("table",), ("standard", "comet"), (0.5,), 2, widths=(8,),
                              training=replace(RUN.training, optimizer=OPTIMIZERS["adam"]))
     return lambda name: [Job("quickstart", cell, tmp_path / name, gpu.name, None)
                          for cell in grid.cells(config)]
