@@ -164,7 +164,7 @@ def test_the_status(tmp_path, small):
     assert status(tmp_path) == ("6 of 110,000 images", str(place))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / ARCHIVE.name).write_bytes(b"no archive")
-    assert status(tmp_path / "other") == ("damaged", str(tmp_path / "other" / ARCHIVE.name))
+    assert status(tmp_path / "other") == ("unreadable", str(tmp_path / "other" / ARCHIVE.name))
 
 
 # --- sizes --------------------------------------------------------------------------------------

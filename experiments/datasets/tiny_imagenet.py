@@ -84,7 +84,7 @@ def locate(folder: Path) -> Path | None:
 
 
 def status(folder: Path) -> tuple[str, Path | None]:
-    """Return "found", "incomplete", "damaged", "missing" or how many images, and where."""
+    """Return "found", "incomplete", "unreadable", "missing" or how many images, and where."""
     place = locate(folder)
     if place is None:
         part = folder / FOLDER
@@ -92,7 +92,7 @@ def status(folder: Path) -> tuple[str, Path | None]:
     try:
         listing = _listing(place, stamp(folder))
     except UserError:
-        return "damaged", place
+        return "unreadable", place
     found = listing.images + len(listing.test)
     return "found" if listing.whole else f"{found:,} of {TRAIN + TEST:,} images", place
 
