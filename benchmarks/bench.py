@@ -117,7 +117,7 @@ def plan(results: Results, preset: str, compiled: bool) -> Plan:
     """Return the workers of a repeat."""
     frameworks = ["ours", *(peer for peer in PEERS if peer not in results.left_out)]
     largest = max(cells(preset))
-    workers = [(work, N, B) for N, B in cells(preset) for work in (*frameworks, "products")]
+    workers: Plan = [(work, N, B) for N, B in cells(preset) for work in (*frameworks, "products")]
     workers += [(f"memory_{name}", *largest) for name in frameworks]
     workers += [(f"kwta_{name}", KWTA_N, KWTA_ROWS) for name in frameworks]
     if compiled and "pytorch" in frameworks:

@@ -478,9 +478,10 @@ def kwta_pytorch(N: int, sizes: Sizes, device: str = "cuda") -> Times:
     return watch.times
 
 
-WORKS = {work.__name__: work for work in (ours, pytorch, pytorch_captured, pytorch_compiled,
-                                          kwta_ours, kwta_pytorch, kernels, vision_ours,
-                                          vision_pytorch)}
+WORKS: dict[str, Callable[..., Times]] = {
+    work.__name__: work for work in (
+        ours, pytorch, pytorch_captured, pytorch_compiled, kwta_ours, kwta_pytorch, kernels,
+        vision_ours, vision_pytorch)}
 
 if __name__ == "__main__":
     from .processes import end_with_the_parent

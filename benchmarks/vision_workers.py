@@ -32,7 +32,8 @@ MODELS: dict[str, Config] = {
     "vit-512-no-dropout": ViTConfig(dropout=0.0, hidden_dropout=0.0),
     "vit-tiny": ViTConfig(patch=8, width=16, depth=2, heads=2, hidden=24),
     "mixer-tiny": MixerConfig(patch=8, width=16, depth=2, token_hidden=24, hidden=20)}
-GATES = {"comet": Comet(0.5, "threshold"), "standard": None}
+P_K = 0.5
+GATES = {"comet": Comet(P_K, "threshold"), "standard": None}
 PAGE = 4 / 1024  # MiB: what a peak grows by at least, if it does
 STEPS = 3  # of a process whose memory or whose parts are measured
 
@@ -117,13 +118,13 @@ def _memory(prepare: Callable[[], Callable[[], Any]]) -> dict[str, float]:
 
 
 class Map(NamedTuple):
-    """Products ``y = W x`` of `count` pairs of matrices, x (rows, N_in) and W (N_out, N_in).
+    """Products ``y = W x`` of `pairs` of matrices, x (rows, N_in) and W (N_out, N_in).
 
     products : 3 with dx and dW, as of the scores Q K^T and of the mean P V of attention too; 2
         without dx; 1 for y alone, as of the routing.
     """
 
-    count: int
+    pairs: int
     rows: int
     N_in: int
     N_out: int
@@ -169,12 +170,12 @@ def bare_products(wanted: list[Map]) -> Callable[[], None]:
 
     forward: list[Callable[[], Any]] = []
     backward: list[Callable[[], Any]] = []
-    for count, rows, N_in, N_out, passes in wanted:
-        if count == 1:
+    for pairs, rows, N_in, N_out, passes in wanted:
+        if pairs == 1:
             x, W, dy = draw(rows, N_in), draw(N_out, N_in), draw(rows, N_out)
             y, dx, dW = _gemm(x, W.T, 0.0), _gemm(dy, W, 0.0), _gemm(dy.T, x, 1.0)
         else:  # row-major operands, which NumPy's likes best
-            y, dx, dW = (_matmul(draw(count, M, K), draw(count, K, N)) for M, K, N in (
+            y, dx, dW = (_matmul(draw(pairs, M, K), draw(pairs, K, N)) for M, K, N in (
                 (rows, N_in, N_out), (rows, N_out, N_in), (N_out, rows, N_in)))
         forward.append(y)
         backward = [dx, dW][3 - passes:][:passes - 1] + backward
@@ -201,9 +202,11 @@ def _gemm(a: np.ndarray, b: np.ndarray, beta: float) -> Callable[[], Any]:
 def _matmul(a: np.ndarray, b: np.ndarray) -> Callable[[], Any]:
     """Return a call that writes the products of two stacks, shared among the threads."""
     out = np.empty((*a.shape[:-1], b.shape[-1]), "float32")
-    return functools.partial(
-        over_blocks, lambda block: np.matmul(a[block], b[block], out=out[block]), len(out),
-        out[0].size)
+
+    def work(block: slice) -> None:
+        np.matmul(a[block], b[block], out=out[block])
+
+    return functools.partial(over_blocks, work, len(out), out[0].size)
 
 
 # --- PyTorch ------------------------------------------------------------------------------------
@@ -245,8 +248,9 @@ def torch_step(run: RunConfig, B: int, made: Callable[[Any], Any] = lambda netwo
     form = torch_vit if isinstance(config, ViTConfig) else torch_mixer
     network = made(form(params, tree_map(lambda V: torch.tensor(V, device=device), fixed), config))
     optimizer = torch.optim.Adam(list(leaves(params)), lr=LR, fused=True, **of_adam)
-    x, y = batch(B)
-    x, y = torch.tensor(x.astype(dtype), device=device), torch.tensor(y, device=device)
+    images, labels = batch(B)
+    x = torch.tensor(images.astype(dtype), device=device)
+    y = torch.tensor(labels, device=device)
 
     def step() -> Any:
         optimizer.zero_grad()
@@ -322,7 +326,7 @@ def torch_mlp(x: Any, p: Any, V: Any, config: Config) -> Any:
     if V:
         with torch.no_grad():
             c = F.linear(x, V[0])
-            kth = torch.topk(c, active(len(V[0]), config.gate.p_k), dim=-1).values[..., -1:]
+            kth = torch.topk(c, active(len(V[0]), P_K), dim=-1).values[..., -1:]
             m = (c >= kth).to(c.dtype)
         h = m * h
     if config.hidden_dropout:

@@ -114,10 +114,13 @@ def check_model_gradients(backend: Backend | None = None) -> Iterator[tuple[str,
         {"x": normal(6, 5), "p": Norm(normal(5), normal(5))})
 
     factor = (normal(2, 2, 6, 6) > -0.5) / 0.7
+
+    def attention(at: Tree, causal: bool) -> tuple[Array, Any]:
+        return attention_forward(at["qkv"], 2, causal, factor)
+
     for name, causal in ("attention", False), ("attention, causal", True):
         yield name, check_gradients(
-            functools.partial(lambda causal, at: attention_forward(at["qkv"], 2, causal, factor),
-                              causal),
+            functools.partial(attention, causal=causal),
             lambda dy, cache, at: {"qkv": attention_backward(dy, cache, 2)},
             {"qkv": normal(2, 6, 24)})
 

@@ -344,7 +344,7 @@ def test_dropout_is_at_the_same_places(monkeypatch):
 @pytest.mark.parametrize("model", vision_workers.MODELS)
 def test_the_bare_products_are_those_of_our_step(model, kind):
     config = vision_workers.run_of(model, kind).model
-    found = sum(one.count * one.rows * one.N_in * one.N_out * one.products
+    found = sum(one.pairs * one.rows * one.N_in * one.N_out * one.products
                 for one in vision_workers.maps(config, 3))
     assert found == 3 * sum(module_of(config).multiply_adds(config))
 

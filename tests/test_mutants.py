@@ -234,6 +234,43 @@ MUTANTS = {
         "backends/numpy_kernels.py", "tied & (tied.cumsum(axis=-1) <= places_left)",
         "tied & (tied[:, ::-1].cumsum(axis=-1)[:, ::-1] <= places_left)",
         ("test_kernels", "agrees_with_its_body and kwta")),
+    "gradients of a norm in the order of the threads": Mutant(
+        "backends/numpy_kernels.py", "in sorted(sums, key=lambda found: found[0])", "in sums",
+        ("test_layers", "order_in_which_blocks")),
+    "every block of dropout begins with the first number": Mutant(
+        "backends/numpy_kernels.py", "block.stop - block.start, step, block.start)",
+        "block.stop - block.start, step)", ("test_kernels", "agrees_with_its_body and dropout")),
+    "attention to the tokens of its own piece alone": Mutant(
+        "backends/numpy_kernels.py", "seen = slice(rows.stop if causal else T)",
+        "seen = slice(rows.stop)", ("test_kernels", "agrees_with_its_body and attention_forward")),
+    "weights of later pieces left as they were": Mutant(
+        "backends/numpy_kernels.py", "weights[..., rows, rows.stop:] = 0",
+        "weights[..., rows, rows.stop:] += 0",
+        ("test_kernels", "agrees_with_its_body and attention_forward")),
+    "the first block of heads again and again": Mutant(
+        "backends/numpy_kernels.py", "slice(j, j + heads))", "slice(0, heads))",
+        ("test_kernels", "agrees_with_its_body and attention_backward")),
+    # --- norm, attention, patches ---------------------------------------------------------------
+    "eps beside the deviation": Mutant(
+        "comet_np/functional/norm.py", "keepdims=True) + eps) ** -0.5",
+        "keepdims=True) ** 0.5 + eps) ** -1", ("test_norm", "one_by_one and bodies")),
+    "a token does not see itself": Mutant(
+        "comet_np/functional/attention.py", "position <= position[:, None]",
+        "position < position[:, None] + (position == 0)",
+        ("test_attention", "one_by_one and bodies")),
+    "scores over the width of all heads": Mutant(
+        "comet_np/functional/attention.py", "compute) / math.sqrt(q.shape[-1])  # (..., H",
+        "compute) / math.sqrt(qkv.shape[-1] // 3)  # (..., H",
+        ("test_attention", "one_by_one and bodies")),
+    "no gradient of scores through the dropped weights' factor": Mutant(
+        "comet_np/functional/attention.py", "        dP = dP * factor\n", "        pass\n",
+        ("test_attention", "test_gradients and bodies")),
+    "colours first in a patch": Mutant(
+        "comet_np/functional/patches.py", "in (1, 3, 2, 4, 0)))", "in (1, 3, 0, 2, 4)))",
+        ("test_patches", "every_pixel")),
+    "the class token's gradient reaches the patches' map": Mutant(
+        "comet_np/functional/patches.py", "dx = dx[..., 1:, :]", "dx = dx[..., :-1, :]",
+        ("test_patches", "test_gradients")),
     # --- models and settings of a grid ----------------------------------------------------------
     "the control without its centring": Mutant(
         "experiments/variants.py", 'f"centred_{run.model.activation}"', "run.model.activation",
@@ -352,6 +389,26 @@ MUTANTS = {
     "patches counted down for across": Mutant(
         "experiments/pooled.py", "transpose(0, 2, 4, 1, 3, 5)", "transpose(0, 4, 2, 1, 3, 5)",
         ("test_softmoe", "patches_with")),
+    # --- data sets of images --------------------------------------------------------------------
+    "each pixel's number for each plane's": Mutant(
+        "experiments/datasets/base.py", "return np.repeat(np.array(value, dtype), N // len(value))",
+        "return np.tile(np.array(value, dtype), N // len(value))",
+        ("test_normalised", "own_mean")),
+    "an image mirrored by its height": Mutant(
+        "experiments/datasets/augment.py", "mirrored * (width - 1)", "mirrored * (height - 1)",
+        ("test_augment", "every_choice")),
+    "SVHN on its side": Mutant(
+        "experiments/datasets/svhn.py", "x.transpose(3, 2, 0, 1)", "x.transpose(3, 2, 1, 0)",
+        ("test_svhn", "every_form and plain")),
+    "the digit 10": Mutant(
+        "experiments/datasets/svhn.py", ".astype(np.int64) % 10", ".astype(np.int64) - 1",
+        ("test_svhn", "every_form and plain")),
+    "every Tiny ImageNet is whole": Mutant(
+        "experiments/datasets/__init__.py", "entry.sizes if whole else", "entry.sizes if True else",
+        ("test_tiny_imagenet", "what_is_there")),
+    "Tiny ImageNet's classes as they come": Mutant(
+        "experiments/datasets/tiny_imagenet.py", "for name in sorted(names):", "for name in names:",
+        ("test_tiny_imagenet", "every_form_has")),
     # --- data of one's own, and trained models --------------------------------------------------
     "standardised by all examples": Mutant(
         "experiments/datasets/own.py", "_moments(x[rows[0]], name)", "_moments(x, name)",
@@ -548,6 +605,9 @@ MUTANTS = {
     "results written at the end": Mutant(
         "benchmarks/processes.py", "            self.all_ran = False\n        self.save()",
         "            self.all_ran = False", ("test_bench", "outlive_a_failed_one")),
+    "a benchmark against a ViT that routes for nothing": Mutant(
+        "benchmarks/vision_workers.py", "h = m * h", "h = 1 * h",
+        ("test_bench", "pytorch_takes_our_step_of_each_vision")),
     "a benchmark against another mixture": Mutant(
         "benchmarks/model_workers.py", "weight[mine, None] * mlp(", "mlp(",
         ("test_bench", "pytorch_takes and moe")),

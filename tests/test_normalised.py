@@ -13,7 +13,7 @@ from comet_np.experiments.training import RunConfig
 from comet_np.experiments.training.model import load_run
 from comet_np.models import mlp
 from comet_np.records import read_json
-from tests.runs import MODEL, TRAINING, small_data, trained
+from tests.runs import MODEL, TRAINING, small_data, stopped, trained
 from tests.test_datasets import refused
 from tests.tolerances import assert_close
 
@@ -56,10 +56,15 @@ def test_one_number_is_that_of_all_colours():
     assert_close(np.array([half.scale, half.shift]), np.array([[2 / 255] * 3, [-1.0] * 3]), "sum")
 
 
-def test_the_examples_stay_what_they_are():
+def test_a_run_goes_on_with_the_normalisation_that_it_began_with_only(tmp_path):
     data = images()
-    assert data.normalised(MEAN, STD).digest == data.digest
-    assert data.normalised(MEAN, STD).x_val is data.x_val
+    digests = {each.digest for each in (data, data.normalised(MEAN, STD),
+                                        data.normalised(MEAN, STD[::-1]),
+                                        data.normalised(MEAN[::-1], STD))}
+    assert len(digests) == 4
+    assert data.normalised(MEAN, STD).digest in digests
+    assert stopped(RUN, data.normalised(MEAN, STD), tmp_path, at=3)
+    refused(lambda: trained(RUN, data.normalised(MEAN, 0.3), tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize(("mean", "std"), [

@@ -148,8 +148,10 @@ def stamp(name: str) -> Any:
 
 def recall(name: str, target: str | None, task: str | None, sizes: Sizes) -> None:
     """Let `sizes_of` know what a file held when a run began, so that its figure needs no file."""
-    image = sizes.image and tuple(sizes.image)  # a list, if it comes from a record
-    _seen[name, target, task, stamp(name)] = sizes._replace(image=image)
+    if sizes.image is not None:  # a list, if it comes from a record
+        colours, height, width = sizes.image
+        sizes = sizes._replace(image=(colours, height, width))
+    _seen[name, target, task, stamp(name)] = sizes
 
 
 def look(names: Iterable[str], folder: str | Path | None) -> None:

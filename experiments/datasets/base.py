@@ -110,11 +110,17 @@ class Dataset:
 
     @functools.cached_property
     def digest(self) -> str:
-        """The SHA-256 of all examples: a run goes on with the data it began with only."""
+        """The SHA-256 of all examples, and of how each plane of them is scaled.
+
+        A run goes on with the data it began with only.
+        """
         digest = hashlib.sha256()
         for array in (self.x_train, self.y_train, self.x_val, self.y_val, self.x_test, self.y_test):
             if array is not None:
                 digest.update(np.ascontiguousarray(array).data)
+        for factor in (self.scale, self.shift):
+            if isinstance(factor, tuple):  # one number for all planes goes with the data's name
+                digest.update(repr(factor).encode())
         return digest.hexdigest()
 
     def first(self, train: int | None, validation: int | None) -> "Dataset":

@@ -55,8 +55,10 @@ class Examples:
         self._block = BLOCK if block is None else block
         self._task, self._dtype = task(data.task), dtype
         # Those of planes are brought to the backend here, once: a captured step cannot.
-        self._scale = [backend.asarray(spread(value, x.shape[-1], dtype))
-                       if isinstance(value, tuple) else value for value in (data.scale, data.shift)]
+        scale, shift = (spread(value, x.shape[-1], dtype) for value in (data.scale, data.shift))
+        scale, shift = (backend.asarray(value) if isinstance(value, np.ndarray) else value
+                        for value in (scale, shift))
+        self._scale = scale, shift
         self._augmentation, self._image = augmentation, data.image
         self.x, self.y = backend.asarray(x), self._task.targets(y, backend, dtype)
         self.rows = backend.xp.arange(len(x))
