@@ -41,6 +41,7 @@ CIFAR10_LAPTOP = {"datasets": ("cifar10",), "widths": (100, 500, 1000), "epochs"
 SAID = ("datasets", "models", "widths", "p_k", "activation", "seeds", "train", "optimizer", "lr",
         "batch", "epochs")
 CHARACTERS_AN_INCH, LEAST_INCHES = 16, 5.0  # of a title, and the width that it needs
+LEAST_HEIGHT = 1.7  # inches of a map, beside which its label stands
 PALE = 20.0  # a lead below is pale, even if it is the largest: points, or per cent
 ACROSS = 5  # panels at most side by side
 LOAD = "val_load_"  # begins the metrics that say the share of each expert of a mixture
@@ -368,7 +369,7 @@ def _draw_leads(config: Comparison, found: Found, rivals: list[str], name: str,
     across = min(len(rivals), ACROSS)
     down = -(-len(rivals) // across)
     capacities = [(kind, size) for kind in config.kinds for size in config.sizes(kind)]
-    height = 0.7 + 0.34 * len(capacities)
+    height = max(0.7 + 0.34 * len(capacities), LEAST_HEIGHT)
     figure, grid = plt.subplots(
         down * len(config.datasets), across, squeeze=False,
         figsize=(max((1.0 + 0.72 * len(config.p_k)) * across, LEAST_INCHES),

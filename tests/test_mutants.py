@@ -288,7 +288,18 @@ MUTANTS = {
         "experiments/grid.py", "p_k,\n                                 config.ties)",
         'p_k,\n                                 "strict")', FLAGS),
     "--bias ignored": Mutant(
-        "experiments/grid.py", "bias=config.bias", "bias=True", FLAGS),
+        "experiments/grid.py", "bias=self.bias", "bias=True", FLAGS),
+    "an MLP-Mixer trained at the ViT's rate": Mutant(
+        "experiments/vision.py", "lr=self.mixer_lr, ", "", ("test_vision", "reaches_the_cell")),
+    "a smaller MLP-Mixer of which one MLP is as large as ever": Mutant(
+        "experiments/variants.py", '("hidden", "token_hidden")', '("hidden",)',
+        ("test_vision", "change_of_the_standard")),
+    "colours normalised by the deviation of all pixels": Mutant(
+        "experiments/vision.py", "x.std(axis=2)]", "x.std(axis=(0, 2)) + 0 * x.mean(axis=2)]",
+        ("test_vision", "colours_are_normalised")),
+    "large networks evaluated a thousand at once": Mutant(
+        "experiments/training/config.py", "max(config.training.batch, few)", "10**9",
+        ("test_vision", "at_a_time")),
     "--target ignored": Mutant(
         "experiments/grid.py", "spec.validation, spec.target,", "spec.validation, None,",
         ("test_grid", "trained_on_the_data")),

@@ -18,7 +18,12 @@ from comet_np.experiments.files import write_result
 from comet_np.experiments.grid import Panel, cell_of, cells
 from comet_np.experiments.registry import experiment
 from comet_np.experiments.training import RunConfig, TrainConfig, run_memory
-from comet_np.experiments.training.config import multiply_adds, spent
+from comet_np.experiments.training.config import (
+    evaluated_at_once,
+    kept_numbers,
+    multiply_adds,
+    spent,
+)
 from comet_np.experiments.variants import VARIANTS_OF_BLOCKS
 from comet_np.experiments.vision import VisionConfig
 from comet_np.gates import Bernoulli, Comet, ExampleTied, TopK
@@ -182,7 +187,7 @@ def test_colours_are_normalised_by_the_training_images(draw):
     found = vision.normalised(data)
     np.testing.assert_allclose(found.scale, 1 / (255 * std))
     np.testing.assert_allclose(found.shift, -mean / std)
-    assert found.digest == data.digest
+    assert found.x_train is data.x_train
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -297,9 +302,7 @@ def test_routing_is_spent_once_where_masks_are_kept():
     (MLPConfig((192, 300, 300, 5), gate=Comet()), 50)], ids=lambda part: type(part).__name__)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.usefixtures("small_blocks")
-def test_the_memory_of_a_run_is_told_within_a_half(model, batch, optimizer, draw, tmp_path,
-                                                   monkeypatch):
-    monkeypatch.setattr("comet_np.experiments.training.config.BLOCK", 25)  # as in small_blocks
+def test_the_memory_of_a_run_is_told_within_a_half(model, batch, optimizer, draw, tmp_path):
     data = vision.normalised(small_images(draw, 100))
     run = RunConfig(model, TrainConfig(OptimizerConfig(optimizer), 1e-3, batch=batch, epochs=1))
     trained(run, data, tmp_path / "warm")
@@ -310,6 +313,22 @@ def test_the_memory_of_a_run_is_told_within_a_half(model, batch, optimizer, draw
     finally:
         tracemalloc.stop()
     assert peak / 1.5 < run_memory(run) < 1.5 * peak
+
+
+def test_large_networks_are_evaluated_few_examples_at_a_time():
+    """But no fewer than a mini-batch, and small networks many."""
+    large = MixerConfig(width=3072, hidden=1536, gate=None)
+    for model, batch, expected in ((MLPConfig((3072, 9000, 9000, 9000, 10)), 32, 1000),
+                                   (large, 512, 512), (large, 1, 2**26 // kept_numbers(large)),
+                                   (MIXER, 1, 1000)):
+        assert evaluated_at_once(RunConfig(model, TrainConfig(batch=batch))) == expected
+
+
+def test_a_run_is_evaluated_so_many_at_a_time(draw, tmp_path, monkeypatch):
+    monkeypatch.setattr("comet_np.experiments.training.config.MOST_KEPT", 8 * kept_numbers(VIT))
+    run = RunConfig(VIT, TrainConfig(batch=3, epochs=0))
+    found = trained(run, vision.normalised(small_images(draw)), tmp_path).run
+    assert [len(batch.rows) for batch in found.validation.blocks()] == [8, 8, 4]
 
 
 def test_the_memory_of_cells_at_a_time_is_said():

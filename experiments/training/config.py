@@ -14,10 +14,11 @@ from ...precision import Precision, precision
 from ...schedules import SCHEDULES
 from ...settings import option
 from ..datasets.augment import augmentation
-from .examples import BLOCK
+from . import examples
 
 # What a step costs beside its products: some 0.2 ms of the interpreter, in operations of one core.
 OVERHEAD = 6e6
+MOST_KEPT = 2**26  # numbers of the examples that are evaluated at once
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,21 @@ def spent(config: RunConfig, epochs: Any, routed: bool = False) -> Any:
     return epochs * each + whole - each
 
 
+def kept_numbers(model: Any) -> int:
+    """Return about how many numbers a forward pass keeps of an example; 0 if the model says none.
+    """
+    count: int = getattr(module_of(model), "kept_numbers", lambda model: 0)(model)
+    return count
+
+
+def evaluated_at_once(config: RunConfig) -> int:
+    """Return how many examples are evaluated at once: as many as a mini-batch has, or more if what
+    is kept of them is little.
+    """
+    few = MOST_KEPT // max(1, kept_numbers(config.model))
+    return min(examples.BLOCK, max(config.training.batch, few))
+
+
 def run_memory(config: RunConfig) -> int:
     """Return about how many bytes a run takes on the device, its data aside.
 
@@ -143,9 +159,8 @@ def run_memory(config: RunConfig) -> int:
     routing = [one.gate.shapes(one.widths) for one in getattr(model, "mlps", (model,))
                if isinstance(getattr(one, "gate", None), Routed)]
     weights = learned + sum(math.prod(V) for shapes in routing for V in shapes)
-    kept = getattr(module, "kept_numbers", lambda model: 0)(model)
     numbers = weights + learned * (1 + MOMENTS[training.optimizer.name]) + max(
-        weights, int(max(BLOCK, 4 / 3 * training.batch)) * kept)
+        weights, max(evaluated_at_once(config), 4 * training.batch // 3) * kept_numbers(model))
     return numbers * np.dtype(training.formats.master).itemsize
 
 

@@ -44,11 +44,15 @@ class Examples:
         Of the training set; masks of the input are then routed afresh for each image.
     keeps : bool
         Whether masks are kept at all; a benchmark of the routing wants none.
+    block : int, optional
+        How many are evaluated at once; BLOCK if not given.
     """
 
     def __init__(self, x: np.ndarray, y: np.ndarray, data: Dataset, model: Any, fixed: Any,
                  backend: Backend, dtype: str, train: Pass | None = None,
-                 augmentation: Augmentation | None = None, keeps: bool = True) -> None:
+                 augmentation: Augmentation | None = None, keeps: bool = True,
+                 block: int | None = None) -> None:
+        self._block = BLOCK if block is None else block
         self._task, self._dtype = task(data.task), dtype
         # Those of planes are brought to the backend here, once: a captured step cannot.
         scale, shift = (spread(value, x.shape[-1], dtype) for value in (data.scale, data.shift))
@@ -85,6 +89,6 @@ class Examples:
 
     def blocks(self) -> Iterator[Batch]:
         """Yield all examples in order, many at a time."""
-        for block in blocks(len(self), BLOCK):
+        for block in blocks(len(self), self._block):
             x = self._task.inputs(self.x[block], *self._scale, self._dtype)
             yield Batch(x, self.y[block], self.rows[block])

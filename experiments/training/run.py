@@ -15,7 +15,7 @@ from ..datasets import Dataset
 from ..datasets.augment import augmentation
 from ..files import METRICS
 from ..tasks import task
-from .config import RunConfig, step_work
+from .config import RunConfig, evaluated_at_once, step_work
 from .device import DeviceSteps
 from .examples import Examples
 from .step import Learner
@@ -74,7 +74,8 @@ class Run:
         dtype, augment = config.training.formats.accumulate, config.training.augment
 
         def examples(x: np.ndarray, y: np.ndarray, *of_training: Any) -> Examples:
-            return Examples(x, y, data, learner.model, learner.fixed, backend, dtype, *of_training)
+            return Examples(x, y, data, learner.model, learner.fixed, backend, dtype, *of_training,
+                            block=evaluated_at_once(config))
 
         self.training = examples(data.x_train, data.y_train, Pass(train=True, seed=config.seed),
                                  None if augment is None else augmentation(augment))
