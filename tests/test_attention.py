@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 
-from comet_np.backends import BackendError, reference
+from comet_np.backends import BackendError, numpy_kernels, reference
 from comet_np.errors import UserError
 from comet_np.functional.attention import (
     SelfAttention,
@@ -101,6 +101,15 @@ def test_a_later_token_changes_no_earlier_output(tokens, kernels, draw):
         before, after = (attention_forward(given, 1, causal)[0][:, :tokens // 2]
                          for given in (qkv, changed))
         assert np.array_equal(before, after) == causal
+
+
+@pytest.mark.parametrize("d", [1, 3, 31, 64, 80])
+def test_products_are_cut_so_short_that_no_thread_of_blas_wakes(d):
+    for tokens in (1, 2, 17, 65, 90, 91, 128, 197, 257, 1000, 1024):
+        pieces = numpy_kernels._pieces(tokens, d)
+        assert [i for piece in pieces for i in range(tokens)[piece]] == list(range(tokens))
+        longest = max(piece.stop - piece.start for piece in pieces)
+        assert longest * tokens * d < 2**19
 
 
 @both

@@ -240,9 +240,13 @@ MUTANTS = {
     "every block of dropout begins with the first number": Mutant(
         "backends/numpy_kernels.py", "block.stop - block.start, step, block.start)",
         "block.stop - block.start, step)", ("test_kernels", "agrees_with_its_body and dropout")),
-    "attention to the tokens of its own piece alone": Mutant(
-        "backends/numpy_kernels.py", "seen = slice(rows.stop if causal else T)",
-        "seen = slice(rows.stop)", ("test_kernels", "agrees_with_its_body and attention_forward")),
+    "every attention in pieces taken for causal, backwards": Mutant(
+        "backends/numpy_kernels.py",
+        " and not any(p[..., rows, rows.stop:].any() for rows in pieces)", "",
+        ("test_kernels", "agrees_with_its_body and attention_backward")),
+    "a piece too long": Mutant(
+        "backends/numpy_kernels.py", "ALONE // (T * d)))", "ALONE // (T * d) + 1))",
+        ("test_attention", "no_thread_of_blas")),
     "weights of later pieces left as they were": Mutant(
         "backends/numpy_kernels.py", "weights[..., rows, rows.stop:] = 0",
         "weights[..., rows, rows.stop:] += 0",

@@ -409,6 +409,14 @@ def test_sums_are_the_same_bit_for_bit(machine):
         linear_backward(dy, cache, p, g)
         sums.add(gpu.to_host(g.bias).tobytes())
     assert len(sums) == 1
+    dy, of_norm = gpu.asarray(random(300, 5)), NormCache(
+        gpu.asarray(random(300, 5, seed=1)), gpu.asarray(random(300, 1)))
+    p, sums = map_arrays(gpu.asarray, Norm(random(5), random(5, seed=1))), set()
+    for machine.seed in range(3):
+        g = map_arrays(gpu.asarray, Norm(np.zeros(5, "float32"), np.zeros(5, "float32")))
+        dx = norm_backward(dy, of_norm, p, g)
+        sums.add(b"".join(gpu.to_host(a).tobytes() for a in (dx, *g)))
+    assert len(sums) == 1
 
 
 def test_shapes_that_the_bodies_refuse_are_refused(gpu):
