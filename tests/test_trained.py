@@ -22,6 +22,7 @@ from comet_np.experiments.datasets.own import from_arrays
 from comet_np.experiments.files import locked
 from comet_np.experiments.fit import DEFAULTS, trained_on
 from comet_np.experiments.training import Diverged, RunConfig, TrainConfig
+from comet_np.experiments.training import examples
 from comet_np.experiments.training import model as model_module
 from comet_np.experiments.training.model import load_run
 from comet_np.experiments.variants import VARIANTS
@@ -223,7 +224,7 @@ def test_several_targets_are_predicted_together():
 def test_blocks_of_any_size_predict_the_same(monkeypatch):
     model = fitted(precision="float64")
     whole = model.output(X)
-    monkeypatch.setattr(model_module, "BLOCK", 9)
+    monkeypatch.setattr(examples, "BLOCK", 9)
     assert_close(model.output(X), whole, "sum")
 
 

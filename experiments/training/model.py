@@ -30,8 +30,8 @@ from ..datasets.base import AS_THEY_CAME, Dataset, Factor, Preparation
 from ..files import CONFIG, METRICS, RESULT, WEIGHTS, read_result, write_result
 from ..pooled import PooledConfig
 from ..tasks import TASKS, Task
-from .config import RunConfig, TrainConfig, computing
-from .examples import BLOCK, blocks
+from .config import RunConfig, TrainConfig, computing, evaluated_at_once
+from .examples import blocks
 
 Array = Any
 
@@ -131,7 +131,7 @@ class Trained:
                             f"must have shape (n, {width})")
         backend, forward = backend_of(first), module_of(self.config).forward
         found = []
-        for part in blocks(max(len(x), 1), BLOCK):
+        for part in blocks(max(len(x), 1), evaluated_at_once(self.run)):
             prepared = backend.asarray(data.preparation.inputs(x[part]))
             inputs = self.task.inputs(prepared, data.scale, data.shift, first.dtype)
             found.append(backend.to_host(
