@@ -20,7 +20,7 @@ if __name__ == "__main__":
     files = ["safetensors>=0.4"]
     setup(
         name="comet-np",
-        version="0.4.0",
+        version="0.5.0",
         description="The reference implementation of COMET (arXiv 2410.08003) on NumPy and CuPy",
         license="BSD-3-Clause",
         author="The COMET-NP authors",

@@ -21,8 +21,7 @@ from comet_np.experiments import fit as fit_module
 from comet_np.experiments.datasets.own import from_arrays
 from comet_np.experiments.files import locked
 from comet_np.experiments.fit import DEFAULTS, trained_on
-from comet_np.experiments.training import Diverged, RunConfig, TrainConfig
-from comet_np.experiments.training import examples
+from comet_np.experiments.training import Diverged, RunConfig, TrainConfig, examples
 from comet_np.experiments.training import model as model_module
 from comet_np.experiments.training.model import load_run
 from comet_np.experiments.variants import VARIANTS
