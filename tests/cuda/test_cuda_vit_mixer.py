@@ -7,6 +7,7 @@ import pytest
 
 from comet_np import gates
 from comet_np.backends import get_backend
+from comet_np.benchmarks.vision_workers import run_of
 from comet_np.experiments.training import RunConfig, TrainConfig
 from comet_np.gates import Pass
 from comet_np.models import module_of
@@ -16,6 +17,7 @@ from comet_np.tree import leaves, tree_map, zeros_like
 from ..runs import images
 from ..test_vit_mixer import CASES, MIXER, ONE, VIT, cases, network
 from ..tolerances import assert_close
+from .paper import counted
 from .test_cuda_training import assert_as_on_numpy
 
 GATED = {f"{name}, {type(gate).__name__}": replace(config, gate=gate) for name, config in
@@ -65,3 +67,14 @@ def test_training_in_a_graph_equals_numpys(gpu, config, augment, tmp_path, small
     training = TrainConfig(OptimizerConfig("adam"), batch=8, epochs=1, augment=augment,
                            precision="float64")
     assert_as_on_numpy(gpu, RunConfig(config, training), images(), tmp_path, "training")
+
+
+@pytest.mark.parametrize(("model", "gate", "launches", "products"), [
+    ("vit-512", "comet", 374, 119), ("vit-512", "standard", 362, 113),
+    ("mixer-512", "comet", 286, 89), ("mixer-512", "standard", 262, 77)])
+def test_a_step_on_paper(machine, model, gate, launches, products):
+    """What docs/gpu.md says; the multiply-adds are those that the model counts."""
+    run = run_of(model, gate)
+    step = counted(run, 16)
+    assert (step.launches.total(), step.launches["product"]) == (launches, products)
+    assert step.multiply_adds == 16 * sum(module_of(run.model).multiply_adds(run.model))
