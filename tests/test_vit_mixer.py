@@ -14,6 +14,7 @@ from comet_np.errors import NaNScore, UserError
 from comet_np.experiments.fit import trained_on
 from comet_np.experiments.training import RunConfig, TrainConfig
 from comet_np.experiments.training.model import KNOWN, load_run
+from comet_np.functional.packing import pack_masks
 from comet_np.gates import Comet, Pass
 from comet_np.models import mixer, mlp, module_of, vit
 from comet_np.models.stream import Stream
@@ -325,6 +326,19 @@ def test_any_gate_works_in_any_architecture(config, gate, draw):
     np.testing.assert_array_equal(again, y)
     check = check_network_gradients(x, replace(config, dropout=0.2), masks, at)
     assert check.ok, check
+
+
+@cases(ONE)
+def test_kept_masks_are_a_gate_as_any_other(config, draw):
+    x, params, fixed, _ = network(config, draw)
+    model = module_of(config)
+    y, cache = model.forward(x, params, fixed, config)
+    bits = tuple(pack_masks([np.concatenate([m, ~m])]) for m in cache.masks)
+    kept = replace(config, gate=gates.Kept())
+    again, _ = model.forward(x, params, bits, kept, at=Pass(example=np.array([0, 1])))
+    np.testing.assert_array_equal(again, y)
+    other, _ = model.forward(x, params, bits, kept, at=Pass(example=np.array([3, 2])))
+    assert (other != y).any()
 
 
 @cases(ONE)
