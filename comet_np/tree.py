@@ -10,6 +10,7 @@ from .errors import UserError
 
 Array = Any
 Tree = Any
+FEW, SHOWN = 12, 3  # arrays of which all shapes are shown in an error; else so many that differ
 
 
 def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
@@ -39,16 +40,21 @@ def leaves(tree: Tree) -> Iterator[Array]:
 def named_leaves(tree: Tree, name: str = "") -> Iterator[tuple[str, Array]]:
     """Yield the paths and arrays of `tree`, in the order of `leaves`; a lone array is "at"."""
     if isinstance(tree, dict | tuple):
-        if isinstance(tree, dict):
-            branches = {f".{field}": branch for field, branch in tree.items()}
-        else:
-            fields = getattr(tree, "_fields", None)
-            branches = {f".{fields[i]}" if fields else f"[{i}]": branch
-                        for i, branch in enumerate(tree)}
-        for step, branch in branches.items():
+        for step, branch in _branches(tree):
             yield from named_leaves(branch, name + step)
     elif tree is not None:
         yield name.lstrip(".") or "at", tree
+
+
+def _branches(tree: Tree) -> Iterator[tuple[str, Tree]]:
+    """Yield the branches of a tree, each with the step that leads to it."""
+    if isinstance(tree, dict):
+        for name, branch in tree.items():
+            yield f".{name}", branch
+    else:
+        fields = getattr(tree, "_fields", None)
+        for i, branch in enumerate(tree):
+            yield f".{fields[i]}" if fields else f"[{i}]", branch
 
 
 def flatten(tree: Tree) -> tuple[Array, Tree]:
@@ -106,9 +112,26 @@ def elements(shapes: Tree) -> int:
 
 def check_shapes(tree: Tree, shapes: Tree, what: str) -> None:
     """Raise a UserError that begins with `what` unless the arrays of `tree` have these shapes."""
-    if not _fits(tree, shapes):
+    if _fits(tree, shapes):
+        return
+    wanted = dict(_named_shapes(shapes))
+    if len(wanted) <= FEW:
         got = tree_map(lambda array: getattr(array, "shape", type(array).__name__), tree)
         raise UserError(f"{what} of shapes {_plain(shapes)}, got {_plain(got)}")
+    found = {name: getattr(array, "shape", None) for name, array in named_leaves(tree)}
+    differ = [f"{name} {wanted.get(name, 'not there')}, got {found.get(name, 'none')}"
+              for name in wanted | found if wanted.get(name) != found.get(name)]
+    more = f", and {len(differ) - SHOWN} more that differ" * (len(differ) > SHOWN)
+    raise UserError(f"{what}, {len(wanted)} arrays: {'; '.join(differ[:SHOWN])}{more}")
+
+
+def _named_shapes(shapes: Tree, name: str = "") -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the paths and shapes of a tree of shapes, with the names of `named_leaves`."""
+    if isinstance(shapes, tuple) and all(isinstance(N, Integral) for N in shapes):
+        yield name.lstrip("."), shapes
+    elif isinstance(shapes, dict | tuple):
+        for step, branch in _branches(shapes):
+            yield from _named_shapes(branch, name + step)
 
 
 def _fits(tree: Tree, shapes: Tree) -> bool:

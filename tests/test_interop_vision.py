@@ -175,7 +175,8 @@ class PublishedViT(torch.nn.Module):
         for _, mlp in self.transformer.layers:
             c = mlp.fn.spec(s)
             masks.append(winners(c, self.config.gate))
-            s = mlp.fn.spec_back(masks[-1] * c)
+            if hasattr(mlp.fn, "spec_back"):
+                s = mlp.fn.spec_back(masks[-1] * c)
         return masks
 
     def forward(self, images):
@@ -218,14 +219,18 @@ class PublishedMixer(torch.nn.Sequential):
                 if s is not None:
                     c = mixing.fn.spec(s.mT if across else s)
                     m = winners(c, config.gate)
-                    s = mixing.fn.spec_back(m * c)
-                    s = s.mT if across else s
+                    if hasattr(mixing.fn, "spec_back"):
+                        s = mixing.fn.spec_back(m * c)
+                        s = s.mT if across else s
                 x = x + mixing(x, m, self.masks)
         return self[4 + config.depth](self[3 + config.depth](self[2 + config.depth](x)))
 
 
 def published(config):
-    return (PublishedViT if isinstance(config, ViTConfig) else PublishedMixer)(config)
+    model = (PublishedViT if isinstance(config, ViTConfig) else PublishedMixer)(config)
+    if config.routing == "stream":  # the last one's would route nothing
+        del [module for module in model.modules() if hasattr(module, "spec_back")][-1].spec_back
+    return model
 
 
 # --- what people use ----------------------------------------------------------------------------
@@ -452,7 +457,7 @@ def test_a_pretrained_one_goes_on_with_comet(draw):
                         "transformer.layers.1.1.fn.spec.weight": (20, 12)}),
     (replace(VIT, routing="stream"), "published", {
         "spec_embedding.weight": (12, 48), "transformer.layers.1.1.fn.spec.weight": (20, 12),
-        "transformer.layers.1.1.fn.spec_back.weight": (12, 20)}),
+        "transformer.layers.0.1.fn.spec_back.weight": (12, 20)}),
     (VIT, "huggingface", {"vit.embeddings.patch_embeddings.projection.weight": (12, 3, 4, 4),
                           "vit.encoder.layer.1.attention.attention.value.weight": (12, 12),
                           "vit.encoder.layer.0.intermediate.spec.weight": (20, 12),

@@ -147,7 +147,7 @@ MUTANTS = {
         "gate.trace(turned(s[::-1], turn), (V,))",
         ("test_vit_mixer", "number_by_number")),
     "routing of a stream counted once": Mutant(
-        "comet_np/models/stream.py", "return 2 * once +", "return once +",
+        "comet_np/models/stream.py", "return 2 * sum(each) -", "return sum(each) -",
         ("test_vit_mixer", "of_the_products")),
     # --- optimizers -----------------------------------------------------------------------------
     "--momentum ignored": Mutant(

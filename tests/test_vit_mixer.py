@@ -19,7 +19,6 @@ from comet_np.gates import Comet, Pass
 from comet_np.models import mixer, mlp, module_of, vit
 from comet_np.models.stream import Stream
 from comet_np.optim import OptimizerConfig
-from comet_np.precision import rounded
 from comet_np.selfcheck import SMALL_MIXER, SMALL_VIT, check_network_gradients
 from comet_np.settings import record, restored
 from comet_np.tree import leaves, named_leaves, tree_map, zeros_like
@@ -33,10 +32,12 @@ CASES = {
     "ViT, standard": replace(VIT, gate=None, qkv_bias=True, final_norm="tokens"),
     "ViT, mean pooling": replace(VIT, pooling="mean", final_norm=None, gate=Comet(0.3)),
     "ViT, mean pooling, norm of all tokens": replace(VIT, pooling="mean", final_norm="tokens"),
+    "ViT, scale, eps": replace(VIT, scale=0.3, eps=0.1),
     "ViT, stream": replace(VIT, routing="stream"),
     "ViT, mean pooling, stream": replace(VIT, pooling="mean", routing="stream"),
     "Mixer": MIXER,
     "Mixer, standard": replace(MIXER, gate=None),
+    "Mixer, scale, eps": replace(MIXER, scale=0.3, eps=0.1),
     "Mixer, stream": replace(MIXER, routing="stream"),
 }
 ONE = {"ViT": VIT, "Mixer": MIXER}
@@ -116,6 +117,7 @@ def winners(config, hidden):
 def branch(tokens, p, V, one, masks):
     """Return the MLP of each row, whose mask is in `masks`, or the cap of V x."""
     made, found = [], []
+    p = p[0], p[1]._replace(weight=one.scale * p[1].weight)
     for x, m in zip(tokens, masks or itertools.repeat(None), strict=False):
         def mask_of(layer, x, a, m=m):
             return ([True] * len(a) if one.gate is None else m if m is not None else
@@ -139,9 +141,11 @@ def streamed(patches, stream, config):
             c = naive.product(V, row)
             m = naive.cap(c, winners(config, len(c)))
             found.append(m)
-            after.append(naive.product(U, [c_i * won for c_i, won in zip(c, m, strict=True)]))
+            z = [c_i * won for c_i, won in zip(c, m, strict=True)]
+            after.append(None if U is None else naive.product(U, z))
         masks.append(found)
-        s = turned(after) if across else after
+        if U is not None:
+            s = turned(after) if across else after
     return masks
 
 
@@ -278,18 +282,23 @@ def test_leading_axes_are_free(config, draw):
             assert_close(ours, theirs, "sum", np.abs(theirs).max() + np.ones_like(theirs))
 
 
-@pytest.mark.parametrize("compute", ["tf32", "float16"])
-@cases({name: replace(config, gate=None) for name, config in ONE.items()})
-def test_a_format_of_products_rounds_every_operand(config, compute, draw):
-    """With rounded operands the whole is near the exact one, and not equal to it."""
-    x, params, fixed, _ = network(config, draw)
-    model = module_of(config)
-    exact, _ = model.forward(x, params, fixed, config)
-    y, cache = model.forward(x, params, fixed, replace(config, compute=compute))
-    assert 1e-6 < np.abs(y - exact).max() < 0.1
-    head = cache.head.x
-    np.testing.assert_array_equal(
-        y, rounded(head, compute) @ rounded(params.head.weight, compute).T + params.head.bias)
+@cases(ONE | {f"{name}, standard": replace(config, gate=None) for name, config in ONE.items()})
+def test_a_format_of_products_is_that_of_every_product_but_the_routings(config, draw, monkeypatch):
+    """Forward and backward: each operation with products is called with the format."""
+    places = {"project": None, "linear_forward": 2, "hidden_forward": 4, "attention_forward": 4,
+              "linear_backward": 4, "hidden_backward": 5, "attention_backward": 3}
+    kernels, called = get_backend("numpy").kernels, []
+    for name, place in places.items():
+        def watched(body, *args, name=name, place=place, kernel=kernels[name]):
+            called.append((name, None if place is None or len(args) <= place else args[place]))
+            return kernel(body, *args)
+
+        monkeypatch.setitem(kernels, name, watched)
+    config = replace(config, compute="float16", hidden_dropout=0.0)
+    run(config, *network(config, draw))
+    assert {name for name, _ in called} >= {"linear_forward", "linear_backward", "hidden_forward",
+                                            "hidden_backward"}
+    assert {compute for name, compute in called if name != "project"} == {"float16"}
 
 
 # --- gates and routing --------------------------------------------------------------------------
@@ -435,6 +444,10 @@ def test_weights_of_attention_are_dropped_in_training_alone(draw):
     factors = [block.attention.attention.factor for block in cache.blocks]
     assert all(set(np.unique(factor)) == {0, 2} for factor in factors)
     assert (factors[0] != factors[1]).any()
+    _, both = vit.forward(x, params, fixed, replace(config, dropout=0.5), at=Pass(True))
+    for block in both.blocks:  # of streams of their own
+        weights = block.attention.attention.factor.ravel()[:block.dropped.factor.size]
+        assert (weights != block.dropped.factor.ravel()[:weights.size]).any()
     _, cache = vit.forward(x, params, fixed, config)
     assert all(block.attention.attention.factor is None for block in cache.blocks)
 
@@ -535,7 +548,9 @@ def test_the_laws_of_the_initial_weights():
     assert (block.mlp_norm.gain == 1).all()
     assert (block.mlp_norm.bias == 0).all()
     _, stream = vit.init(replace(config, routing="stream"))
-    assert [a.shape for a in leaves(stream)] == [(64, 48), (100, 64), (64, 100)]
+    assert [a.shape for a in leaves(stream)] == [(64, 48), (100, 64)]  # the last U routes nothing
+    _, stream = vit.init(replace(config, routing="stream", depth=2))
+    assert [a.shape for a in leaves(stream)] == [(64, 48), (100, 64), (64, 100), (100, 64)]
     assert 0.95 / 10 < np.abs(stream.maps[0][1]).max() <= 1 / 10
 
 
@@ -567,12 +582,16 @@ def test_a_finished_run_is_read_again(config, tmp_path):
     (MIXER, {"image": (3, 8, 6)}, "an image of 8x6 pixels cannot be cut into patches of 4x4"),
     (VIT, {"image": (8, 8)}, r"image is \(colours, rows, columns\), .*, got \(8, 8\)"),
     (VIT, {"image": (0, 8, 8)}, "each an integer of at least 1"),
+    (VIT, {"image": 32}, r"image is \(colours, rows, columns\), .*, got \(32,\)"),
+    (MIXER, {"dropout": "a"}, "dropout rate is a probability .*, got 'a'"),
+    (MIXER, {"eps": None}, "eps is a finite number above 0, got None"),
+    (VIT, {"scale": float("nan")}, "scale is a finite number, got nan"),
     (VIT, {"heads": 5}, "5 heads do not divide the width 12"),
     (VIT, {"depth": 0}, "depth is an integer of at least 1, got 0"),
     (MIXER, {"token_hidden": 2.5}, "token_hidden is an integer of at least 1, got 2.5"),
     (VIT, {"dropout": 1.0}, r"dropout rate is a probability in \[0, 1\), got 1.0"),
     (VIT, {"weight_dropout": -1}, "dropout rate is a probability"),
-    (MIXER, {"eps": 0.0}, "eps of the norms is positive, got 0.0"),
+    (MIXER, {"eps": 0.0}, "eps is a finite number above 0, got 0.0"),
     (VIT, {"pooling": "max"}, 'unknown pooling "max"'),
     (VIT, {"final_norm": "all"}, "final_norm is one of"),
     (MIXER, {"routing": "blocks"}, 'unknown routing "blocks"'),
@@ -611,6 +630,17 @@ def test_weights_of_another_stream_are_refused(config, draw):
     for wrong in ((), Stream(fixed.embedding[:-1], fixed.maps), fixed._replace(maps=())):
         with pytest.raises(UserError, match=r'routing="stream" needs the fixed weights Stream'):
             module_of(config).forward(x, params, wrong, config)
+
+
+def test_parameters_of_another_network_are_told_by_name(draw):
+    x, _, fixed, _ = network(VIT, draw)
+    params, _ = vit.init(replace(VIT, hidden=9), dtype="float64")
+    with pytest.raises(UserError) as error:
+        vit.forward(x, params, fixed, VIT)
+    assert str(error.value) == (
+        "this ViTConfig needs ViTParams, 30 arrays: blocks[0].mlp[0].weight (10, 12), got (9, 12); "
+        "blocks[0].mlp[0].bias (10,), got (9,); blocks[0].mlp[1].weight (12, 10), got (12, 9), and "
+        "3 more that differ")
 
 
 @pytest.mark.parametrize("masks", [np.ones((2, 5, 9), bool), np.ones((2, 5, 10))])

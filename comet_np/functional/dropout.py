@@ -4,7 +4,7 @@ What is drawn is a function of a key and a counter alone. The counter (a step, o
 example) may lie on the device, so that a captured step draws anew each time.
 """
 
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from ..backends import overridable, xp_of
@@ -89,5 +89,5 @@ def check_step(step: Any) -> None:
 
 def check_rate(rate: float) -> None:
     """Raise a UserError unless `rate` is a probability below 1."""
-    if not 0 <= rate < 1:
-        raise UserError(f"the dropout rate is a probability in [0, 1), got {rate}")
+    if not isinstance(rate, Real) or not 0 <= rate < 1:
+        raise UserError(f"the dropout rate is a probability in [0, 1), got {rate!r}")

@@ -53,7 +53,11 @@ def from_patches(patches: Array, image: Image, patch: int) -> Array:
     Applied to a gradient it is the backward of `to_patches`.
     """
     C, rows, columns = image
-    *lead, _, _ = patches.shape
+    wanted = patch_count(image, patch), patch_width(image, patch)
+    if patches.shape[-2:] != wanted:
+        raise UserError(f"patches of such images have shape (..., {wanted[0]}, {wanted[1]}), got "
+                        f"{patches.shape}")
+    lead = patches.shape[:-2]
     cells = patches.reshape(*lead, rows // patch, columns // patch, patch, patch, C)
     n = len(lead)
     order = (*range(n), *(n + i for i in (4, 0, 2, 1, 3)))
@@ -62,6 +66,7 @@ def from_patches(patches: Array, image: Image, patch: int) -> Array:
 
 def check_image(x: Array, image: Image) -> tuple[int, ...]:
     """Return the leading axes of x; raise a UserError unless its last axes are such an image."""
+    xp_of(x)  # says what it should be
     C, rows, columns = image
     if x.shape[-3:] == image:
         return tuple(x.shape[:-3])
@@ -76,8 +81,8 @@ def check_patch(image: Image, patch: int) -> None:
     """Raise a UserError unless images can be cut into square patches of so many pixels a side."""
     _, rows, columns = image
     if patch < 1 or rows % patch or columns % patch:
-        raise UserError(f"a patch's side must divide both sides of the image, {rows}x{columns} "
-                        f"pixels, got {patch}")
+        raise UserError(f"an image of {rows}x{columns} pixels cannot be cut into patches of "
+                        f"{patch}x{patch}: choose a patch that divides both sides")
 
 
 class Embedding(NamedTuple):

@@ -86,7 +86,8 @@ def routing_places(config: Any, modules: tuple[str, ...]) -> Tree:
     if config.routing == "stream":
         embedding, maps = stream_shapes(config)
         return Stream(Place(("spec_embedding.weight",), embedding), tuple(
-            (Place((f"{module}.spec.weight",), V), Place((f"{module}.spec_back.weight",), U))
+            (Place((f"{module}.spec.weight",), V),
+             None if U is None else Place((f"{module}.spec_back.weight",), U))
             for module, (V, U) in zip(modules, maps, strict=True)))
     found = [routing_shapes(one) or () for one in config.mlps]
     return tuple((Place((f"{module}.spec.weight",), V[0]),) if len(V) == 1 else ()

@@ -1,7 +1,9 @@
 """What the blocks of a ViT and of an MLP-Mixer share: the MLP with its norm, dropout, and the sum.
 """
 
+import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from ..backends import Backend, xp_of
@@ -9,6 +11,7 @@ from ..errors import UserError, unknown
 from ..functional.dropout import DropoutCache, check_rate, dropout_backward, dropout_forward
 from ..functional.linear import Linear
 from ..functional.norm import Norm, NormCache, norm_backward, norm_forward
+from ..functional.patches import check_patch
 from ..gates import Comet, Pass
 from ..rng import key, seed_of, uniform
 from . import mlp
@@ -64,7 +67,7 @@ def branch_forward(x: Array, norm: Norm, p: mlp.Params, fixed: Tree, config: mlp
     The MLP's gate has the normed x for its input. With `across` the MLP maps the tokens of each
     channel, (..., D, T), not the channels of each token.
 
-    `masks`, of which None leaves the mask to the gate, are those of `comet_np.models.mlp.forward`.
+    `masks`, those of `comet_np.models.mlp.forward`, are one from outside, or None for the gate's.
     """
     y, of_norm = norm_forward(x, norm, eps)
     y, of_mlp = mlp.forward(turned(y, across), p, fixed, config, masks, at)
@@ -89,19 +92,19 @@ def check_common(config: Any, sizes: Sequence[str], rates: Sequence[str]) -> Non
     """Raise a UserError unless the fields that both configurations have are possible."""
     for name in sizes:
         value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, Integral) or value < 1:
             raise UserError(f"{name} is an integer of at least 1, got {value!r}")
     image = config.image
-    if len(image) != 3 or not all(isinstance(N, int) and N >= 1 for N in image):
+    if len(image) != 3 or not all(isinstance(N, Integral) and N >= 1 for N in image):
         raise UserError("image is (colours, rows, columns), each an integer of at least 1, got "
                         f"{image}")
-    if image[1] % config.patch or image[2] % config.patch:
-        raise UserError(f"an image of {image[1]}x{image[2]} pixels cannot be cut into patches of "
-                        f"{config.patch}x{config.patch}: choose a patch that divides both")
+    check_patch(image, config.patch)
     for name in rates:
         check_rate(getattr(config, name))
-    if not config.eps > 0:
-        raise UserError(f"eps of the norms is positive, got {config.eps}")
+    for name, low in ("eps", 0.0), ("scale", -math.inf):
+        value = getattr(config, name)
+        if not isinstance(value, Real) or not low < value < math.inf:
+            raise UserError(f"{name} is a finite number{' above 0' * (low == 0)}, got {value!r}")
     if config.routing not in ROUTINGS:
         raise unknown("routing", config.routing, ROUTINGS)
     if config.routing == "stream" and not isinstance(config.gate, Comet):

@@ -81,7 +81,8 @@ class MixerConfig:
     compute: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image", tuple(self.image))
+        image = self.image if isinstance(self.image, tuple | list) else (self.image,)
+        object.__setattr__(self, "image", tuple(image))
         check_common(self, ("patch", "classes", "width", "depth", "token_hidden", "hidden"),
                      ("dropout", "hidden_dropout"))
         self.mlps  # noqa: B018 (what does not fit is refused now)
@@ -194,8 +195,9 @@ def forward(x: Array, params: MixerParams, fixed: Any, config: MixerConfig,
     fixed : tree
         As `init` returns it; not read if `masks` are given.
     config : MixerConfig
-    masks : sequence of bool arrays, optional
-        Masks from outside instead of the gates', in the shapes and order of `MixerCache.masks`.
+    masks : sequence of arrays, bool or bit-packed, optional
+        Masks from outside instead of the gates', in the shapes and order of `MixerCache.masks`;
+        None for an MLP without.
     at : Pass
         Whether in training, at which step, on which examples; evaluation if not given.
 

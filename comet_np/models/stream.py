@@ -27,21 +27,28 @@ Tree = Any
 
 
 class Stream(NamedTuple):
-    """Fixed weights of a stream: embedding (D, P P C); of each MLP V (H, N) and U (N, H)."""
+    """Fixed weights of a stream: embedding (D, P P C); of each MLP V (H, N) and U (N, H).
+
+    The last MLP has no U, which would route nothing: None.
+    """
 
     embedding: Array
-    maps: tuple[tuple[Array, Array], ...]
+    maps: tuple[tuple[Array, Array | None], ...]
 
 
 def stream_shapes(config: Any) -> Stream:
     """Return the shapes of a stream's weights: those of the trained maps that it stands beside."""
-    maps = tuple(((H, N), (N, H)) for N, H, _ in (one.widths for one in config.mlps))
+    widths = [one.widths for one in config.mlps]
+    maps = tuple(((H, N), (N, H) if i < len(widths) else None)
+                 for i, (N, H, _) in enumerate(widths, start=1))
     return Stream((config.width, patch_width(config.image, config.patch)), maps)
 
 
 def stream_init(config: Any, seed: int, backend: Backend, dtype: str) -> Stream:
     """Return a stream's weights, drawn from the law that initialises the trained ones."""
-    def draw(shape: tuple[int, int], *name: str | int) -> Array:
+    def draw(shape: tuple[int, int] | None, *name: str | int) -> Array | None:
+        if shape is None:
+            return None
         return uniform(backend, dtype, shape[1], shape, seed, "stream", *name)
 
     embedding, maps = stream_shapes(config)
@@ -73,7 +80,8 @@ def stream_masks(patches: Array, stream: Stream, gate: Comet, across: Sequence[b
     for (V, U), turn in zip(stream.maps, across, strict=True):
         (c,), (m,), _ = gate.trace(turned(s, turn), (V,))  # (..., T, H)
         masks.append(m)
-        s = turned(project(masked(c, m, activation(gate.g)), U), turn)
+        if U is not None:
+            s = turned(project(masked(c, m, activation(gate.g)), U), turn)
     return tuple(masks)
 
 
@@ -92,7 +100,7 @@ def routed(patches: Array, fixed: Tree, config: Any, masks: Sequence[Array | Non
         return len(values) if isinstance(values, tuple | list) else type(values).__name__
 
     if masks is None and config.routing == "block":
-        if not isinstance(fixed, tuple) or len(fixed) != len(mlps):
+        if not isinstance(fixed, tuple | list) or len(fixed) != len(mlps):
             raise UserError(f"the fixed weights are a tree for each of the {len(mlps)} gates, as "
                             "init of the model returns them second, got "
                             f"{count(fixed)}")
@@ -112,8 +120,8 @@ def routing_multiply_adds(config: Any, rows: Sequence[int]) -> int:
     """
     if not isinstance(config.gate, Routed):
         return 0
-    once = sum(n * math.prod(one.widths[:2]) for n, one in zip(rows, config.mlps, strict=True))
+    each = [n * math.prod(one.widths[:2]) for n, one in zip(rows, config.mlps, strict=True)]
     if config.routing == "block":
-        return once
+        return sum(each)
     embedding = config.width * patch_width(config.image, config.patch)
-    return 2 * once + patch_count(config.image, config.patch) * embedding
+    return 2 * sum(each) - each[-1] + patch_count(config.image, config.patch) * embedding

@@ -78,7 +78,7 @@ class ViTConfig:
         Of the MLPs, see `comet_np.models.mlp.MLPConfig`; `compute` is the format of all products.
     routing : {"block", "stream"}
         What the gate's input is: that of the MLP itself, as in the paper; or, for COMET, a stream
-        of the network's input alone, see `comet_np.models.branch.stream_masks`.
+        of the network's input alone, see `comet_np.models.stream`.
     dropout : float
         Rate after the embedding, after attention's projection and after an MLP's second map.
     hidden_dropout : float
@@ -116,7 +116,8 @@ class ViTConfig:
     compute: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image", tuple(self.image))
+        image = self.image if isinstance(self.image, tuple | list) else (self.image,)
+        object.__setattr__(self, "image", tuple(image))
         check_common(self, ("patch", "classes", "width", "depth", "heads", "hidden"),
                      ("dropout", "hidden_dropout", "weight_dropout"))
         if self.width % self.heads:
@@ -263,8 +264,8 @@ def forward(x: Array, params: ViTParams, fixed: Any, config: ViTConfig,
     fixed : tree
         As `init` returns it; not read if `masks` are given.
     config : ViTConfig
-    masks : sequence of bool arrays (..., T, H), optional
-        Masks from outside, one a block, instead of the gate's.
+    masks : sequence of arrays (..., T, H), bool or bit-packed, optional
+        Masks from outside, one a block, instead of the gate's; None for a block without.
     at : Pass
         Whether in training, at which step, on which examples; evaluation if not given.
 
