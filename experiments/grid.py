@@ -82,11 +82,12 @@ class Comparison:
 
     variants: ClassVar[dict[str, Variant]] = VARIANTS
     cell: ClassVar[type[GridCell]] = GridCell
-    # Settings that a figure's title or its axes say on their own, or that it says even if they are
-    # the defaults.
+    # Settings that a figure's title or its axes say on their own; that it says even if they are the
+    # paper's, with the paper's if not; and the kinds of networks that alone have them.
     said: ClassVar[tuple[str, ...]] = ("datasets", "models", "p_k", "seeds", "train", "optimizer",
                                        "lr", "batch", "epochs")
     shown: ClassVar[tuple[str, ...]] = ()
+    only: ClassVar[dict[str, str]] = {}
     kind_name: ClassVar[str] = "f"
 
     @property

@@ -37,9 +37,6 @@ SMOKE = {"datasets": ("glyphs",), "widths": (50, 100), "p_k": (0.1, 0.5), "seeds
 CIFAR10_LAPTOP = {"datasets": ("cifar10",), "widths": (100, 500, 1000), "epochs": 10,
                   "train": 3200, "validation": 2000, "models": PAPER_MODELS, **PAPER_LEVELS}
 
-# Settings that a figure's title names on their own, or that its axes do.
-SAID = ("datasets", "models", "widths", "p_k", "activation", "seeds", "train", "optimizer", "lr",
-        "batch", "epochs")
 CHARACTERS_AN_INCH, LEAST_INCHES = 16, 5.0  # of a title, and the width that it needs
 LEAST_HEIGHT = 1.7  # inches of a map, beside which its label stands
 PALE = 20.0  # a lead below is pale, even if it is the largest: points, or per cent
@@ -335,24 +332,45 @@ def _draw_panel(axes: Any, config: Comparison, found: Found, panel: Panel, axis:
 
 
 def _title(config: Comparison, found: Found, name: str, inches: float, more: str) -> str:
-    """Return the settings, with what is odd about the data."""
+    """Return the settings that the networks have, with what is odd about the data."""
     ours, defaults = settings.values(config), settings.values(type(config)())
     limit = "" if config.train is None else f", {config.train} training examples"
-    kind = "" if len(config.kinds) > 1 else f", {config.kinds[0]}"
-    paper = {name: f" (paper: {defaults[name]})" * (ours[name] != defaults[name])
-             for name in config.shown}
-    others = "".join(f", {name.replace('_', ' ')} {value}{paper.get(name, '')}"
-                     for name, value in ours.items() if name not in config.said
-                     and (value != defaults[name] or name in config.shown))
+    others = "".join(f", {name.replace('_', ' ')} {value}{_paper(config, name, value, default)}"
+                     for (name, value), default in zip(ours.items(), defaults.values(), strict=True)
+                     if name not in config.said and (value != default or name in config.shown)
+                     and config.only.get(name, config.kinds[0]) in config.kinds)
     notices = {panel.dataset: curve.notice for (panel, _), curves in found.items()
                for curve in curves.values() if curve.notice}
     characters = int(CHARACTERS_AN_INCH * inches)
     return figures.plain("\n".join([
-        textwrap.fill(f"{name}: {ours['optimizer']} lr {ours['lr']:g}, batch {ours['batch']}, "
-                      f"{ours['epochs']} epochs{kind}, {_seeds(config)} (band: lowest to highest)"
+        textwrap.fill(f"{name}: {_training(config)}{_seeds(config)} (band: lowest to highest)"
                       f"{limit}{others}; {more}", characters),
         *(textwrap.fill(f"{dataset}: {notice}", characters)
           for dataset, notice in notices.items())]))
+
+
+def _training(config: Comparison) -> str:
+    """Return how the networks are trained: each kind, if not all are in the same way."""
+    batch, rates, epochs = f"batch {config.training.batch}", [], []
+    defaults = type(config)()
+    batch += _paper(config, "batch", config.training.batch, defaults.training.batch)
+    for kind in config.kinds:
+        ours, theirs = config.training_of(kind), defaults.training_of(kind)
+        rates.append(f"lr {ours.lr:g}{_paper(config, 'lr', ours.lr, theirs.lr)}")
+        epochs.append(f"{ours.epochs} epochs"
+                      f"{_paper(config, 'epochs', ours.epochs, theirs.epochs)}")
+    optimizer = config.training.optimizer.name
+    if len(set(zip(rates, epochs, strict=True))) == 1:
+        kind = "" if len(config.kinds) > 1 else f"{config.kinds[0]}, "
+        return f"{optimizer} {rates[0]}, {batch}, {epochs[0]}, {kind}"
+    return f"{optimizer}, {batch}, " + "".join(
+        f"{kind} {rate}, {count}; "
+        for kind, rate, count in zip(config.kinds, rates, epochs, strict=True))
+
+
+def _paper(config: Comparison, name: str, value: Any, default: Any) -> str:
+    """Return what the paper has for a setting that is shown, if it is another."""
+    return f" (paper: {default})" * (name in config.shown and value != default)
 
 
 def _seeds(config: Comparison) -> str:

@@ -30,7 +30,10 @@ ARCHITECTURES = ("vit", "mixer")
 
 @dataclass(frozen=True)
 class VisionCell(GridCell):
-    """One cell: one model trained on one set of images from one seed."""
+    """One cell: one model trained on one set of images from one seed.
+
+    A cell is found by its spec, of which the name of this class is a part.
+    """
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,11 @@ class VisionConfig(Comparison):
     variants: ClassVar[dict[str, Variant]] = VARIANTS_OF_BLOCKS
     cell: ClassVar[type[GridCell]] = VisionCell
     said: ClassVar[tuple[str, ...]] = (*Comparison.said, "architectures", "vit_hidden",
-                                       "mixer_widths")
-    shown: ClassVar[tuple[str, ...]] = ("vit_width", "heads", "vit_dropout", "depth", "patch",
-                                        "activation", "mixer_lr", "mixer_epochs", "schedule",
+                                       "mixer_widths", "mixer_lr", "mixer_epochs")
+    shown: ClassVar[tuple[str, ...]] = ("lr", "batch", "epochs", "vit_width", "heads",
+                                        "vit_dropout", "depth", "patch", "activation", "schedule",
                                         "augment")
+    only: ClassVar[dict[str, str]] = dict.fromkeys(("vit_width", "heads", "vit_dropout"), "vit")
     kind_name: ClassVar[str] = "network"
     target: ClassVar[None] = None
     task: ClassVar[None] = None

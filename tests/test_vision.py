@@ -260,7 +260,8 @@ def test_sizes_stand_side_by_side_and_the_title_says_what_is_not_the_papers(tmp_
         "COMET 0.400 (2.5 M)", "standard 0.300 (2.5 M)"]
     title = " ".join(curves.get_suptitle().split())
     for part in ("vit width 16 (paper: 512)", "depth 3 (paper: 6)", "patch 4,", "activation tanh",
-                 "mixer lr 0.001,", "2 epochs", "mixer epochs 2 (paper: 500)", "heads 8,",
+                 "sgd, batch 32 (paper: 512), vit lr 0.01 (paper: 0.0001), 2 epochs (paper: 200); "
+                 "mixer lr 0.001, 2 epochs (paper: 500); 1 seed (", "heads 8,",
                  "augment None (paper: crop_flip)", "schedule constant (paper: cosine)"):
         assert part in title
     leads, = summary.axes
@@ -273,6 +274,20 @@ def test_sizes_stand_side_by_side_and_the_title_says_what_is_not_the_papers(tmp_
     run = cell_of(CONFIG, Panel("glyphs", "vit", 12, 0.5), "comet", 0).spec.run
     x = next(line for line in work.axes[0].lines if line.get_label() == "COMET").get_xdata()
     np.testing.assert_allclose(x, np.arange(3) * 8000 * sum(multiply_adds(run.model)))
+
+
+@pytest.mark.parametrize(("kinds", "said", "unsaid"), [
+    (("mixer",), "fig6: adam lr 0.001, batch 512, 500 epochs, mixer, 3 seeds (",
+     ("0.0001", "200", "vit", "heads", "paper")),
+    (("vit",), "fig6: adam lr 0.0001, batch 512, 200 epochs, vit, 3 seeds (", ("500", "mixer")),
+    (("vit", "mixer"), "fig6: adam, batch 512, vit lr 0.0001, 200 epochs; mixer lr 0.001, 500 "
+                       "epochs; 3 seeds (", ("(paper",))])
+def test_the_title_says_how_the_networks_that_are_shown_are_trained(kinds, said, unsaid):
+    config = experiment("fig6").configure("paper", {"architectures": kinds})
+    title = " ".join(grid_report._title(config, {}, "fig6", 7.0, "").split())
+    assert title.startswith(said)
+    assert not [part for part in unsaid if part in title]
+    assert ("vit width 512" in title) == ("vit" in kinds)
 
 
 def test_the_table_says_the_network_and_its_size(tmp_path):
