@@ -84,6 +84,9 @@ class VisionConfig(Comparison):
             if sizes.image is None or sizes.task != "classification":
                 raise UserError(f"ViT and MLP-Mixer tell images apart, and {name} has none: choose "
                                 "other --datasets")
+        if min(self.mixer_widths, default=2) < 2:
+            raise UserError("--mixer-widths are each at least 2, as the channel mixing has half as "
+                            f"many hidden neurons, got {min(self.mixer_widths)}")
         super().__post_init__()
 
     @property

@@ -76,9 +76,9 @@ def test_equal_masks_overlap_wholly_though_ties_leave_fewer_winners():
 
 @pytest.fixture
 def place(tmp_path, draw, monkeypatch):
-    x, y = draw.integers(0, 256, (32, 3072), dtype="uint8"), draw.integers(0, 10, 32)
-    data = Dataset("noise", "classification", x, y, x[:9], y[:9], x, y, 10,
-                   image=(3, 32, 32))
+    parts = [part for n in (32, 9, 20) for part in (
+        draw.integers(0, 256, (n, 3072), dtype="uint8"), draw.integers(0, 10, n))]
+    data = Dataset("noise", "classification", *parts, 10, image=(3, 32, 32))
     monkeypatch.setattr(routing, "load", lambda spec, place: data)
     return Place(tmp_path / "cell", get_backend("numpy"), None, Progress(1))
 

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from comet_np import settings
+from comet_np.backends import get_backend
 from comet_np.errors import UserError
 from comet_np.experiments import datasets, grid_report, vision
 from comet_np.experiments.cli import _memory, main
 from comet_np.experiments.datasets import Dataset
-from comet_np.experiments.experiment import Cell
+from comet_np.experiments.experiment import Cell, Place
 from comet_np.experiments.files import write_result
 from comet_np.experiments.grid import Panel, cell_of, cells
+from comet_np.experiments.progress import Progress
 from comet_np.experiments.registry import experiment
 from comet_np.experiments.training import RunConfig, TrainConfig, run_memory
 from comet_np.experiments.training.config import (
@@ -156,12 +158,15 @@ def test_every_flag_reaches_the_cell(flag):
     ({"depth": 0}, "depth is an integer of at least 1, got 0"),
     ({"vit_hidden": ()}, "--vit-hidden needs at least one value"),
     ({"vit_hidden": (0,)}, "hidden is an integer of at least 1, got 0"),
-    ({"mixer_widths": (1,)}, "hidden is an integer of at least 1, got 0"),
+    ({"mixer_widths": (16, 1)}, "--mixer-widths are each at least 2, .* got 1$"),
+    ({"mixer_widths": (0,)}, "--mixer-widths are each at least 2, .* got 0$"),
     ({"mixer_widths": (8, 8)}, "--mixer-widths compares values, each given once, got 8, 8$"),
     ({"mixer_lr": 0.0}, "the learning rate must be positive and finite, got 0.0"),
     ({"mixer_epochs": -1}, "0 or more epochs, got batch = 512, accumulate = 1, epochs = -1"),
     ({"models": ("smaller",), "vit_hidden": (1,)}, "p_k = 0.5 leaves the smaller model"),
     ({"training": TrainConfig(schedule="warmup_cosine", warmup=10**6)}, "the warm-up must be 0 to"),
+    ({"training": TrainConfig(schedule="warmup_cosine", warmup=1500), "mixer_epochs": 1},
+     "the warm-up must be 0 to 1250 steps"),
 ])
 def test_bad_settings_are_one_sentence(values, said):
     with pytest.raises(UserError, match=said) as error:
@@ -189,6 +194,16 @@ def test_colours_are_normalised_by_the_training_images(draw):
     np.testing.assert_allclose(found.scale, 1 / (255 * std))
     np.testing.assert_allclose(found.shift, -mean / std)
     assert found.x_train is data.x_train
+
+
+def test_a_cell_trains_on_normalised_images(draw, tmp_path, monkeypatch):
+    data, run = small_images(draw), RunConfig(VIT, TrainConfig(batch=16, epochs=1))
+    monkeypatch.setattr(vision, "load", lambda spec, place: data)
+    vision.run_cell(vision.VisionCell("small", None, None, None, None, "", run),
+                    Place(tmp_path, get_backend("numpy"), None, Progress(1)))
+    stored = json.loads((tmp_path / "config.json").read_text())["data"]
+    ours = vision.normalised(data)
+    assert (stored["scale"], stored["shift"]) == (list(ours.scale), list(ours.shift))
 
 
 @pytest.mark.usefixtures("small_blocks")
