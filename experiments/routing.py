@@ -8,12 +8,14 @@ move from initialisation to the end of training, and how well the networks learn
 """
 
 import math
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import settings
 from ..errors import UserError, unknown
 from ..gates import Comet
 from ..models import module_of
@@ -23,7 +25,6 @@ from ..optim import OptimizerConfig
 from ..schedules import schedule
 from ..settings import option
 from . import datasets, figures
-from .datasets import IMAGES_32
 from .datasets.base import scaled
 from .experiment import Cell, Experiment, Place, columns
 from .grid import DataCell, load
@@ -31,7 +32,7 @@ from .intervals import advantage, percent, signed
 from .training import RunConfig, TrainConfig, run_memory, run_work, train
 from .training.config import computing, multiply_adds
 from .training.model import read_weights
-from .vision import normalised
+from .vision import check_images, normalised
 
 Array = Any
 
@@ -45,7 +46,7 @@ LOOKS = {"standard": figures.LOOKS["standard"],  # colour, and name
 class RoutingConfig:
     """Settings; the defaults are small networks on a part of CIFAR10."""
 
-    dataset: str = option("cifar10", f"images to classify: {', '.join(IMAGES_32)}")
+    dataset: str = option("cifar10", "images to classify, see: comet-np data")
     architectures: tuple[str, ...] = option(tuple(ARCHITECTURES), "vit, mixer")
     models: tuple[str, ...] = option(tuple(LOOKS), "standard, and COMET routed by block or stream")
     p_k: float = option(0.5, "proportion of neurons that stay active")
@@ -63,8 +64,7 @@ class RoutingConfig:
         OptimizerConfig("adam"), lr=1e-3, schedule="cosine", batch=64, epochs=4))
 
     def __post_init__(self) -> None:
-        if self.dataset not in IMAGES_32:
-            raise unknown("data set of images", self.dataset, IMAGES_32)
+        check_images(self.dataset, "another --dataset")
         for name, known in (("architectures", ARCHITECTURES), ("models", LOOKS)):
             chosen = getattr(self, name)
             for each in chosen:
@@ -102,8 +102,8 @@ def cells(config: RoutingConfig) -> list[Cell]:
 def cell_of(config: RoutingConfig, architecture: str, model: str, seed: int) -> Cell:
     """Return the cell of a network and a seed."""
     run = RunConfig(network(config, architecture, model), config.training, seed)
-    spec = RoutingCell(config.dataset, config.train, config.validation, None, None, "",
-                       config.images, run)
+    spec = RoutingCell(config.dataset, config.train, config.validation, None, None,
+                       datasets.sizes_of(config.dataset).digest, config.images, run)
     return Cell(f"{config.dataset}-{architecture}-{model}-seed{seed}", spec,
                 run_work(run, _examples(config)), run_memory(run))
 
@@ -279,10 +279,25 @@ def draw(config: RoutingConfig, out: Path) -> list[Path]:
     named = {label: line for axes in panels[:, 1:].flat
              for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=5)
-    figure.suptitle(f"routing: width {config.width}, {config.depth} blocks, patches of "
-                    f"{config.patch}x{config.patch}, $p_k$ {config.p_k:g}, {_examples(config):,} "
-                    f"training images; {config.seeds} seeds, band: lowest to highest", fontsize=8)
+    figure.suptitle(textwrap.fill(_title(config), 144), fontsize=8)
     return [figures.save(figure, out / "routing.png")]
+
+
+def _title(config: RoutingConfig) -> str:
+    """Return the settings of the networks and of their training."""
+    values, defaults = settings.values(config.training), settings.values(TrainConfig())
+    training = ", ".join(f"{name} {value}" for name, value in values.items()
+                         if name in ("optimizer", "lr", "batch", "epochs", "schedule")
+                         or value != defaults[name])
+    models = {name: network(config, name, "standard") for name in config.architectures}
+    only = {"vit": f"{config.heads} heads", "mixer": f"token hidden {config.token_hidden}"}
+    own = "; ".join(f"{ARCHITECTURES[name]}: {only[name]}, dropout {model.dropout:g}"
+                    for name, model in models.items())
+    activation = next(iter(models.values())).activation
+    return (f"routing: width {config.width}, hidden {config.hidden}, {activation}, {config.depth} "
+            f"blocks, patches of {config.patch}x{config.patch}, $p_k$ {config.p_k:g}; {own}; "
+            f"{training}; {_examples(config):,} training images; {config.seeds} seeds, band: "
+            "lowest to highest")
 
 
 def _draw_accuracy(axes: Any, found: Found, architecture: str) -> None:

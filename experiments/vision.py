@@ -17,6 +17,7 @@ from ..models.mixer import MixerConfig
 from ..models.vit import ViTConfig
 from ..optim import OptimizerConfig
 from ..settings import option
+from . import datasets
 from .datasets import Dataset
 from .experiment import Experiment, Place
 from .grid import Comparison, GridCell, Panel, load, sizes_of
@@ -80,10 +81,7 @@ class VisionConfig(Comparison):
             if name not in ARCHITECTURES:
                 raise unknown("architecture", name, ARCHITECTURES)
         for name in self.datasets:
-            sizes = sizes_of(self, name)
-            if sizes.image is None or sizes.task != "classification":
-                raise UserError(f"ViT and MLP-Mixer tell images apart, and {name} has none: choose "
-                                "other --datasets")
+            check_images(name, "other --datasets")
         if min(self.mixer_widths, default=2) < 2:
             raise UserError("--mixer-widths are each at least 2, as the channel mixing has half as "
                             f"many hidden neurons, got {min(self.mixer_widths)}")
@@ -118,6 +116,15 @@ class VisionConfig(Comparison):
         if kind == "vit":
             return self.training
         return replace(self.training, lr=self.mixer_lr, epochs=self.mixer_epochs)
+
+
+def check_images(name: str, others: str) -> None:
+    """Raise a UserError, which says to choose the others, unless a data set has images to classify.
+    """
+    sizes = datasets.sizes_of(name)
+    if sizes.image is None or sizes.task != "classification":
+        raise UserError(f"ViT and MLP-Mixer tell images apart, and {name} has none: choose "
+                        f"{others}")
 
 
 def normalised(data: Dataset) -> Dataset:

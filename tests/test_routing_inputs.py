@@ -146,8 +146,14 @@ def test_the_paper_has_its_small_vit():
     assert module_of(mixer).parameter_count(mixer) == 1_819_530
 
 
+def test_images_may_have_any_size():
+    model = cell_of(replace(SMALL, dataset="tiny_imagenet"), "vit", "block", 0).spec.run.model
+    assert (model.image, model.classes) == ((3, 64, 64), 200)
+
+
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"dataset": "arm"}, 'unknown data set of images "arm"'),
+    ({"dataset": "arm"}, "tell images apart, and arm has none: choose another --dataset"),
+    ({"dataset": "cifar11"}, 'unknown data set "cifar11"; did you mean "cifar10"'),
     ({"architectures": ("vit", "mlp")}, 'unknown architecture "mlp"'),
     ({"architectures": ()}, "--architectures needs at least one value, each given once, got none"),
     ({"models": ("block", "block")}, "each given once, got block, block"),
@@ -226,6 +232,11 @@ def test_the_figure_shows_what_the_files_say(tmp_path, saved):
     assert all(line.get_xdata().tolist() == [1, 2] for line in vit[1].lines[:4])
     assert vit[1].lines[4].get_ydata() == [0.5, 0.5]  # p_k
     assert len(saved[0].legends[0].get_texts()) == 5
+    title = " ".join(saved[0].get_suptitle().split())
+    for part in ("width 8, hidden 12, tanh, 2 blocks, patches of 16x16", "ViT: 2 heads, dropout "
+                 "0.1; MLP-Mixer: token hidden 6, dropout 0;", "optimizer adam, lr 0.01, schedule "
+                 "constant, batch 8, epochs 1;", "32 training images; 2 seeds"):
+        assert part in title
 
 
 @pytest.mark.parametrize("chosen", [("standard",), ("stream",), ("block", "stream")])
