@@ -34,6 +34,7 @@ from comet_np.models.mixer import MixerConfig
 from comet_np.models.mlp import MLPConfig
 from comet_np.models.vit import ViTConfig
 from comet_np.optim import OptimizerConfig
+from comet_np.tree import leaves
 from tests.runs import assert_bit_for_bit, stopped, trained
 
 # --- the models ---------------------------------------------------------------------------------
@@ -344,6 +345,19 @@ def test_the_memory_of_a_run_is_told_within_a_half(model, batch, optimizer, draw
     finally:
         tracemalloc.stop()
     assert peak / 1.5 < run_memory(run) < 1.5 * peak
+
+
+@pytest.mark.parametrize("routing", ["block", "stream"])
+@pytest.mark.parametrize("standard", [VIT, MIXER], ids=["vit", "mixer"])
+def test_the_memory_of_a_run_has_all_fixed_weights(standard, routing, monkeypatch):
+    """They are there once, and once more in what is written at the end."""
+    monkeypatch.setattr("comet_np.experiments.training.config.MOST_KEPT", 1)
+    model = replace(standard, width=3200, hidden=640, gate=Comet(), routing=routing)
+    _, fixed = module_of(model).init(model)
+    of_fixed = sum(array.nbytes for array in leaves(fixed))
+    training = TrainConfig(batch=1)
+    without = RunConfig(replace(model, gate=None, routing="block"), training)
+    assert run_memory(RunConfig(model, training)) - run_memory(without) == 2 * of_fixed
 
 
 def test_large_networks_are_evaluated_few_examples_at_a_time():

@@ -9,10 +9,12 @@ import numpy as np
 from ...errors import UserError, unknown
 from ...gates.comet import Routed
 from ...models import module_of
+from ...models.stream import stream_shapes
 from ...optim import MOMENTS, OptimizerConfig
 from ...precision import Precision, precision
 from ...schedules import SCHEDULES
 from ...settings import option
+from ...tree import elements
 from ..datasets.augment import augmentation
 from . import examples
 
@@ -156,9 +158,10 @@ def run_memory(config: RunConfig) -> int:
     model, training = config.model, config.training
     module = module_of(model)
     learned = module.parameter_count(model)
-    routing = [one.gate.shapes(one.widths) for one in getattr(model, "mlps", (model,))
-               if isinstance(getattr(one, "gate", None), Routed)]
-    weights = learned + sum(math.prod(V) for shapes in routing for V in shapes)
+    routing = (stream_shapes(model) if getattr(model, "routing", None) == "stream" else
+               tuple(one.gate.shapes(one.widths) for one in getattr(model, "mlps", (model,))
+                     if isinstance(getattr(one, "gate", None), Routed)))
+    weights = learned + sum(map(elements, routing))
     numbers = weights + learned * (1 + MOMENTS[training.optimizer.name]) + max(
         weights, max(evaluated_at_once(config), 4 * training.batch // 3) * kept_numbers(model))
     return numbers * np.dtype(training.formats.master).itemsize
