@@ -16,6 +16,7 @@ from comet_np.experiments.cli import _memory, main
 from comet_np.experiments.datasets import Dataset
 from comet_np.experiments.experiment import Cell, Place
 from comet_np.experiments.files import write_result
+from comet_np.experiments.fit import trained_on
 from comet_np.experiments.grid import Panel, cell_of, cells
 from comet_np.experiments.progress import Progress
 from comet_np.experiments.registry import experiment
@@ -205,6 +206,19 @@ def test_a_cell_trains_on_normalised_images(draw, tmp_path, monkeypatch):
     stored = json.loads((tmp_path / "config.json").read_text())["data"]
     ours = vision.normalised(data)
     assert (stored["scale"], stored["shift"]) == (list(ours.scale), list(ours.shift))
+
+
+@pytest.mark.parametrize("standard", [VIT, MIXER], ids=["vit", "mixer"])
+def test_a_trained_model_takes_images_in_their_shape(standard, draw):
+    data = vision.normalised(small_images(draw))
+    model = trained_on(data, RunConfig(standard, TrainConfig(batch=16, epochs=1)))
+    flat, images = data.x_test, data.x_test.reshape(-1, 3, 8, 8)
+    np.testing.assert_array_equal(model.predict(images), model.predict(flat))
+    assert model.output(images[:0]).shape == (0, 5)
+    for x in images[0], images[..., 1:], images.swapaxes(1, 3), flat[:, 1:], images[:, None]:
+        with pytest.raises(UserError, match=r"on images of 3 colours and 8x8 pixels: x must have "
+                                            r"shape \(n, 192\) or \(n, 3, 8, 8\), got \("):
+            model.output(x)
 
 
 @pytest.mark.usefixtures("small_blocks")

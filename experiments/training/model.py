@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -107,7 +108,7 @@ class Trained:
 
         Parameters
         ----------
-        x : NumPy array (n, N_0)
+        x : NumPy array (n, N_0), or of images (n, colours, rows, columns) for a ViT or MLP-Mixer
             In the units and with the columns, in their order, of the data that the network was
             trained on (`data.preparation.columns`, if they had names).
 
@@ -124,6 +125,14 @@ class Trained:
         if not np.isfinite(x).all():
             raise UserError("x holds numbers that are not finite (NaN or infinity): fill them in, "
                             "or leave those examples out")
+        if isinstance(self.config, ViTConfig | MixerConfig):
+            image = self.config.image
+            N = math.prod(image)
+            if x.shape[1:] not in (image, (N,)):
+                raise UserError(f"the network was trained on images of {image[0]} colours and "
+                                f"{image[1]}x{image[2]} pixels: x must have shape (n, {N}) or "
+                                f"(n, {', '.join(map(str, image))}), got {x.shape}")
+            x = x.reshape(len(x), N)
         data, first = self.data, next(leaves(self.params))
         width = None if data.preparation.x_mean is None else len(data.preparation.x_mean)
         if width not in (None, x.shape[-1]):
