@@ -5,7 +5,7 @@ import errno
 from collections.abc import Iterable
 from pathlib import Path
 
-_ELSEWHERE = "choose another folder with {flag}"
+_ELSEWHERE = "{elsewhere}"
 # What helps against an error of the system about a file.
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free some space or {_ELSEWHERE}"),
@@ -50,12 +50,13 @@ def of_system(doing: str, path: object, error: OSError, flag: str = "--out") -> 
     path : path
     error : OSError
     flag : str
-        By which another folder is chosen.
+        By which another folder is chosen; "" where a function was called with the path.
     """
     shown = str(path)
     if len(shown) > 200:
         shown = f"{shown[:80]}...{shown[-80:]}"
-    remedy = REMEDIES.get(error.errno or 0, _ELSEWHERE).format(flag=flag)
+    elsewhere = f"choose another folder with {flag}" if flag else "give another path"
+    remedy = REMEDIES.get(error.errno or 0, _ELSEWHERE).format(elsewhere=elsewhere)
     return f"cannot {doing} {shown} ({error.strerror or error}): {remedy}"
 
 

@@ -684,6 +684,7 @@ def test_other_architectures_are_refused(changes, said, folder):
     rewritten(folder, **changes)
     with pytest.raises(UserError, match=said) as caught:
         interop.load_huggingface_vit(folder)
+    assert str(caught.value).startswith(str(folder))
     assert "\n" not in str(caught.value)
 
 
@@ -717,6 +718,35 @@ def test_damaged_folders_are_refused(spoil, said, folder):
     spoil(folder)
     with pytest.raises(UserError, match=said):
         interop.load_huggingface_vit(folder)
+
+
+def test_a_path_that_does_not_do_is_one_sentence(folder):
+    config, params, _ = interop.load_huggingface_vit(folder)
+    (folder / "config.json.d").mkdir()
+    for use, said in (
+            (lambda: interop.load_safetensors(folder / "x"), r"read .*/x \(No such"),
+            (lambda: interop.load_huggingface_vit(folder / "x"), r"read .*config\.json \(No such"),
+            (lambda: interop.save_safetensors(folder / "x" / "y", {}), r"write .*/y \(No such"),
+            (lambda: interop.save_safetensors(folder / "config.json.d", {}), "Is a directory")):
+        with pytest.raises(UserError, match=said) as caught:
+            use()
+        assert str(caught.value).endswith("give another path")
+        assert "\n" not in str(caught.value)
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*config\.json .* give another path$"):
+        interop.save_huggingface_vit(folder, params, config)
+
+
+@pytest.mark.parametrize(("named", "said"), [
+    ({3: np.ones(1)}, "the names of arrays are strings, got 3"),
+    ({"a": np.ones(1, complex)}, '"a" must hold real numbers of at most 8 bytes, got complex128'),
+    ({"a": np.ones(1, "complex64")}, "got complex64"),
+])
+def test_what_a_safetensors_file_does_not_hold_is_refused(named, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        interop.save_safetensors(tmp_path / "x", named)
+    assert not any(tmp_path.iterdir())
 
 
 def test_without_the_package_one_sentence_says_so(folder, monkeypatch):
@@ -792,6 +822,8 @@ def test_the_style_that_is_meant_is_named():
                 interop.vit_from_torch(named, replace(VIT, pooling="mean"))
     with pytest.raises(UserError, match='unknown style of names "tim"; did you mean "timm"'):
         interop.vit_to_torch(*vit.init(VIT), VIT, "tim")
+    with pytest.raises(UserError, match=r"unknown style of names \"\['timm'\]\""):
+        interop.vit_to_torch(*vit.init(VIT), VIT, ["timm"])
 
 
 def test_routing_weights_that_a_gate_does_not_use_are_refused():

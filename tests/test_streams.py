@@ -306,6 +306,8 @@ def test_the_remedy_is_that_of_the_error(tmp_path, monkeypatch, code, remedy):
     said = of_system("write", "a", OSError(code, "why"))
     assert said.startswith("cannot write a (why): ")
     assert remedy in said
+    by_path = of_system("write", "a", OSError(code, "why"), "")
+    assert by_path == said.replace("choose another folder with --out", "give another path")
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(checkpoint.CheckpointError) as error:
         checkpoint.write_atomically(tmp_path / "file", b"content")

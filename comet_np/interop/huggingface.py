@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import write_atomically
 from ..errors import UserError, of_system, one_line, user_path
 from ..models.vit import ViTConfig, ViTParams
 from ..tree import leaves
-from .tensors import load_safetensors, save_safetensors
+from .tensors import load_safetensors, save_safetensors, write
 from .torch_vit import check_style, vit_from_torch, vit_to_torch
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -136,10 +135,13 @@ def load_huggingface_vit(folder: str | Path) -> tuple[ViTConfig, ViTParams, Any]
     try:
         values = json.loads(file.read_bytes())
     except OSError as error:
-        raise UserError(of_system("read", file, error, "another name")) from None
+        raise UserError(of_system("read", file, error, "")) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is no JSON ({one_line(error)}): get it again") from None
-    config = vit_config_from_huggingface(values)
+    try:
+        config = vit_config_from_huggingface(values)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     for name in OTHERS:
         if (folder / name).exists() and not (folder / WEIGHTS).exists():
             raise UserError(f"{folder} holds its weights in {name}, and one file {WEIGHTS} was "
@@ -176,5 +178,5 @@ def save_huggingface_vit(folder: str | Path, params: ViTParams, config: ViTConfi
     except OSError as error:
         raise UserError(f"cannot write into {folder} ({error.strerror})") from error
     save_safetensors(folder / WEIGHTS, named)
-    write_atomically(folder / CONFIG, json.dumps(values, indent=1).encode() + b"\n")
+    write(folder / CONFIG, json.dumps(values, indent=1).encode() + b"\n")
     return folder

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import backend_of
-from ..checkpoint import write_atomically
+from ..checkpoint import CheckpointError, write_atomically
 from ..errors import UserError, of_system, one_line, user_path
 from .torch_mlp import check_backend, check_mapping
 
@@ -21,16 +21,37 @@ def save_safetensors(file: str | Path, named: Mapping[str, Array]) -> None:
     Raises
     ------
     UserError
-        If the package is not installed, or the file cannot be written.
+        If the package is not installed, a name or an array does not go into such a file, or it
+        cannot be written.
     BackendError
         If a value is no array of a backend.
     """
     check_mapping(named)
     for name, array in named.items():
+        if not isinstance(name, str):
+            raise UserError(f"the names of arrays are strings, got {name!r}")
         check_backend(name, array)
+        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+            raise UserError(f'"{name}" must hold real numbers of at most 8 bytes, got '
+                            f"{array.dtype}: convert it, or write its parts")
     host = {name: np.ascontiguousarray(backend_of(array).to_host(array))
             for name, array in named.items()}
-    write_atomically(user_path(file), _package().numpy.save(host, metadata={"format": "pt"}))
+    write(user_path(file), _package().numpy.save(host, metadata={"format": "pt"}))
+
+
+def write(file: Path, content: bytes) -> None:
+    """Write a file whose path a function was called with, whole or not at all.
+
+    Raises
+    ------
+    UserError
+        If it cannot be written.
+    """
+    try:
+        write_atomically(file, content)
+    except CheckpointError as error:
+        cause: Any = error.__cause__
+        raise UserError(of_system("write", file, cause, "")) from None
 
 
 def load_safetensors(file: str | Path) -> dict[str, np.ndarray]:
@@ -46,7 +67,7 @@ def load_safetensors(file: str | Path) -> dict[str, np.ndarray]:
         return {name: np.array(array)
                 for name, array in package.numpy.load(file.read_bytes()).items()}
     except OSError as error:
-        raise UserError(of_system("read", file, error, "another name")) from None
+        raise UserError(of_system("read", file, error, "")) from None
     except package.SafetensorError as error:
         raise UserError(f"{file} is no whole safetensors file ({one_line(error)}): get it again"
                         ) from None

@@ -97,7 +97,7 @@ def places_of(config: ViTConfig, style: str) -> tuple[ViTParams, Tree]:
 
 def check_style(config: ViTConfig, style: str) -> None:
     """Raise a UserError unless there is this style, and it has names for all of this ViT."""
-    if style not in STYLES:
+    if not isinstance(style, str) or style not in STYLES:
         raise unknown("style of names", style, STYLES)
     if style in ("huggingface", "transformers") and (config.pooling != "class"
                                                      or config.final_norm is None):
