@@ -73,12 +73,13 @@ class Run:
         self.learner = learner = Learner(config, task(data.task), backend)
         dtype, augment = config.training.formats.accumulate, config.training.augment
 
-        def examples(x: np.ndarray, y: np.ndarray, *of_training: Any) -> Examples:
-            return Examples(x, y, data, learner.model, learner.fixed, backend, dtype, *of_training,
-                            block=evaluated_at_once(config))
+        def examples(x: np.ndarray, y: np.ndarray, **of_training: Any) -> Examples:
+            return Examples(x, y, data, learner.model, learner.fixed, backend, dtype,
+                            block=evaluated_at_once(config), **of_training)
 
-        self.training = examples(data.x_train, data.y_train, Pass(train=True, seed=config.seed),
-                                 None if augment is None else augmentation(augment))
+        self.training = examples(
+            data.x_train, data.y_train, train=Pass(train=True, seed=config.seed),
+            augmentation=None if augment is None else augmentation(augment))
         self.validation, self.test = (
             None if x is None or y is None else examples(x, y)
             for x, y in ((data.x_val, data.y_val), (data.x_test, data.y_test)))
