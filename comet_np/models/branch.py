@@ -91,11 +91,11 @@ def turned(x: Array, across: bool) -> Array:
 def check_common(config: Any, sizes: Sequence[str], rates: Sequence[str]) -> None:
     """Raise a UserError unless the fields that both configurations have are possible."""
     for name in sizes:
-        value = getattr(config, name)
-        if not isinstance(value, Integral) or value < 1:
+        value: Any = getattr(config, name)
+        if not isinstance(value, Integral) or int(value) < 1:
             raise UserError(f"{name} is an integer of at least 1, got {value!r}")
     image = config.image
-    if len(image) != 3 or not all(isinstance(N, Integral) and N >= 1 for N in image):
+    if len(image) != 3 or not all(isinstance(N, Integral) and int(N) >= 1 for N in image):
         raise UserError("image is (colours, rows, columns), each an integer of at least 1, got "
                         f"{image}")
     check_patch(image, config.patch)
@@ -103,7 +103,7 @@ def check_common(config: Any, sizes: Sequence[str], rates: Sequence[str]) -> Non
         check_rate(getattr(config, name))
     for name, low in ("eps", 0.0), ("scale", -math.inf):
         value = getattr(config, name)
-        if not isinstance(value, Real) or not low < value < math.inf:
+        if not isinstance(value, Real) or not low < float(value) < math.inf:
             raise UserError(f"{name} is a finite number{' above 0' * (low == 0)}, got {value!r}")
     if config.routing not in ROUTINGS:
         raise unknown("routing", config.routing, ROUTINGS)
