@@ -213,7 +213,8 @@ def test_the_table_counts_multiply_adds(tmp_path):
         _, model, _, trained[model], routed[model], *_ = line.split()
     mlps = 2 * 5 * 8 * 12_000 / 1e6  # two blocks of five tokens: V of each, U of one
     assert set(trained.values()) == {f"{3 * 2 * mlps:.1f}M"}  # two maps forward, twice backward
-    assert routed == {"standard": "0.0M", "block": f"{mlps:.1f}M", "stream": f"{1.5 * mlps:.1f}M"}
+    stream = 1.5 * mlps + 4 * 16 * 16 * 3 * 8 / 1e6  # and E of four patches
+    assert routed == {"standard": "0.0M", "block": f"{mlps:.1f}M", "stream": f"{stream:.1f}M"}
 
 
 def test_the_figure_shows_what_the_files_say(tmp_path, saved):
