@@ -1,5 +1,6 @@
 """The figures and the table of a grid, from the files of its finished cells alone."""
 
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,6 +43,8 @@ LEAST_HEIGHT = 1.7  # inches of a map, beside which its label stands
 PALE = 20.0  # a lead below is pale, even if it is the largest: points, or per cent
 ACROSS = 5  # panels at most side by side
 LOAD = "val_load_"  # begins the metrics that say the share of each expert of a mixture
+
+FOLDERS = re.compile(r"\S*[/\\](?=[^/\\\s])")  # of a path, all but its last part
 
 
 class Curve(NamedTuple):
@@ -339,7 +342,8 @@ def _title(config: Comparison, found: Found, name: str, inches: float, more: str
                      for (name, value), default in zip(ours.items(), defaults.values(), strict=True)
                      if name not in config.said and (value != default or name in config.shown)
                      and config.only.get(name, config.kinds[0]) in config.kinds)
-    notices = {panel.dataset: curve.notice for (panel, _), curves in found.items()
+    # A figure is shown to others, to whom the folders of this machine say nothing.
+    notices = {panel.dataset: FOLDERS.sub("", curve.notice) for (panel, _), curves in found.items()
                for curve in curves.values() if curve.notice}
     characters = int(CHARACTERS_AN_INCH * inches)
     return figures.plain("\n".join([
