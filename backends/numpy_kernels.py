@@ -588,8 +588,11 @@ def _random_bits(key: Any, n: int, counter: int, first: int = 0) -> Array:
     They begin with the number `first`, of which 8 lie in a block. NumPy raises its counter before
     each block, so its first one is that of (1, 0, counter, 0).
     """
-    philox = np.random.Philox(key=np.array(key, "u8"),
-                              counter=np.array([first // 8, 0, counter, 0], "u8"))
+    philox = np.random.Philox(0)  # made from a key it would ask the system for entropy first
+    state = philox.state
+    state["state"] = {"counter": np.array([first // 8, 0, counter, 0], "u8"),
+                      "key": np.array(key, "u8")}
+    philox.state = state
     return philox.random_raw(-(-n // 2)).astype("<u8", copy=False).view("<u4")[:n]
 
 

@@ -64,7 +64,8 @@ def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
         "machine": processor(), "kind of processor": kind(), "cores": os.cpu_count(),
         "threads": threads, "python": platform.python_version(),
         "numpy": metadata.version("numpy"), "scipy": metadata.version("scipy"), **versions,
-        "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE", "not set"),
+        **{name: os.environ.get(name, "not set")
+           for name in ("OPENBLAS_CORETYPE", "OPENBLAS_THREAD_TIMEOUT")},
         "pytorch settings": f"eager, float32, torch.set_num_threads({threads}), torch.optim.SGD"
                             + "; compiled: torch.compile with its defaults" * (not other),
         **(other.SETTINGS if other else {
