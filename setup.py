@@ -16,7 +16,7 @@ def packages() -> list[str]:
 
 if __name__ == "__main__":
     plots = ["matplotlib>=3.8"]
-    tests = ["pytest>=8"]
+    tests = ["pytest>=8", "pytest-xdist>=3"]
     files = ["safetensors>=0.4"]
     setup(
         name="comet-np",
