@@ -653,7 +653,7 @@ def test_the_figures_title_says_what_is_not_the_default_and_what_is_wrong_with_t
         tmp_path, saved):
     config = replace(CONFIG, train=77, ties="index")
     finish(config, tmp_path, {("glyphs", "comet"): CURVES["glyphs", "comet"]},
-           notice="of /home/me/half of it")
+           notice="of some/folder/half of it")
     grid_report.draw(config, tmp_path, "grid")
     assert " ".join(saved[0].get_suptitle().split()) == (
         "grid: sgd lr 0.01, batch 32, 3 epochs, softplus, 3 seeds (band: lowest to highest), 77 "
