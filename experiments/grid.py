@@ -81,7 +81,6 @@ class Comparison:
     training: TrainConfig = field(default=TrainConfig(lr=3e-2, epochs=8))
 
     variants: ClassVar[dict[str, Variant]] = VARIANTS
-    cell: ClassVar[type[GridCell]] = GridCell
     # Settings that a figure's title or its axes say on their own; that it says even if they are the
     # paper's, with the paper's if not; and the kinds of networks that alone have them.
     said: ClassVar[tuple[str, ...]] = ("datasets", "models", "p_k", "seeds", "train", "optimizer",
@@ -234,8 +233,8 @@ def cell_of(config: Any, panel: Panel, model: str, seed: int) -> Cell:
                      *[f"pk{p_k}"] * (model not in WITHOUT_P_K),
                      *[kind] * (kind != DEFAULT_F), f"seed{seed}"])
     return Cell(name,
-                config.cell(dataset, config.train, config.validation, config.target, config.task,
-                            sizes_of(config, dataset).digest, run),
+                GridCell(dataset, config.train, config.validation, config.target, config.task,
+                         sizes_of(config, dataset).digest, run),
                 run_work(run, examples(config, dataset)), run_memory(run))
 
 

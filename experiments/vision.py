@@ -30,14 +30,6 @@ ARCHITECTURES = ("vit", "mixer")
 
 
 @dataclass(frozen=True)
-class VisionCell(GridCell):
-    """One cell: one model trained on one set of images from one seed.
-
-    A cell is found by its spec, of which the name of this class is a part.
-    """
-
-
-@dataclass(frozen=True)
 class VisionConfig(Comparison):
     """ViT and MLP-Mixer; the defaults are the paper's.
 
@@ -65,7 +57,6 @@ class VisionConfig(Comparison):
         OptimizerConfig("adam"), 1e-4, "cosine", batch=512, epochs=200, augment="crop_flip"))
 
     variants: ClassVar[dict[str, Variant]] = VARIANTS_OF_BLOCKS
-    cell: ClassVar[type[GridCell]] = VisionCell
     said: ClassVar[tuple[str, ...]] = (*Comparison.said, "architectures", "vit_hidden",
                                        "mixer_widths", "mixer_lr", "mixer_epochs")
     shown: ClassVar[tuple[str, ...]] = ("lr", "batch", "epochs", "vit_width", "heads",
@@ -143,7 +134,7 @@ def normalised(data: Dataset) -> Dataset:
     return data.normalised(tuple(mean), tuple(std))
 
 
-def run_cell(spec: VisionCell, place: Place) -> dict[str, Any]:
+def run_cell(spec: GridCell, place: Place) -> dict[str, Any]:
     """Train the cell's model on normalised images."""
     return train(spec.run, normalised(load(spec, place)), place.folder, place.backend,
                  place.progress, place.stop)

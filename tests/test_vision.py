@@ -17,7 +17,7 @@ from comet_np.experiments.datasets import Dataset
 from comet_np.experiments.experiment import Cell, Place
 from comet_np.experiments.files import write_result
 from comet_np.experiments.fit import trained_on
-from comet_np.experiments.grid import Panel, cell_of, cells
+from comet_np.experiments.grid import GridCell, Panel, cell_of, cells
 from comet_np.experiments.progress import Progress
 from comet_np.experiments.registry import experiment
 from comet_np.experiments.training import RunConfig, TrainConfig, run_memory
@@ -201,7 +201,7 @@ def test_colours_are_normalised_by_the_training_images(draw):
 def test_a_cell_trains_on_normalised_images(draw, tmp_path, monkeypatch):
     data, run = small_images(draw), RunConfig(VIT, TrainConfig(batch=16, epochs=1))
     monkeypatch.setattr(vision, "load", lambda spec, place: data)
-    vision.run_cell(vision.VisionCell("small", None, None, None, None, "", run),
+    vision.run_cell(GridCell("small", None, None, None, None, "", run),
                     Place(tmp_path, get_backend("numpy"), None, Progress(1)))
     stored = json.loads((tmp_path / "config.json").read_text())["data"]
     ours = vision.normalised(data)
