@@ -11,7 +11,7 @@ import math
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from ..settings import option
 from . import datasets, figures
 from .datasets.base import scaled
 from .experiment import Cell, Experiment, Place, columns
-from .grid import DataCell, load
+from .grid import DataCell, examples, load
 from .intervals import advantage, percent, signed
 from .training import RunConfig, TrainConfig, run_memory, run_work, train
 from .training.config import computing, multiply_adds
@@ -63,6 +63,9 @@ class RoutingConfig:
     training: TrainConfig = field(default=TrainConfig(
         OptimizerConfig("adam"), lr=1e-3, schedule="cosine", batch=64, epochs=4))
 
+    target: ClassVar[None] = None
+    task: ClassVar[None] = None
+
     def __post_init__(self) -> None:
         check_images(self.dataset, "another --dataset")
         for name, known in (("architectures", ARCHITECTURES), ("models", LOOKS)):
@@ -80,7 +83,8 @@ class RoutingConfig:
         if min(self.seeds, 1 if self.train is None else self.train) < 1:
             raise UserError("an experiment needs at least 1 seed and 1 example to train, got seeds "
                             f"= {self.seeds}, train = {self.train}")
-        steps = self.training.epochs * math.ceil(_examples(self) / self.training.examples_a_step)
+        steps = self.training.epochs * math.ceil(
+            examples(self, self.dataset) / self.training.examples_a_step)
         schedule(self.training.schedule, 0, steps, self.training.warmup)  # if it does not fit
         cells(self)  # bad settings are refused before the first cell runs
 
@@ -105,12 +109,7 @@ def cell_of(config: RoutingConfig, architecture: str, model: str, seed: int) -> 
     spec = RoutingCell(config.dataset, config.train, config.validation, None, None,
                        datasets.sizes_of(config.dataset).digest, config.images, run)
     return Cell(f"{config.dataset}-{architecture}-{model}-seed{seed}", spec,
-                run_work(run, _examples(config)), run_memory(run))
-
-
-def _examples(config: RoutingConfig) -> int:
-    examples = datasets.sizes_of(config.dataset).examples
-    return min(config.train or examples, examples)
+                run_work(run, examples(config, config.dataset)), run_memory(run))
 
 
 def network(config: RoutingConfig, architecture: str, model: str) -> ViTConfig | MixerConfig:
@@ -296,8 +295,8 @@ def _title(config: RoutingConfig) -> str:
     activation = next(iter(models.values())).activation
     return (f"routing: width {config.width}, hidden {config.hidden}, {activation}, {config.depth} "
             f"blocks, patches of {config.patch}x{config.patch}, $p_k$ {config.p_k:g}; {own}; "
-            f"{training}; {_examples(config):,} training images; {config.seeds} seeds, band: "
-            "lowest to highest")
+            f"{training}; {examples(config, config.dataset):,} training images; {config.seeds} "
+            "seeds, band: lowest to highest")
 
 
 def _draw_accuracy(axes: Any, found: Found, architecture: str) -> None:
