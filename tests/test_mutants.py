@@ -130,7 +130,7 @@ MUTANTS = {
         "comet_np/models/vit.py", "pooled = x[..., 0, :]", "pooled = x[..., -1, :]",
         ("test_vit_mixer", "number_by_number")),
     "a mean's gradient not shared out": Mutant(
-        "comet_np/models/vit.py", "d[..., None, :] / T", "d[..., None, :]",
+        "comet_np/models/branch.py", "d[..., None, :] / T", "d[..., None, :]",
         ("test_vit_mixer", "by_differences")),
     "masks from outside not read": Mutant(
         "comet_np/models/stream.py", "if masks is None and config.routing",

@@ -46,6 +46,11 @@ def undropped(dy: Array, cache: DropoutCache | None) -> Array:
     return dy if cache is None else dropout_backward(dy, cache)
 
 
+def unpooled(d: Array, T: int) -> Array:
+    """Return the gradient by T tokens (..., T, D) of one by their mean (..., D)."""
+    return xp_of(d).repeat(d[..., None, :] / T, T, axis=-2)
+
+
 def within(at: Pass, *name: str | int) -> Pass:
     """Return the pass as a part of a model sees it: with random streams of its own."""
     return at._replace(seed=seed_of(at.seed, *name))

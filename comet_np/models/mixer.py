@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..backends import Backend, backend_of, get_backend, xp_of
+from ..backends import Backend, backend_of, get_backend
 from ..functional.linear import (
     Linear,
     LinearCache,
@@ -25,6 +25,7 @@ from .branch import (
     check_common,
     fresh_norm,
     linear,
+    unpooled,
     within,
 )
 from .stream import routed, routing_multiply_adds, stream_init
@@ -249,10 +250,8 @@ def backward(dlogits: Array, cache: MixerCache, params: MixerParams, grads: Mixe
     """
     check_cotangent(dlogits, (*cache.head.x.shape[:-1], config.classes))
     check_shapes(grads, shapes(config), "this MixerConfig needs MixerParams, the gradients")
-    T = config.tokens
     d = linear_backward(dlogits, cache.head, params.head, grads.head, config.compute)
-    dx = xp_of(d).repeat(d[..., None, :] / T, T, axis=-2)  # undoes the mean
-    dx = norm_backward(dx, cache.norm, params.norm, grads.norm)
+    dx = norm_backward(unpooled(d, config.tokens), cache.norm, params.norm, grads.norm)
     for i in reversed(range(len(config.mlps))):
         p, g = params.branches[i], grads.branches[i]
         dx = branch_backward(dx, cache.branches[i], p.norm, p.mlp, g.norm, g.mlp, config.mlps[i],

@@ -46,6 +46,7 @@ from .branch import (
     fresh_norm,
     linear,
     undropped,
+    unpooled,
     within,
 )
 from .stream import routed, routing_multiply_adds, stream_init
@@ -358,10 +359,9 @@ def _block_backward(dy: Array, cache: BlockCache, p: Block, g: Block, config: Vi
 
 def _unpooled(d: Array, config: ViTConfig) -> Array:
     """Return the gradient by the tokens (..., T, D) of one by what was pooled of them (..., D)."""
-    xp, T = xp_of(d), config.tokens
     if config.pooling == "mean":
-        return xp.repeat(d[..., None, :] / T, T, axis=-2)
-    dx = xp.zeros((*d.shape[:-1], T, d.shape[-1]), dtype=d.dtype)
+        return unpooled(d, config.tokens)
+    dx = xp_of(d).zeros((*d.shape[:-1], config.tokens, d.shape[-1]), dtype=d.dtype)
     dx[..., 0, :] = d
     return dx
 
