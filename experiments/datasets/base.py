@@ -200,6 +200,15 @@ def new_hash(known: str) -> "hashlib._Hash":
     return hashlib.new({32: "md5", 64: "sha256"}[len(known)], usedforsecurity=False)
 
 
+def notice_of(unofficial: Sequence[str], place: Path, examples: int, tests: int) -> str:
+    """Return what is odd about images of which these files are not the official ones, if any."""
+    if not unofficial:
+        return ""
+    return (f"{', '.join(unofficial)} in {place}: not the official bytes (unknown hash), but of "
+            f"the right format, and used: {examples} images for training and validation, {tests} "
+            "for the test")
+
+
 def is_official(content: bytes, known: str) -> bool:
     """Return whether the hash of `content` is the `known` one."""
     digest = new_hash(known)

@@ -23,6 +23,7 @@ from .base import (
     find_file,
     is_official,
     not_found,
+    notice_of,
     read_file,
     reason,
     remedy,
@@ -174,9 +175,7 @@ def load(kind: Cifar, folder: Path, seed: int) -> Dataset:
         x[rows] = part.x
     names = [name for name, part in zip(version.files, (*training, test), strict=True)
              if not part.official]
-    notice = (f"{', '.join(names)} in {place}: not the official bytes (unknown hash), but of the "
-              f"right format, and used: {len(x)} images for training and validation, {len(test.x)} "
-              "for the test") if names else ""
+    notice = notice_of(names, place, len(x), len(test.x))
     return Dataset(kind.name, "classification", x[:len(train)], y[train], x[len(train):], y[val],
                    np.ascontiguousarray(test.x), test.y, kind.classes, IMAGE_SCALE, IMAGE_SHIFT,
                    notice, image=IMAGE)

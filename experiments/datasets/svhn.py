@@ -18,6 +18,7 @@ from .base import (
     find_file,
     is_official,
     not_found,
+    notice_of,
     read_file,
     reason,
     remedy,
@@ -71,9 +72,7 @@ def load(folder: Path, seed: int) -> Dataset:
     (x, y, *_), (x_test, y_test, _) = parts = [_read(place, file) for file in DOWNLOADS]
     names = [file.name for file, (*_, official) in zip(DOWNLOADS, parts, strict=True)
              if not official]
-    notice = (f"{', '.join(names)} in {place}: not the official bytes (unknown hash), but of the "
-              f"right format, and used: {len(x)} images for training and validation, "
-              f"{len(x_test)} for the test") if names else ""
+    notice = notice_of(names, place, len(x), len(x_test))
     train, val = split(len(x), seed, place / TRAIN.name)
     return Dataset("svhn", "classification", x[train], y[train], x[val], y[val], x_test, y_test, 10,
                    IMAGE_SCALE, IMAGE_SHIFT, notice, image=IMAGE)
