@@ -33,6 +33,7 @@ from .base import (
     mask_fits,
     norm_fits,
     products_fit,
+    tokens_fit,
     update_fits,
     weights_shape,
     writeable,
@@ -40,8 +41,8 @@ from .base import (
 
 __all__ = ["OPERATIONS", "Backend", "BackendError", "OutOfMemory", "backend_of", "bits_fit",
            "described", "get_backend", "heads_fit", "labels_fit", "mask_fits", "norm_fits",
-           "overridable", "products_fit", "reference", "update_fits", "weights_shape", "writeable",
-           "xp_of"]
+           "overridable", "products_fit", "reference", "tokens_fit", "update_fits", "weights_shape",
+           "writeable", "xp_of"]
 
 OPERATIONS: dict[str, Any] = {}  # the register: every overridable body, by name
 NUMBERS = frozenset(map(np.dtype, "?bBhHiIlLqQefdgFDG"))  # in the byte order of this machine

@@ -169,6 +169,14 @@ def weights_shape(qkv: Array, heads: int) -> tuple[int, ...]:
     return (*lead, heads, T, T)
 
 
+def tokens_fit(tokens: Array, table: Array, positions: Array, first: int) -> bool:
+    """Return whether tokens (..., T) from a position on go with tables (V, D) and (P, D)."""
+    return (tokens.dtype.kind in "iu" and tokens.ndim >= 1 and table.ndim == positions.ndim == 2
+            and 0 not in table.shape and table.shape[1] == positions.shape[1]
+            and isinstance(first, Integral) and first >= 0
+            and first + tokens.shape[-1] <= len(positions))
+
+
 def labels_fit(labels: Array, logits: Array) -> bool:
     """Return whether there is an integer label for each row of logits (..., C), C at least 1."""
     shape = logits.shape

@@ -23,6 +23,7 @@ from .base import (
     layer_fits,
     mask_fits,
     norm_fits,
+    tokens_fit,
     update_fits,
 )
 from .cpu import BLOCK, over_blocks
@@ -71,6 +72,7 @@ def _gradients_fit(dy: Array, x: Array, W: Array, g: Any) -> bool:
 # whatever memory order they are given, so a whole training step runs in that order.
 
 FEW_ROWS = 256
+MANY_COLUMNS = 1 << 14  # of a product that is row-major for any number of rows, as a GPT's logits
 
 
 def _operand(a: Array) -> tuple[Array, int]:
@@ -89,7 +91,7 @@ def _product(a: Array, b: Array) -> Array:
                            ".astype()")
     if 0 in a.shape or 0 in b.shape:
         return a @ b  # BLAS refuses empty operands
-    few = len(a) <= FEW_ROWS
+    few = len(a) <= FEW_ROWS and b.shape[1] < MANY_COLUMNS
     (a, trans_a), (b, trans_b) = _operand(a if few else b.T), _operand(b if few else a.T)
     product = multiply(1.0, a, b, trans_a=trans_a, trans_b=trans_b)
     return product if few else product.T
@@ -365,6 +367,28 @@ FORWARD_INTO: dict[str, Callable[[Array, Array], Any]] = {
 DERIVATIVE_INTO = {"softplus": _sigmoid_into, "tanh": _tanh_derivative_into}
 
 
+# --- tokens -------------------------------------------------------------------------------------
+
+
+@kernel
+def tokens_backward(body: Body, dx: Array, cache: Any, g: Any, first: int = 0) -> None:
+    tokens = cache.tokens
+    if (not tokens_fit(tokens, *g, first) or dx.shape != (*tokens.shape, g.tokens.shape[1])
+            or not all(total.flags.writeable for total in g)):
+        return body(dx, cache, g, first)  # raises
+    check_float("tokens_backward", dx, *g)
+    T, D = dx.shape[-2:]
+    rows, flat = dx.reshape(-1, D), tokens.reshape(-1)
+    if not rows.size:
+        return None
+    order = np.argsort(flat, kind="stable")  # each token's rows one after the other
+    found, starts = np.unique(flat[order], return_index=True)
+    g.tokens[found] += np.add.reduceat(rows[order], starts, axis=0)
+    positions = g.positions[first:first + T]
+    positions += rows.reshape(-1, T, D).sum(axis=0)
+    return None
+
+
 # --- layer norm ---------------------------------------------------------------------------------
 
 
@@ -562,21 +586,73 @@ def attention_backward(body: Body, dy: Array, cache: Any, heads: int,
 # --- loss ---------------------------------------------------------------------------------------
 
 
+MANY_CLASSES = 256  # from which on a row is long enough for loops of its own
+
+
 @kernel
-def softmax_cross_entropy(body: Body, logits: Array, labels: Array) -> tuple[Array, Array]:
-    if not labels_fit(labels, logits):
-        return body(logits, labels)  # raises
+def softmax_cross_entropy(body: Body, logits: Array, labels: Array, ignored: int | None = None,
+                          in_place: bool = False) -> tuple[Array, Array]:
+    if not labels_fit(labels, logits) or (in_place and not logits.flags.carray):
+        return body(logits, labels, ignored, in_place)
     check_float("softmax_cross_entropy", logits)
-    # Classes first, where the memory allows it: a reduction over few classes is then a few
-    # passes over long rows instead of many short loops.
-    classes = logits.reshape(-1, logits.shape[-1]).T
-    q = classes - classes.max(axis=0)
-    of_label = q[labels.reshape(-1), np.arange(labels.size)]
-    np.exp(q, out=q)
-    total = q.sum(axis=0)
-    q /= total
-    losses = np.log(total) - of_label
-    return losses.reshape(labels.shape), q.T.reshape(logits.shape)
+    C, flat = logits.shape[-1], labels.reshape(-1)
+    kept = None if ignored is None else flat != ignored
+    if kept is not None:
+        flat = np.where(kept, flat, 0)
+    rows = logits.reshape(-1, C)
+    losses = np.empty(len(rows), logits.dtype)
+    if C < MANY_CLASSES and not in_place:
+        # Classes first, where the memory allows it: a reduction over few classes is then a few
+        # passes over long rows instead of many short loops.
+        classes = rows.T
+        q = classes - classes.max(axis=0)
+        of_label = q[flat, np.arange(len(flat))]
+        np.exp(q, out=q)
+        total = q.sum(axis=0)
+        q /= total
+        losses[...] = np.log(total) - of_label
+        q = q.T
+    else:
+        q = rows if in_place else np.empty(rows.shape, rows.dtype)
+
+        def work(block: slice) -> None:
+            z, out = rows[block], q[block]
+            np.subtract(z, z.max(axis=1, keepdims=True), out=out)
+            of_label = out[np.arange(len(out)), flat[block]]
+            np.exp(out, out=out)
+            total = out.sum(axis=1)
+            out *= (1 / total)[:, None]
+            losses[block] = np.log(total) - of_label
+
+        over_blocks(work, len(rows), C)
+    if kept is not None:
+        losses *= kept
+    return losses.reshape(labels.shape), logits if in_place else q.reshape(logits.shape)
+
+
+@kernel
+def softmax_cross_entropy_gradient(body: Body, q: Array, labels: Array, scale: Any,
+                                   ignored: int | None = None, in_place: bool = False) -> Array:
+    if not labels_fit(labels, q) or (in_place and not q.flags.carray):
+        return body(q, labels, scale, ignored, in_place)
+    check_float("softmax_cross_entropy_gradient", q)
+    C, flat, scale = q.shape[-1], labels.reshape(-1), q.dtype.type(scale)
+    rows = q.reshape(-1, C)
+    out = rows if in_place else np.empty_like(rows)
+    kept = None if ignored is None else flat != ignored
+
+    def work(block: slice) -> None:
+        part, which = out[block], np.arange(len(flat[block]))
+        np.multiply(rows[block], scale, out=part)
+        if kept is None:
+            part[which, flat[block]] -= scale
+        else:
+            which = which[kept[block]]
+            part[which, flat[block][which]] -= scale
+            part[~kept[block]] = 0
+
+    over_blocks(work, len(rows), C)
+    return q if in_place else out.reshape(q.shape)
 
 
 # --- random masks -------------------------------------------------------------------------------

@@ -112,10 +112,10 @@ MUTANTS = {
         "comet_np/models/branch.py", "return dy + norm_backward", "return norm_backward",
         ("test_vit_mixer", "by_differences")),
     "no gradient past attention": Mutant(
-        "comet_np/models/vit.py", "return dx + norm_backward", "return norm_backward",
+        "comet_np/models/block.py", "return dx + norm_backward", "return norm_backward",
         ("test_vit_mixer", "by_differences")),
     "all blocks drop the same": Mutant(
-        "comet_np/models/vit.py", 'within(at, "block", i)', "at",
+        "comet_np/models/block.py", 'within(at, "block", i)', "at",
         ("test_vit_mixer", "differs_between_blocks")),
     "all mixing drops the same": Mutant(
         "comet_np/models/mixer.py", 'within(at, "branch", i)', "at",
@@ -124,7 +124,7 @@ MUTANTS = {
         "comet_np/models/mlp.py", "seed_of(seed, *name)", "seed",
         ("test_vit_mixer", "drawn_for_itself")),
     "attention's weights dropped in evaluation": Mutant(
-        "comet_np/models/vit.py", 'key(at.seed, "weights") if at.train else None',
+        "comet_np/models/block.py", 'key(at.seed, "weights") if at.train else None',
         'key(at.seed, "weights")', ("test_vit_mixer", "in_training_alone")),
     "the class token is the last": Mutant(
         "comet_np/models/vit.py", "pooled = x[..., 0, :]", "pooled = x[..., -1, :]",

@@ -153,6 +153,24 @@ def _normal_cdf(a: Array) -> Array:
     return 0.5 * (1 + backend_of(a).erf(a / math.sqrt(2)))
 
 
+def gelu_new(a: Array) -> Array:
+    """f(a) = a (1 + tanh(u)) / 2,  u = sqrt(2/pi) (a + 0.044715 a^3): of GPT-2, for gelu."""
+    return 0.5 * a * (1 + xp_of(a).tanh(_gelu_argument(a)))
+
+
+def gelu_new_derivative(a: Array) -> Array:
+    t = xp_of(a).tanh(_gelu_argument(a))
+    slope = math.sqrt(2 / math.pi) * (1 + 3 * GELU_CUBIC * a * a)  # du/da
+    return 0.5 * (1 + t) + 0.5 * a * (1 - t * t) * slope
+
+
+GELU_CUBIC = 0.044715  # Hendrycks & Gimpel 2016
+
+
+def _gelu_argument(a: Array) -> Array:
+    return math.sqrt(2 / math.pi) * (a + GELU_CUBIC * a * a * a)
+
+
 def elu(a: Array) -> Array:
     """f(a) = a for a > 0, else exp(a) - 1."""
     xp = xp_of(a)
@@ -198,6 +216,7 @@ _register("sigmoid", sigmoid, sigmoid_derivative)
 _register("softplus", softplus, softplus_derivative)
 _register("silu", silu, silu_derivative)
 _register("gelu", gelu, gelu_derivative)
+_register("gelu_new", gelu_new, gelu_new_derivative)
 _register("elu", elu, elu_derivative)
 _register("selu", selu, selu_derivative)
 _register("mish", mish, mish_derivative)

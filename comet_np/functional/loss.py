@@ -5,7 +5,7 @@ Both are means over the leading axes; sums are taken in float32 or better.
 
 from typing import Any, NamedTuple
 
-from ..backends import backend_of, labels_fit, overridable, xp_of
+from ..backends import backend_of, labels_fit, overridable, writeable, xp_of
 from ..errors import UserError
 
 Array = Any
@@ -14,27 +14,41 @@ Array = Any
 class CrossEntropyCache(NamedTuple):
     """What the backward of the cross-entropy reads.
 
-    q : array (..., C), the predicted probabilities. labels : int array (...).
+    q : array (..., C), the predicted probabilities. labels : int array (...). counted : how many
+    labels count. ignored, in_place : as the forward was given them.
     """
 
     q: Array
     labels: Array
+    counted: Array | int
+    ignored: int | None
+    in_place: bool
 
 
 @overridable
-def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
-    """Return the cross-entropy of each example (...) and softmax(logits) (..., C)."""
+def softmax_cross_entropy(logits: Array, labels: Array, ignored: int | None = None,
+                          in_place: bool = False) -> tuple[Array, Array]:
+    """Return the cross-entropy of each example (...) and softmax(logits) (..., C).
+
+    The loss of an ignored label is 0. With `in_place` the softmax is written over the logits.
+    """
     check_shapes(labels, logits)
+    check_own_memory(logits, in_place)
     xp = xp_of(logits)
-    rows = _wide(logits).reshape(-1, logits.shape[-1])
+    rows, flat = _wide(logits).reshape(-1, logits.shape[-1]), labels.reshape(-1)
     shifted = rows - rows.real.max(axis=-1, keepdims=True)  # .real: for the complex step
     log_q = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
-    losses = -log_q[xp.arange(len(rows)), labels.reshape(-1)].reshape(labels.shape)
-    return losses, xp.exp(log_q).reshape(logits.shape).astype(logits.dtype)
+    kept = xp.ones(flat.shape, bool) if ignored is None else flat != ignored
+    losses = -log_q[xp.arange(len(rows)), xp.where(kept, flat, 0)] * kept
+    q = xp.exp(log_q).reshape(logits.shape).astype(logits.dtype)
+    if in_place:
+        logits[...] = q
+        q = logits
+    return losses.reshape(labels.shape), q
 
 
-def softmax_cross_entropy_forward(logits: Array,
-                                  labels: Array) -> tuple[Array, CrossEntropyCache]:
+def softmax_cross_entropy_forward(logits: Array, labels: Array, ignored: int | None = None,
+                                  in_place: bool = False) -> tuple[Array, CrossEntropyCache]:
     """Return the mean cross-entropy of the labels under softmax(logits), in nats.
 
     ``q = exp(a) / sum_j exp(a_j)``,  ``loss = -mean log q[label]``
@@ -45,6 +59,12 @@ def softmax_cross_entropy_forward(logits: Array,
         The network's output a_L.
     labels : int array (...)
         The true class of each example, 0 to C - 1.
+    ignored : int, optional
+        The label of examples that do not count, as -100; the mean is over the others.
+    in_place : bool
+        Whether the logits are given away: q, and by the backward their gradient, are written over
+        them. Of a vocabulary of 50257 they are most of what a step needs, and this spares two
+        copies. The backward can then be called once.
 
     Returns
     -------
@@ -54,35 +74,55 @@ def softmax_cross_entropy_forward(logits: Array,
     Raises
     ------
     UserError
-        If the shapes do not fit, the labels are not integers, or one is out of range.
+        If the shapes do not fit, the labels are not integers, or one is out of range; if none
+        counts.
     """
-    check_labels(labels, logits)
-    losses, q = softmax_cross_entropy(logits, labels)
-    return losses.mean(), CrossEntropyCache(q, labels)
+    check_labels(labels, logits, ignored)
+    losses, q = softmax_cross_entropy(logits, labels, ignored, in_place)
+    if ignored is None:
+        return losses.mean(), CrossEntropyCache(q, labels, labels.size, None, in_place)
+    counted = (labels != ignored).sum().astype(losses.dtype)
+    return losses.sum() / counted, CrossEntropyCache(q, labels, counted, ignored, in_place)
 
 
 def softmax_cross_entropy_backward(dloss: Array | float, cache: CrossEntropyCache) -> Array:
-    """Return ``dlogits = dloss (q - onehot(label)) / n``, with n examples: (..., C)."""
-    return softmax_cross_entropy_gradient(cache.q, cache.labels, dloss / cache.labels.size)
+    """Return ``dlogits = dloss (q - onehot(label)) / n``, of n examples that count: (..., C).
+
+    It is 0 for those that do not.
+    """
+    q, labels, counted, ignored, in_place = cache
+    return softmax_cross_entropy_gradient(q, labels, dloss / counted, ignored, in_place)
 
 
 @overridable
-def softmax_cross_entropy_gradient(q: Array, labels: Array, scale: Array | float) -> Array:
-    """Return ``scale (q - onehot(label))``: q (..., C), labels (...) -> (..., C)."""
+def softmax_cross_entropy_gradient(q: Array, labels: Array, scale: Array | float,
+                                   ignored: int | None = None, in_place: bool = False) -> Array:
+    """Return ``scale (q - onehot(label))``: q (..., C), labels (...) -> (..., C).
+
+    Rows of an ignored label are 0. With `in_place` it is written over q.
+    """
     check_shapes(labels, q)
-    rows = (q * scale).reshape(-1, q.shape[-1])
-    rows[xp_of(q).arange(len(rows)), labels.reshape(-1)] -= scale
-    return rows.reshape(q.shape)
+    check_own_memory(q, in_place)
+    xp = xp_of(q)
+    rows, flat = (q * scale).reshape(-1, q.shape[-1]), labels.reshape(-1)
+    kept = xp.ones(flat.shape, bool) if ignored is None else flat != ignored
+    rows[xp.arange(len(rows)), xp.where(kept, flat, 0)] -= scale
+    rows[~kept] = 0
+    dlogits = rows.reshape(q.shape)
+    if in_place:
+        q[...] = dlogits
+        dlogits = q
+    return dlogits
 
 
-def check_labels(labels: Array, logits: Array) -> None:
-    """Raise a UserError unless `labels` are class indices that fit `logits`."""
+def check_labels(labels: Array, logits: Array, ignored: int | None = None) -> None:
+    """Raise a UserError unless `labels` are class indices that fit `logits`, or ignored."""
     xp_of(logits)  # says what it should be
     if type(labels) is not type(logits):
         backend_of(labels, logits)  # says which are mixed
     check_shapes(labels, logits)
     check_not_empty(labels)
-    check_label_range(labels, logits.shape[-1])
+    check_label_range(labels, logits.shape[-1], ignored)
 
 
 def check_shapes(labels: Array, logits: Array) -> None:
@@ -99,12 +139,26 @@ def check_shapes(labels: Array, logits: Array) -> None:
 
 
 @overridable
-def check_label_range(labels: Array, C: int) -> None:
-    """Raise a UserError unless all `labels` lie in 0..C-1 (a GPU tells it later, see `Backend`)."""
+def check_label_range(labels: Array, C: int, ignored: int | None = None) -> None:
+    """Raise a UserError unless all `labels` lie in 0..C-1 (a GPU tells it later, see `Backend`).
+
+    But for those that are ignored, and these must not be all.
+    """
+    if ignored is not None:
+        labels = labels[labels != ignored]
+        check_not_empty(labels)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= C:
         raise UserError(f"labels must lie in 0..{C - 1} for {C} classes, got {low}..{high}: check "
                         "the number of classes of the network or the labels of the data set")
+
+
+def check_own_memory(array: Array, in_place: bool) -> None:
+    """Raise a UserError if an array is to be written over and cannot be."""
+    if in_place and not (writeable(array) and array.dtype.itemsize >= 4):
+        raise UserError("in_place writes over an array of float32 or better that is not read-only, "
+                        f"got {array.dtype}{' (read-only)' * (not writeable(array))}: leave "
+                        "in_place out")
 
 
 def check_not_empty(batch: Array) -> None:

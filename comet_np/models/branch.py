@@ -1,5 +1,4 @@
-"""What the blocks of a ViT and of an MLP-Mixer share: the MLP with its norm, dropout, and the sum.
-"""
+"""What all blocks share: the MLP with its norm, dropout, and the sum."""
 
 import math
 from collections.abc import Sequence
@@ -94,16 +93,11 @@ def turned(x: Array, across: bool) -> Array:
 
 
 def check_common(config: Any, sizes: Sequence[str], rates: Sequence[str]) -> None:
-    """Raise a UserError unless the fields that both configurations have are possible."""
+    """Raise a UserError unless the fields that the configurations share are possible."""
     for name in sizes:
         value: Any = getattr(config, name)
         if not isinstance(value, Integral) or int(value) < 1:
             raise UserError(f"{name} is an integer of at least 1, got {value!r}")
-    image = config.image
-    if len(image) != 3 or not all(isinstance(N, Integral) and int(N) >= 1 for N in image):
-        raise UserError("image is (colours, rows, columns), each an integer of at least 1, got "
-                        f"{image}")
-    check_patch(image, config.patch)
     for name in rates:
         check_rate(getattr(config, name))
     for name, low in ("eps", 0.0), ("scale", -math.inf):
@@ -115,3 +109,13 @@ def check_common(config: Any, sizes: Sequence[str], rates: Sequence[str]) -> Non
     if config.routing == "stream" and not isinstance(config.gate, Comet):
         raise UserError("a routing stream is COMET's: configure it with a gate "
                         f"comet_np.gates.Comet(...), or routing=\"block\", got {config.gate!r}")
+
+
+def check_images(config: Any) -> None:
+    """Raise a UserError unless images can be cut into patches; make them a tuple."""
+    image = config.image if isinstance(config.image, tuple | list) else (config.image,)
+    object.__setattr__(config, "image", tuple(image))
+    if len(image) != 3 or not all(isinstance(N, Integral) and int(N) >= 1 for N in image):
+        raise UserError("image is (colours, rows, columns), each an integer of at least 1, got "
+                        f"{tuple(image)}")
+    check_patch(config.image, config.patch)

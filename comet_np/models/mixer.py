@@ -23,6 +23,7 @@ from .branch import (
     branch_backward,
     branch_forward,
     check_common,
+    check_images,
     fresh_norm,
     linear,
     unpooled,
@@ -82,11 +83,15 @@ class MixerConfig:
     compute: str | None = None
 
     def __post_init__(self) -> None:
-        image = self.image if isinstance(self.image, tuple | list) else (self.image,)
-        object.__setattr__(self, "image", tuple(image))
         check_common(self, ("patch", "classes", "width", "depth", "token_hidden", "hidden"),
                      ("dropout", "hidden_dropout"))
+        check_images(self)
         self.mlps  # noqa: B018 (what does not fit is refused now)
+
+    @property
+    def stream_embedding(self) -> tuple[int, int]:
+        """The shape of a routing stream's map of patches."""
+        return self.width, patch_width(self.image, self.patch)
 
     @property
     def tokens(self) -> int:
@@ -279,4 +284,4 @@ def multiply_adds(config: MixerConfig) -> tuple[int, int]:
     P = patch_width(config.image, config.patch)
     block = 2 * T * D * (config.token_hidden + config.hidden)
     trained = 2 * T * P * D + 3 * (config.depth * block + D * config.classes)
-    return trained, routing_multiply_adds(config, config.depth * (D, T))
+    return trained, routing_multiply_adds(config, config.depth * (D, T), T)

@@ -13,7 +13,6 @@ from ..backends import Backend, xp_of
 from ..errors import UserError
 from ..functional.activations import activation, masked
 from ..functional.linear import project
-from ..functional.patches import patch_count, patch_width
 from ..functional.routing import whole
 from ..gates import Comet
 from ..gates.comet import Routed
@@ -27,8 +26,9 @@ Tree = Any
 
 
 class Stream(NamedTuple):
-    """Fixed weights of a stream: embedding (D, P P C); of each MLP V (H, N) and U (N, H).
+    """Fixed weights of a stream: its embedding; of each MLP V (H, N) and U (N, H).
 
+    The embedding is a map of patches (D, P P C), or a row for each entry of a vocabulary (V, D).
     The last MLP has no U, which would route nothing: None.
     """
 
@@ -41,7 +41,7 @@ def stream_shapes(config: Any) -> Stream:
     widths = [one.widths for one in config.mlps]
     maps = tuple(((H, N), (N, H) if i < len(widths) else None)
                  for i, (N, H, _) in enumerate(widths, start=1))
-    return Stream((config.width, patch_width(config.image, config.patch)), maps)
+    return Stream(config.stream_embedding, maps)
 
 
 def stream_init(config: Any, seed: int, backend: Backend, dtype: str) -> Stream:
@@ -56,15 +56,16 @@ def stream_init(config: Any, seed: int, backend: Backend, dtype: str) -> Stream:
                   tuple((draw(V, "V", i), draw(U, "U", i)) for i, (V, U) in enumerate(maps)))
 
 
-def stream_masks(patches: Array, stream: Stream, gate: Comet, across: Sequence[bool],
+def stream_masks(x: Array, stream: Stream, gate: Comet, across: Sequence[bool],
                  token: bool = False) -> tuple[Array, ...]:
     """Return the masks of all MLPs as a function of the network's input alone.
 
-    ``s = E patch``, and for each MLP  ``c = V s``,  ``m = C_k(c)``,  ``s = U (m o g(c))``
+    ``s = E patch``, or of a token its row of E, and for each MLP
+    ``c = V s``,  ``m = C_k(c)``,  ``s = U (m o g(c))``
 
     Parameters
     ----------
-    patches : array (..., T, P P C)
+    x : array (..., T, P P C) of patches, or int array (..., T) of tokens
     stream : Stream
     gate : Comet
         p_k, the rule for ties, and g.
@@ -73,7 +74,8 @@ def stream_masks(patches: Array, stream: Stream, gate: Comet, across: Sequence[b
     token : bool
         Whether a class token stands before the others; it begins with the mean of their s.
     """
-    s = project(whole(patches), stream.embedding)  # (..., T, D)
+    E = stream.embedding
+    s = E[x] if x.dtype.kind in "iu" else project(whole(x), E)  # (..., T, D)
     if token:
         s = xp_of(s).concatenate([s.mean(axis=-2, keepdims=True), s], axis=-2)
     masks = []
@@ -85,7 +87,7 @@ def stream_masks(patches: Array, stream: Stream, gate: Comet, across: Sequence[b
     return tuple(masks)
 
 
-def routed(patches: Array, fixed: Tree, config: Any, masks: Sequence[Array | None] | None,
+def routed(x: Array, fixed: Tree, config: Any, masks: Sequence[Array | None] | None,
            token: bool = False) -> list[tuple[Masks, Tree]]:
     """Return for each MLP its masks, or None for those of its gate, and the gate's fixed weights.
 
@@ -108,20 +110,22 @@ def routed(patches: Array, fixed: Tree, config: Any, masks: Sequence[Array | Non
     if masks is None:
         check_shapes(fixed, stream_shapes(config), "routing=\"stream\" needs the fixed weights "
                                                    "Stream(embedding, maps)")
-        masks = stream_masks(patches, fixed, config.gate, config.across, token)
+        masks = stream_masks(x, fixed, config.gate, config.across, token)
     if not isinstance(masks, tuple | list) or len(masks) != len(mlps):
         raise UserError(f"masks from outside are one for each of the {len(mlps)} MLPs, got "
                         f"{count(masks)}")
     return [((m,), ()) for m in masks]
 
 
-def routing_multiply_adds(config: Any, rows: Sequence[int]) -> int:
-    """Return the multiply-adds of one example's routing; `rows` says on how many rows an MLP works.
+def routing_multiply_adds(config: Any, rows: Sequence[int], embedded: int) -> int:
+    """Return the multiply-adds of one example's routing.
+
+    `rows` says on how many rows each MLP works, `embedded` of how many patches a stream makes s by
+    a product.
     """
     if not isinstance(config.gate, Routed):
         return 0
     each = [n * math.prod(one.widths[:2]) for n, one in zip(rows, config.mlps, strict=True)]
     if config.routing == "block":
         return sum(each)
-    embedding = config.width * patch_width(config.image, config.patch)
-    return 2 * sum(each) - each[-1] + patch_count(config.image, config.patch) * embedding
+    return 2 * sum(each) - each[-1] + embedded * math.prod(config.stream_embedding)

@@ -7,12 +7,7 @@ from typing import Any, NamedTuple
 
 from ..backends import Backend, backend_of, get_backend, xp_of
 from ..errors import UserError, unknown
-from ..functional.attention import (
-    SelfAttention,
-    SelfAttentionCache,
-    self_attention_backward,
-    self_attention_forward,
-)
+from ..functional.attention import SelfAttention
 from ..functional.dropout import DropoutCache
 from ..functional.linear import (
     Linear,
@@ -33,22 +28,11 @@ from ..functional.patches import (
     to_patches,
 )
 from ..gates import EVALUATION, Comet, Gate, Pass
-from ..rng import key, normal
+from ..rng import normal
 from ..tree import check_shapes, elements
 from . import mlp
-from .branch import (
-    BranchCache,
-    Masks,
-    branch_backward,
-    branch_forward,
-    check_common,
-    dropped,
-    fresh_norm,
-    linear,
-    undropped,
-    unpooled,
-    within,
-)
+from .block import Block, BlockCache, BlockInput, blocks_backward, blocks_forward, check_heads
+from .branch import check_common, check_images, dropped, fresh_norm, linear, undropped, unpooled
 from .stream import routed, routing_multiply_adds, stream_init
 
 Array = Any
@@ -117,13 +101,10 @@ class ViTConfig:
     compute: str | None = None
 
     def __post_init__(self) -> None:
-        image = self.image if isinstance(self.image, tuple | list) else (self.image,)
-        object.__setattr__(self, "image", tuple(image))
         check_common(self, ("patch", "classes", "width", "depth", "heads", "hidden"),
                      ("dropout", "hidden_dropout", "weight_dropout"))
-        if self.width % self.heads:
-            raise UserError(f"{self.heads} heads do not divide the width {self.width}: choose a "
-                            "number of heads that does")
+        check_images(self)
+        check_heads(self.heads, self.width)
         if self.pooling not in POOLINGS:
             raise unknown("pooling", self.pooling, POOLINGS)
         if self.final_norm not in FINAL_NORMS:
@@ -144,18 +125,14 @@ class ViTConfig:
         return self.depth * (False,)
 
     @property
+    def stream_embedding(self) -> tuple[int, int]:
+        """The shape of a routing stream's map of patches."""
+        return self.width, patch_width(self.image, self.patch)
+
+    @property
     def tokens(self) -> int:
         """T, the class token included."""
         return patch_count(self.image, self.patch) + (self.pooling == "class")
-
-
-class Block(NamedTuple):
-    """Parameters of a block."""
-
-    attention_norm: Norm
-    attention: SelfAttention
-    mlp_norm: Norm
-    mlp: mlp.Params
 
 
 class ViTParams(NamedTuple):
@@ -167,21 +144,12 @@ class ViTParams(NamedTuple):
     head: Linear
 
 
-class BlockCache(NamedTuple):
-    """What the backward of a block reads."""
-
-    norm: NormCache
-    attention: SelfAttentionCache
-    dropped: DropoutCache | None
-    branch: BranchCache
-
-
 class ViTCache(NamedTuple):
     """What `backward` reads."""
 
     embedding: LinearCache
     dropped: DropoutCache | None
-    blocks: tuple[BlockCache, ...]
+    blocks: tuple[BlockCache | BlockInput, ...]
     norm: NormCache | None
     head: LinearCache
 
@@ -193,7 +161,7 @@ class ViTCache(NamedTuple):
     @property
     def masks(self) -> tuple[Array | None, ...]:
         """m of each block's MLP, bool (..., T, H); None where there is no mask."""
-        return tuple(made.masks[0] for made in self.mlps)
+        return tuple(block.mask for block in self.blocks)
 
 
 @functools.cache
@@ -286,10 +254,7 @@ def forward(x: Array, params: ViTParams, fixed: Any, config: ViTConfig,
     routing = routed(patches, fixed, config, masks, config.pooling == "class")
     x, embedding = embedding_forward(patches, params.embedding, config.compute)  # (..., T, D)
     x, of_drop = dropped(x, config.dropout, at, "embedding")
-    blocks = []
-    for i, (p, (m, V)) in enumerate(zip(params.blocks, routing, strict=True)):
-        x, cache = _block_forward(x, p, V, config, m, within(at, "block", i))
-        blocks.append(cache)
+    x, blocks = blocks_forward(x, params.blocks, routing, config, at)
     norm = None
     if config.final_norm == "tokens" and params.norm is not None:
         x, norm = norm_forward(x, params.norm, config.eps)
@@ -297,19 +262,7 @@ def forward(x: Array, params: ViTParams, fixed: Any, config: ViTConfig,
     if config.final_norm == "pooled" and params.norm is not None:
         pooled, norm = norm_forward(pooled, params.norm, config.eps)
     logits, head = linear_forward(pooled, params.head, config.compute)
-    return logits, ViTCache(embedding, of_drop, tuple(blocks), norm, head)
-
-
-def _block_forward(x: Array, p: Block, fixed: Any, config: ViTConfig, masks: Masks,
-                   at: Pass) -> tuple[Array, BlockCache]:
-    y, norm = norm_forward(x, p.attention_norm, config.eps)
-    weights = key(at.seed, "weights") if at.train else None
-    y, attention = self_attention_forward(y, p.attention, config.heads, False,
-                                          config.weight_dropout, weights, at.step, config.compute)
-    y, drop = dropped(y, config.dropout, at, "attention")
-    y, branch = branch_forward(x + y, p.mlp_norm, p.mlp, fixed, config.mlps[0], masks, at,
-                               config.eps, config.dropout)
-    return y, BlockCache(norm, attention, drop, branch)
+    return logits, ViTCache(embedding, of_drop, blocks, norm, head)
 
 
 def backward(dlogits: Array, cache: ViTCache, params: ViTParams, grads: ViTParams,
@@ -341,20 +294,11 @@ def backward(dlogits: Array, cache: ViTCache, params: ViTParams, grads: ViTParam
     dx = _unpooled(d, config)  # (..., T, D)
     if config.final_norm == "tokens":
         dx = norm_backward(dx, cache.norm, params.norm, grads.norm)
-    for p, g, block in zip(reversed(params.blocks), reversed(grads.blocks),
-                           reversed(cache.blocks), strict=True):
-        dx = _block_backward(dx, block, p, g, config)
+    dx = blocks_backward(dx, cache.blocks, params.blocks, grads.blocks, config)
     dx = undropped(dx, cache.dropped)
     dpatches = embedding_backward(dx, cache.embedding, params.embedding, grads.embedding,
                                   config.compute, input_gradient)
     return None if dpatches is None else from_patches(dpatches, config.image, config.patch)
-
-
-def _block_backward(dy: Array, cache: BlockCache, p: Block, g: Block, config: ViTConfig) -> Array:
-    dx = branch_backward(dy, cache.branch, p.mlp_norm, p.mlp, g.mlp_norm, g.mlp, config.mlps[0])
-    d = self_attention_backward(undropped(dx, cache.dropped), cache.attention, p.attention,
-                                g.attention, config.heads, config.compute)
-    return dx + norm_backward(d, cache.norm, p.attention_norm, g.attention_norm)
 
 
 def _unpooled(d: Array, config: ViTConfig) -> Array:
@@ -384,4 +328,4 @@ def multiply_adds(config: ViTConfig) -> tuple[int, int]:
     P, patches = patch_width(config.image, config.patch), patch_count(config.image, config.patch)
     block = T * D * (4 * D + 2 * config.hidden) + 2 * T * T * D
     trained = 2 * patches * P * D + 3 * (config.depth * block + D * config.classes)
-    return trained, routing_multiply_adds(config, config.depth * (T,))
+    return trained, routing_multiply_adds(config, config.depth * (T,), patches)

@@ -3,11 +3,13 @@
 from ...errors import unknown
 from .base import Batch, Task
 from .classification import Classification
+from .language import Language
 from .regression import Regression
 
-__all__ = ["TASKS", "Batch", "Classification", "Regression", "Task", "task"]
+__all__ = ["TASKS", "Batch", "Classification", "Language", "Regression", "Task", "task"]
 
-TASKS: dict[str, Task] = {"classification": Classification(), "regression": Regression()}
+TASKS: dict[str, Task] = {"classification": Classification(), "regression": Regression(),
+                          "language": Language()}
 
 
 def task(name: "str | Task") -> Task:

@@ -76,6 +76,10 @@ class Task:
         raise UserError(f"{type(self).__name__} has no classes, so there are no probabilities: use "
                         "predict")
 
+    def measures(self, means: dict[str, float]) -> dict[str, float]:
+        """Return what is written down of the means of loss and counts over all examples."""
+        return means
+
     def counts(self, output: Array, y: Array) -> dict[str, Array]:
         """Return metrics besides the loss as sums over the examples of a block: 0-d arrays."""
         return {}

@@ -18,6 +18,7 @@ from ...checkpoint import write_atomically
 from ...errors import UserError, unknown, user_path
 from ...interop import named_weights, weights_of
 from ...models import module_of
+from ...models.gpt2 import GPT2Config
 from ...models.mixer import MixerConfig
 from ...models.mlp import MLPConfig
 from ...models.moe import MoEConfig
@@ -37,7 +38,7 @@ from .examples import blocks
 Array = Any
 
 KNOWN = (RunConfig, TrainConfig, OptimizerConfig, MLPConfig, MoEConfig, SoftMoEConfig, PooledConfig,
-         ViTConfig, MixerConfig,
+         ViTConfig, MixerConfig, GPT2Config,
          *(getattr(gates, name) for name in gates.__all__ if isinstance(getattr(gates, name), type)
            and dataclasses.is_dataclass(getattr(gates, name))))
 

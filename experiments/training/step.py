@@ -136,4 +136,4 @@ def evaluate(learner: Learner, examples: Examples,
                   for name, count in learner.counts(made, batch).items()}
         for name, value in found.items():
             sums[name] = sums.get(name, 0) + value
-    return {name: value / len(examples) for name, value in sums.items()}
+    return learner.task.measures({name: value / len(examples) for name, value in sums.items()})
