@@ -600,6 +600,33 @@ MUTANTS = {
     "a tensor of another shape": Mutant(
         "comet_np/interop/places.py", "if given.get(name) not in (None, shape)]", "if False]",
         ("test_interop_vision", "do_not_fit")),
+    "maps of GPT-2 as PyTorch's Linear has them": Mutant(
+        "comet_np/interop/torch_gpt2.py", "weight.shape, weight.shape[::-1], (1, 0))",
+        "weight.shape)", ("test_interop_gpt2", "every_gradient and eager")),
+    "a square map of GPT-2 as PyTorch's Linear has it": Mutant(
+        "comet_np/interop/torch_gpt2.py", "_map(block.attention.out,", "layer(block.attention.out,",
+        ("test_interop_gpt2", "every_gradient and eager")),
+    "a head of its own is the table of tokens": Mutant(
+        "comet_np/interop/torch_gpt2.py", "    _check_tied(array_of(HEAD, head),",
+        "    (array_of(HEAD, head),", ("test_interop_gpt2", "do_not_fit")),
+    "GPT-2's names with their prefix only": Mutant(
+        "comet_np/interop/torch_gpt2.py", 'for prefix in (PREFIX, "")', "for prefix in (PREFIX,)",
+        ("test_interop_gpt2", "old_files")),
+    "all that ends in bias is a mask of old files": Mutant(
+        "comet_np/interop/torch_gpt2.py", r"attn\.(masked_)?bias", r"attn\..*bias",
+        ("test_interop_gpt2", "every_gradient and eager")),
+    "routing weights of a GPT-2 that are not kept": Mutant(
+        "comet_np/interop/__init__.py", "return gpt2_to_torch(params, fixed, config)",
+        "return gpt2_to_torch(params, (), config)", ("test_interop_gpt2", "for_every_gate")),
+    "a GPT-2 of other rules is read as ours": Mutant(
+        "comet_np/interop/huggingface_config.py", "if _value(values, name, ours) != ours:",
+        "if False:", ("test_interop_gpt2", "other_architectures")),
+    "the embedding's dropout for the branches' too": Mutant(
+        "comet_np/interop/huggingface_config.py", "if resid != embd:", "if False:",
+        ("test_interop_gpt2", "other_architectures")),
+    "heads by transformers' common name are not read": Mutant(
+        "comet_np/interop/huggingface_config.py", '"num_attention_heads": "n_head"}', "}",
+        ("test_interop_gpt2", "transformers_default")),
     # --- the benchmark --------------------------------------------------------------------------
     "a killed worker's children live on": Mutant(
         "benchmarks/processes.py", "os.killpg(worker.pid, signal.SIGKILL)", "worker.kill()",
