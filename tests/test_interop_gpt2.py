@@ -17,11 +17,13 @@ from comet_np.experiments.fit import trained_on
 from comet_np.experiments.tasks import TASKS
 from comet_np.experiments.training import RunConfig, TrainConfig
 from comet_np.experiments.training.model import load_run
+from comet_np.functional.activations import activation
 from comet_np.functional.loss import (
     softmax_cross_entropy_backward,
     softmax_cross_entropy_forward,
 )
 from comet_np.gates import Comet, Layerwise, TopK
+from comet_np.interop.huggingface_config import THEIR_ACTIVATIONS
 from comet_np.models import gpt2
 from comet_np.models.gpt2 import GPT2Config
 from comet_np.optim import OptimizerConfig, init_state, update
@@ -215,6 +217,13 @@ def test_the_perplexity_of_a_text(dtype, draw):
     found = LANGUAGE.measures({"loss": float(loss)})["perplexity"]
     assert found == pytest.approx(theirs, rel=1e-6)
     assert found > 11  # it was not trained
+
+
+def test_activations_are_those_of_their_names():
+    a = np.linspace(-6, 6, 60)
+    for theirs, ours in THEIR_ACTIVATIONS.items():
+        expected = transformers.activations.ACT2FN[theirs](torch.tensor(a)).numpy()
+        assert_close(activation(ours).forward(a), expected, "torch")
 
 
 # --- names --------------------------------------------------------------------------------------
