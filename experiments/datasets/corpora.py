@@ -197,7 +197,8 @@ def _prose(text: str, path: Path) -> Iterator[str]:
     Of pydoc_data.topics, the texts of ``help()``.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # of escapes, say
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes, say
             tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
