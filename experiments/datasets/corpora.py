@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 from ...errors import UserError, one_line, unknown, user_path
 from .base import exists, file_size, reason, unreadable
@@ -328,7 +328,7 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
         with open(path, "rb") as raw:
             if path.suffix == ".gz":
                 with gzip.open(raw) as unpacked:
-                    yield unpacked, raw.tell
+                    yield cast(IO[bytes], unpacked), raw.tell
             else:
                 yield raw, raw.tell
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
