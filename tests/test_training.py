@@ -212,7 +212,7 @@ def first_gradient(precision, data, folder, **changes):
     run = stand(changed({"gate": None}, {"clip_norm": 1e9}, precision=precision, **changes), data,
                 folder)
     for p in run.learner.params[1:]:
-        p.weight[...] *= 1e-2
+        p.weight[...] *= 4e-3
     batches = [run.training.batch(np.arange(i, i + 8)) for i in (0, 8, 16)]
     run.learner.step(batches[:run.config.training.accumulate], run.training, 0.0)
     return run.learner._grads[0].weight, run
