@@ -58,8 +58,8 @@ MUTANTS = {
     "a mean over blocks of unequal size": Mutant(
         "experiments/training/step.py",
         "sums[name] = sums.get(name, 0) + value\n"
-        "    return learner.task.measures({name: value / len(examples) for name, value in sums.items()"
-        "})",
+        "    return learner.task.measures({name: value / len(examples) for name, value in "
+        "sums.items()})",
         "sums.setdefault(name, []).append(value / len(batch.rows))\n"
         "    return learner.task.measures({name: sum(value) / len(value)\n"
         "                                  for name, value in sums.items()})",
