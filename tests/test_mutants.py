@@ -58,13 +58,28 @@ MUTANTS = {
     "a mean over blocks of unequal size": Mutant(
         "experiments/training/step.py",
         "sums[name] = sums.get(name, 0) + value\n"
-        "    return {name: value / len(examples) for name, value in sums.items()}",
+        "    return learner.task.measures({name: value / len(examples) for name, value in "
+        "sums.items()})",
         "sums.setdefault(name, []).append(value / len(batch.rows))\n"
-        "    return {name: sum(value) / len(value) for name, value in sums.items()}",
+        "    return learner.task.measures({name: sum(value) / len(value)\n"
+        "                                  for name, value in sums.items()})",
         by_hand("defaults")),
     "losses of all epochs added up": Mutant(
         "experiments/training/record.py", "run.loss_sum, run.record.last = 0.0, line",
         "run.record.last = line", by_hand("defaults")),
+    "losses of the whole epoch over each of its lines": Mutant(
+        "experiments/training/record.py", 'step - run.record.last["step"]', "run.steps_an_epoch",
+        by_hand("evaluations")),
+    "a whole last epoch where the steps are fewer": Mutant(
+        "experiments/training/loop.py", "min(run.steps_an_epoch, first + run.total - run.step)",
+        "run.steps_an_epoch", by_hand("steps")),
+    "lines without regard to the evaluations": Mutant(
+        "experiments/training/config.py", "-(-k * span // self.evaluations)", "span",
+        by_hand("evaluations")),
+    "a schedule over whole epochs": Mutant(
+        "experiments/training/config.py",
+        "self.epochs * self.steps_an_epoch(examples) if self.steps is None else self.steps\n\n",
+        "self.epochs * self.steps_an_epoch(examples)\n\n", by_hand("steps")),
     "the schedule a step early": Mutant(
         "experiments/training/run.py", "schedule(training.schedule, step,",
         "schedule(training.schedule, step + 1,", by_hand("cosine")),
@@ -149,6 +164,49 @@ MUTANTS = {
     "routing of a stream counted once": Mutant(
         "comet_np/models/stream.py", "return 2 * sum(each) -", "return sum(each) -",
         ("test_vit_mixer", "of_the_products")),
+    # --- scaled losses --------------------------------------------------------------------------
+    "a scale that never grows": Mutant(
+        "comet_np/precision.py", "xp.where(due, larger, scale)", "scale",
+        ("test_precision", "follows_its_rule")),
+    "good steps counted on after an overflow": Mutant(
+        "comet_np/precision.py", "xp.where(finite, good + 1, 0)", "good + 1",
+        ("test_precision", "gradscaler")),
+    "a scale that stays where a gradient overflows": Mutant(
+        "comet_np/precision.py", "scale), scale / 2)", "scale), scale)",
+        ("test_precision", "gradscaler")),
+    "a scale beyond float32": Mutant(
+        "comet_np/precision.py", "2 * xp.minimum(scale, LARGEST_SCALE / 2)", "2 * scale",
+        ("test_precision", "follows_its_rule")),
+    "gradients that stay scaled": Mutant(
+        "comet_np/precision.py", "finite, 1 / scaling[0], np.nan", "finite, 1.0, np.nan",
+        ("test_precision", "gradscaler")),
+    "losses that are not scaled": Mutant(
+        "experiments/training/step.py", "share * self.scaling[0]", "share",
+        ("test_training", "too_small_for_float16")),
+    "a step that is never left out": Mutant(
+        "experiments/training/step.py", "scale = unscaled(self.scaling, finite)",
+        "scale = 1 / self.scaling[0]", ("test_training", "overflows_is_left_out")),
+    "a scale that is forgotten in checkpoints": Mutant(
+        "experiments/training/step.py", '"scaling": self.scaling}', '"scaling": None}',
+        ("test_training", "killed_anywhere")),
+    "the norm of the scaled gradient": Mutant(
+        "comet_np/optim.py", "norm = scale * squared_norm(g) ** 0.5",
+        "norm = squared_norm(g) ** 0.5", ("test_optim", "scale_of_the_gradient")),
+    "a norm that is not finite leaves steps out": Mutant(
+        "comet_np/optim.py", "xp_of(g).fmin(", "xp_of(g).minimum(",
+        ("test_optim", "norm_that_is_not_finite")),
+    "an L1 penalty that is not scaled": Mutant(
+        "comet_np/optim.py", "config.l1 / scale", "config.l1",
+        ("test_optim", "scale_of_the_gradient")),
+    "values clipped as if they were not scaled": Mutant(
+        "comet_np/optim.py", "config.clip_value / scale", "config.clip_value",
+        ("test_optim", "scale_of_the_gradient")),
+    "errors of other threads told": Mutant(
+        "backends/cpu.py", "copy_context().run, drain", "drain",
+        ("test_backends", "met_in_every_thread")),
+    "recomputation that is not asked for": Mutant(
+        "experiments/training/config.py", "replace(model, recompute=True)", "model",
+        ("test_training", "asked_of_the_model")),
     # --- optimizers -----------------------------------------------------------------------------
     "--momentum ignored": Mutant(
         "comet_np/optim.py", "lr, config.momentum,", "lr, 0.9,", ("test_optim", "formulas")),
@@ -167,7 +225,7 @@ MUTANTS = {
     "the other sign of the L1 penalty of SGD": Mutant(
         "backends/numpy_kernels.py", "new -= signs", "new += signs", by_hand("L1")),
     "clipping by value ignored": Mutant(
-        "comet_np/optim.py", "clip_value(g, config.clip_value)", "pass",
+        "comet_np/optim.py", "clip_value(g, config.clip_value / scale)", "pass",
         by_hand("clip_value")),
     # --- masks ----------------------------------------------------------------------------------
     "dropout ignores the step": Mutant(
@@ -388,7 +446,8 @@ MUTANTS = {
         "experiments/routing.py", "init(model, spec.run.seed,", "init(model, 0,",
         ("test_routing_inputs", "those_of_its_seed")),
     "a curve of another run's length": Mutant(
-        "experiments/routing.py", "curve.reshape(cell.spec.run.training.epochs + 1, 2)", "curve",
+        "experiments/routing.py",
+        "curve.reshape(config.training.lines(examples(config, config.dataset)), 2)", "curve",
         ("test_routing_inputs", "forged")),
     "patches counted down for across": Mutant(
         "experiments/pooled.py", "transpose(0, 2, 4, 1, 3, 5)", "transpose(0, 4, 2, 1, 3, 5)",
