@@ -35,10 +35,13 @@ class Progress:
         Standard error if not given.
     cells : int
         Of a sweep; of how many `ended` will be called.
+    unit : str
+        Of what the rate is.
     """
 
-    def __init__(self, total: float, stream: TextIO | None = None, cells: int = 0) -> None:
-        self.total, self.done, self.steps = total, 0.0, 0
+    def __init__(self, total: float, stream: TextIO | None = None, cells: int = 0,
+                 unit: str = "steps") -> None:
+        self.total, self.done, self.steps, self._unit = total, 0.0, 0.0, unit
         self._skipped = 0.0
         self._cells, self._cells_ended = cells, 0
         self._said: set[str] = set()
@@ -51,7 +54,7 @@ class Progress:
         self.done += work
         self._skipped += work
 
-    def advance(self, work: float, text: str = "", steps: int = 1) -> None:
+    def advance(self, work: float, text: str = "", steps: float = 1) -> None:
         """Count `work`, done in some `steps`, and show it with a text."""
         self.done += work
         self.steps += steps
@@ -62,7 +65,7 @@ class Progress:
         if not self._terminal:
             self._print(self._line(now, text))
             return
-        line = (f"{self._share():4.0%}  {self._rate(now):,.0f} steps/s  "
+        line = (f"{self._share():4.0%}  {self._rate(now):,.0f} {self._unit}/s  "
                 f"{duration(self._left(now))} left  {text}")
         self._write("\r\x1b[K" + line[:shutil.get_terminal_size().columns - 1])
 
@@ -92,7 +95,7 @@ class Progress:
         cells = f"{self._cells_ended} of {self._cells} cell{'s' * (self._cells != 1)}"
         parts = [cells if self._cells else "",
                  f"{self._share():.0%}",
-                 f"{self._rate(now):,.0f} steps/s" if self.steps else "",
+                 f"{self._rate(now):,.0f} {self._unit}/s" if self.steps else "",
                  f"about {duration(left)} left" if left >= 0.05 else ""]
         return ", ".join(part for part in parts if part) + (f": {text}" if text else "")
 

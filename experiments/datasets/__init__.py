@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import UserError, unknown, user_path
-from . import arm, cifar, glyphs, own, sarcos, svhn, tiny_imagenet
+from . import arm, cifar, corpora, glyphs, own, sarcos, svhn, tiny_imagenet
 from .base import Dataset, Image, OfficialFile, columns_of, exists, remedy
 from .download import Progress, fetch_file
 from .own import is_file_name
@@ -140,7 +140,7 @@ def stamp(name: str) -> Any:
     """
     if is_file_name(name):
         return own.stamp(name)
-    where, entry = _named(), DATASETS.get(name)
+    where, entry = named(), DATASETS.get(name)
     if entry is None or entry.stamp is None or where is None or not exists(user_path(where)):
         return None
     return entry.stamp(user_path(where))
@@ -165,14 +165,14 @@ def look(names: Iterable[str], folder: str | Path | None) -> None:
                                 f"{remedy(name, entry.downloads)}")
 
 
-def _named(folder: str | Path | None = None) -> str | Path | None:
-    """Return what folder of data sets is named, if any."""
+def named(folder: str | Path | None = None) -> str | Path | None:
+    """Return which folder of data sets is named, if any."""
     return folder or _folder or os.environ.get("COMET_DATA")
 
 
 def _folder_of(name: str, folder: str | Path | None = None) -> Path:
     """Return the folder in which the official files of a data set should lie."""
-    where = _named(folder)
+    where = named(folder)
     if not where:
         raise UserError(f"{name} needs its official files: name their folder with --data DIR or "
                         f"COMET_DATA, and {remedy(name, _entry(name).downloads)}")
@@ -242,7 +242,7 @@ def load(name: str, folder: str | Path | None = None, seed: int = 0, train: int 
 
 
 def report(folder: str | Path | None) -> list[tuple[str, str, str, str]]:
-    """Return, for each data set, its name, status, where it lies, and where it comes from."""
+    """Return, for each data set and corpus, its name, status, where it lies, and its source."""
     rows, folder = [], None if folder is None else existing(folder)
     for name, entry in DATASETS.items():
         if not entry.downloads:
@@ -251,7 +251,7 @@ def report(folder: str | Path | None) -> list[tuple[str, str, str, str]]:
         status, place = entry.status(folder) if folder else ("missing", None)
         rows.append((name, status, str(place or "-"),
                      " and ".join(file.url for file in entry.downloads)))
-    return rows
+    return rows + corpora.report(folder)
 
 
 def fetch(name: str, folder: str | Path, progress: Progress | None = None) -> list[Path]:
@@ -264,6 +264,9 @@ def fetch(name: str, folder: str | Path, progress: Progress | None = None) -> li
     UserError
         If the name is unknown or built in, or a download fails.
     """
+    if name in corpora.CORPORA:
+        raise UserError(f"{name} is not downloaded by this program: its source is "
+                        f"{corpora.CORPORA[name].source}")
     entry = _entry(name)
     if not entry.downloads:
         raise UserError(f"{name} is built in: there is nothing to download")
