@@ -662,7 +662,7 @@ def test_what_a_config_does_not_say_is_transformers_default(folder, transformers
     ({"model_type": "deit"}, 'which has model_type "vit", got {"model_type": "deit", '),
     ({"model_type": "gone"}, 'which has model_type "vit", got {"model_type": null, '),
     ({"architectures": ["ViTModel"]}, r'ViTForImageClassification was .*: \["ViTModel"\]}'),
-    ({"hidden_act": "gelu_new"}, "hidden_act in config.json is one of gelu, .* got 'gelu_new'"),
+    ({"hidden_act": "quick_gelu"}, "hidden_act in config.json is one of gelu, .* got 'quick_gelu'"),
     ({"hidden_act": ["gelu"]}, "hidden_act"),
     ({"patch_size": [4, 2]}, "patches are square here, got patch_size 4x2"),
     ({"patch_size": 5}, "8x12 pixels cannot be cut into patches of 5x5"),

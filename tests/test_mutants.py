@@ -594,8 +594,9 @@ MUTANTS = {
         "comet_np/interop/__init__.py", "return vit_to_torch(params, fixed, config)",
         "return vit_to_torch(params, (), config)", ("test_interop_vision", "for_every_gate")),
     "a gate that transformers leaves out": Mutant(
-        "comet_np/interop/huggingface.py", "if config.gate is not None or config.scale != 1:",
-        "if config.scale != 1:", ("test_interop_vision", "not_written")),
+        "comet_np/interop/huggingface_config.py",
+        "if config.gate is not None or config.scale != 1:", "if config.scale != 1:",
+        ("test_interop_vision", "not_written")),
     "a tensor of another shape": Mutant(
         "comet_np/interop/places.py", "if given.get(name) not in (None, shape)]", "if False]",
         ("test_interop_vision", "do_not_fit")),
