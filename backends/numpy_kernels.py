@@ -91,6 +91,11 @@ def _product(a: Array, b: Array) -> Array:
                            ".astype()")
     if 0 in a.shape or 0 in b.shape:
         return a @ b  # BLAS refuses empty operands
+    of_vector = GEMV.get(a.dtype.char)
+    if of_vector and 1 in (len(a), b.shape[1]):  # GEMM would pack the matrix, GEMV reads it once
+        matrix, trans = _operand(b if len(a) == 1 else a)
+        vector, trans = (a, 1 - trans) if len(a) == 1 else (b, trans)
+        return of_vector(1.0, matrix, vector.reshape(-1), trans=trans).reshape(len(a), -1)
     few = len(a) <= FEW_ROWS and b.shape[1] < MANY_COLUMNS
     (a, trans_a), (b, trans_b) = _operand(a if few else b.T), _operand(b if few else a.T)
     product = multiply(1.0, a, b, trans_a=trans_a, trans_b=trans_b)

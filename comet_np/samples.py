@@ -53,8 +53,8 @@ VARIED = 3  # sizes at which all else is varied: one with no rows and one of two
 BATCHES = ((5,), (2, 3), (0,), (1,), (FEW_ROWS,), (FEW_ROWS + 1,), ())
 
 # Odd sizes, empty batches, batches on both sides of the size where products change their memory
-# order, sizes past the threshold of the threads.
-LAYERS = [Size(batch, N_in, N) for N_in, N in ((7, 5), (1, 1), (33, 130))
+# order, one row and one column, sizes past the threshold of the threads.
+LAYERS = [Size(batch, N_in, N) for N_in, N in ((7, 5), (1, 1), (9, 1), (33, 130))
           for batch in (*BATCHES, (LARGE,))] + [Size((LARGE,), 3, WIDE)]
 PRODUCTS = [Size(batch, N_in, N) for N_in, N in ((7, 5), (1, 1), (33, 20))
             for batch in ((5,), (2, 3), (0,), (1,), ())]

@@ -35,7 +35,7 @@ from .gates import (
     keep,
 )
 from .gradcheck import GradientCheck, check_gradients
-from .models import mixer, mlp, module_of, moe, soft_moe, vit
+from .models import gpt2, mixer, mlp, module_of, moe, soft_moe, vit
 from .rng import key, stream
 from .samples import SAMPLES, Size, alike, in_tf32, outcome, samples
 from .tree import zeros_like
@@ -48,6 +48,8 @@ TF32_TOLERANCE = 2**-9  # two operands of 10 bits
 SIZE = Size((65,), 129, 301)  # odd, past one block of anything
 SMALL_VIT = vit.ViTConfig((3, 8, 8), 4, 3, width=12, depth=2, heads=3, hidden=10)
 SMALL_MIXER = mixer.MixerConfig((3, 8, 8), 4, 3, width=12, depth=2, token_hidden=9, hidden=7)
+SMALL_GPT2 = gpt2.GPT2Config(13, 7, width=12, depth=2, heads=3, hidden=10, activation="gelu_new",
+                             dropout=0.0, weight_dropout=0.0)
 # One of each kind; `Kept` is added with masks to keep.
 GATES: tuple[Gate, ...] = (Comet(), Layerwise(), TopK(), TopK(of="activation"), Bernoulli(),
                            ExampleTied())
@@ -166,35 +168,48 @@ def check_model_gradients(backend: Backend | None = None) -> Iterator[tuple[str,
                 SMALL_MIXER, dropout=0.2, hidden_dropout=0.2, routing="stream"))):
         yield name, check_network_gradients(
             normal(2, 3 * 8 * 8), network, at=Pass("dropout" in name, 3))
+    tokens = backend.asarray(draw.integers(0, SMALL_GPT2.vocabulary, (2, 6)))
+    dropping = replace(SMALL_GPT2, dropout=0.2, hidden_dropout=0.2, weight_dropout=0.2)
+    for name, text in (("GPT-2", SMALL_GPT2),
+                       ("GPT-2, routing stream", replace(SMALL_GPT2, routing="stream")),
+                       ("GPT-2, dropout", dropping),
+                       ("GPT-2, dropout, recomputed", replace(dropping, recompute=True))):
+        yield name, check_network_gradients(tokens, text, at=Pass("dropout" in name, 3))
     for kept in (None, normal(3, 4) > -0.5):
         yield (f"Soft MoE{', of kept experts' * (kept is not None)}",
                check_soft_moe_gradients(normal(3, 6, 5), soft_moe.SoftMoEConfig((5, 7, 3), 4, 2),
                                         kept))
 
 
-def check_network_gradients(x: Array, config: vit.ViTConfig | mixer.MixerConfig,
+def check_network_gradients(x: Array,
+                            config: vit.ViTConfig | mixer.MixerConfig | gpt2.GPT2Config,
                             masks: tuple[Array | None, ...] | None = None, at: Pass = EVALUATION,
                             **options: Any) -> GradientCheck:
     """Check the backward of a ViT or an MLP-Mixer by images x and by all parameters.
 
+    Or of a GPT-2 by its parameters alone: x are tokens.
     The arguments are those of its `forward`; the `options` those of `check_gradients`.
     """
     model = module_of(config)
     params, fixed = model.init(config, backend=backend_of(x), dtype="float64")
+    of_input = {} if isinstance(config, gpt2.GPT2Config) else {"x": x}
 
     def forward(point: Tree) -> tuple[Array, Any]:
-        return model.forward(point["x"], point["params"], fixed, config, masks, at)
+        return model.forward(point.get("x", x), point["params"], fixed, config, masks, at)
 
     def backward(dy: Array, cache: Any, point: Tree) -> Tree:
         g = zeros_like(point["params"])
-        return {"x": model.backward(dy, cache, point["params"], g, config), "params": g}
+        dx = model.backward(dy, cache, point["params"], g, config)
+        return dict.fromkeys(of_input, dx) | {"params": g}
 
     def scores(point: Tree, cache: Any) -> list[tuple[Array, int]]:
         return [score for made, V, one in zip(cache.mlps, fixed, config.mlps, strict=True)
                 for score in routing_scores(made.hidden[0].x, made, V, one)]
 
     capped = isinstance(config.gate, Comet | Layerwise | TopK) and config.routing == "block"
-    return check_gradients(forward, backward, {"x": x, "params": params},
+    if getattr(config, "recompute", False) and at.train:
+        capped = False  # scores are not kept
+    return check_gradients(forward, backward, {**of_input, "params": params},
                            masks=lambda cache: cache.masks,
                            scores=scores if capped and masks is None else None, **options)
 

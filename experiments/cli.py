@@ -105,6 +105,18 @@ def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     plot.add_argument("name", help="experiment, see: comet-np list")
     plot.add_argument("--preset", default="laptop", help="of the run (default: laptop)")
     plot.add_argument("--out", help="folder of the run (default: runs/NAME-PRESET)")
+    text = command("generate", _generate, "let a trained GPT-2 go on from a prompt")
+    text.add_argument("folder", help="of a finished cell, runs/NAME-PRESET/cells/CELL, or of a "
+                      "GPT-2 of Hugging Face's with its tokenizer")
+    text.add_argument("--prompt", required=True, metavar="TEXT", help="what the text begins with")
+    text.add_argument("--tokens", type=int, default=100, help="how many to add (default: 100)")
+    text.add_argument("--temperature", type=float, default=1.0, help="of the choice among tokens; "
+                      "0: the most probable one always (default: 1)")
+    text.add_argument("--top-k", type=int, help="choose among so many tokens only")
+    text.add_argument("--top-p", type=float, help="choose among the most probable tokens only, so "
+                      "many that their probability reaches this")
+    text.add_argument("--seed", type=int, default=0, help="of the choice (default: 0)")
+    text.add_argument("--backend", default="numpy", help="numpy (the default) or cupy")
     data = command("data", _data, "list the data sets: what is there, what is missing")
     data.add_argument("--data", help="folder of the data sets (default: $COMET_DATA)")
     data.add_argument("--fetch", metavar="NAME", help="download a data set into the folder")
@@ -264,6 +276,18 @@ def _show(experiment: Experiment, config: Any, out: Path, preset: str) -> None:
         print("a smoke run: it shows that everything works, its numbers mean nothing")
     for file in experiment.draw(config, out):
         print(f"figure: {file}")
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from .generating import write_text
+
+    try:
+        write_text(options.folder, options.prompt, options.tokens, options.temperature,
+                   options.top_k, options.top_p, options.seed, options.backend)
+    except KeyboardInterrupt as stop:
+        print("comet-np: stopped", file=sys.stderr)
+        return int(128 + (stop.args or (signal.SIGINT,))[0])
+    return 0
 
 
 def _data(options: argparse.Namespace) -> int:

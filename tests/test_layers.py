@@ -234,6 +234,24 @@ def test_a_batch_on_either_side_of_the_change_of_memory_order(dtype, rows, layer
         assert_close(a, b, "sum")
 
 
+@layers
+@pytest.mark.parametrize("memory", ["C", "F"])
+@pytest.mark.parametrize("rows", ["one", "several, one neuron"])
+def test_a_product_with_one_vector_packs_no_matrix(rows, memory, layer, monkeypatch, draw):
+    """As of the one token that a GPT-2 computes at a time: the weights are read once."""
+    x, p, m, dy = arguments(draw, (1,) if rows == "one" else (6,))
+    if rows != "one":
+        p, m, dy = Linear(p.weight[:1], p.bias[:1]), m[:, :1], dy[:, :1]
+    p = p._replace(weight=np.asarray(p.weight, order=memory))
+    with reference():
+        expected, _ = layer.forward(x, p, m)
+    monkeypatch.setattr(numpy_kernels, "GEMM", dict.fromkeys("fd", pytest.fail))
+    y, _ = layer.forward(x, p, m)
+    assert_close(y, expected, "sum")
+    if rows == "one":
+        assert_close(numpy_kernels._product(dy, p.weight), dy @ p.weight, "sum")
+
+
 @both
 @token_by_token
 @pytest.mark.parametrize("batch", [(), (0,), (1,), (2, 3, 4)])

@@ -207,6 +207,67 @@ MUTANTS = {
     "recomputation that is not asked for": Mutant(
         "experiments/training/config.py", "replace(model, recompute=True)", "model",
         ("test_training", "asked_of_the_model")),
+    # --- GPT-2 ----------------------------------------------------------------------------------
+    "a token sees those after it": Mutant(
+        "comet_np/models/gpt2.py", "config, at, causal=True,", "config, at, causal=False,",
+        ("test_gpt2", "does_not_see")),
+    "a token sees those after it when computed again": Mutant(
+        "comet_np/models/gpt2.py", "grads.blocks, config, causal=True)",
+        "grads.blocks, config, causal=False)", ("test_gpt2", "bit_for_bit and GPT")),
+    "no table of positions": Mutant(
+        "comet_np/functional/tokens.py", "return p.tokens[tokens] + p.positions[first:first + T],",
+        "return p.tokens[tokens] + 0 * p.positions[first:first + T],",
+        ("test_gpt2", "number_by_number and bodies")),
+    "no gradient of the head": Mutant(
+        "comet_np/models/gpt2.py", "params.head, grads.head,",
+        "params.head, Linear(grads.head.weight.copy(), None),", ("test_gpt2", "both_its_places")),
+    "maps back that begin too small": Mutant(
+        "comet_np/models/gpt2.py", "STD / math.sqrt(2 * config.depth)", "STD / (2 * config.depth)",
+        ("test_gpt2", "laws_of_the_initial")),
+    "all blocks begin alike": Mutant(
+        "comet_np/models/gpt2.py", 'STD, "block", i, "qkv")', 'STD, "block", 0, "qkv")',
+        ("test_gpt2", "drawn_for_itself")),
+    "dropout anew when computed again": Mutant(
+        "comet_np/models/block.py", "(cache.m,), cache.at, causal)",
+        "(cache.m,), cache.at._replace(step=cache.at.step + 1), causal)",
+        ("test_gpt2", "bit_for_bit")),
+    "masks that are forgotten": Mutant(
+        "comet_np/models/block.py", "BlockInput(x, cache.branch.mlp.hidden[0].m, config.hidden,",
+        "BlockInput(x, None, config.hidden,", ("test_gpt2", "bit_for_bit")),
+    "the caches are kept all the same": Mutant(
+        "comet_np/models/block.py", "if recompute else cache)", "if False else cache)",
+        ("test_gpt2", "bit_for_bit")),
+    "nothing kept in evaluation": Mutant(
+        "comet_np/models/gpt2.py", "config.recompute and at.train", "config.recompute",
+        ("test_gpt2", "computes_nothing_again")),
+    "what is computed again is not counted": Mutant(
+        "comet_np/models/gpt2.py", "times = 4 if config.recompute else 3", "times = 3",
+        ("test_gpt2", "of_the_products")),
+    # --- generation -----------------------------------------------------------------------------
+    "every new token at the first position": Mutant(
+        "comet_np/generation.py", "params.embedding, first)", "params.embedding)",
+        ("test_generation", "token_by_token_are")),
+    "the values of all tokens lost": Mutant(
+        "comet_np/generation.py", "values[:, :, :stop], config", "0 * values[:, :, :stop], config",
+        ("test_generation", "token_by_token_are")),
+    "a set too small for its probability": Mutant(
+        "comet_np/generation.py", "before < top_p", "before + ranked <= top_p",
+        ("test_generation", "by_hand")),
+    "--temperature ignored": Mutant(
+        "comet_np/generation.py", 'logits.astype("float64") / temperature',
+        'logits.astype("float64")', ("test_generation", "by_hand")),
+    "one text for all seeds": Mutant(
+        "comet_np/generation.py", 'stream(seed, "generation")', 'stream(0, "generation")',
+        ("test_generation", "a_seed_says")),
+    "half a character is printed": Mutant(
+        "experiments/generating.py", "len(text) - text.endswith(REPLACEMENT)", "len(text)",
+        ("test_generation", "whole_characters")),
+    "a vector times the transposed matrix": Mutant(
+        "backends/numpy_kernels.py", "trans = (a, 1 - trans) if", "trans = (a, trans) if",
+        ("test_layers", "packs_no_matrix")),
+    "the last token of a text is not told": Mutant(
+        "experiments/training/model.py", 'texts.astype("int64"))', 'texts[:, :-1].astype("int64"))',
+        ("test_generation", "logits_of_all_tokens")),
     # --- optimizers -----------------------------------------------------------------------------
     "--momentum ignored": Mutant(
         "comet_np/optim.py", "lr, config.momentum,", "lr, 0.9,", ("test_optim", "formulas")),
@@ -321,8 +382,8 @@ MUTANTS = {
         "position < position[:, None] + (position == 0)",
         ("test_attention", "one_by_one and bodies")),
     "scores over the width of all heads": Mutant(
-        "comet_np/functional/attention.py", "compute) / math.sqrt(q.shape[-1])  # (..., H",
-        "compute) / math.sqrt(qkv.shape[-1] // 3)  # (..., H",
+        "comet_np/functional/attention.py", "compute) / math.sqrt(q.shape[-1])  # (..., H, T,",
+        "compute) / math.sqrt(qkv.shape[-1] // 3)  # (..., H, T,",
         ("test_attention", "one_by_one and bodies")),
     "no gradient of scores through the dropped weights' factor": Mutant(
         "comet_np/functional/attention.py", "        dP = dP * factor\n", "        pass\n",

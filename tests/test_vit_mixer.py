@@ -129,11 +129,8 @@ def branch(tokens, p, V, one, masks):
     return made, np.array(found)
 
 
-def streamed(patches, stream, config):
-    """Return the masks of all MLPs by a stream: each row's scores, cap, and map back."""
-    s = [naive.product(stream.embedding, patch) for patch in patches]
-    if config.__class__ is vit.ViTConfig and config.pooling == "class":
-        s = [mean(s), *s]
+def streamed(s, stream, config):
+    """Return the masks of all MLPs by a stream of rows s: their scores, cap, and map back."""
     masks = []
     for (V, U), across in zip(stream.maps, config.across, strict=True):
         rows, found, after = turned(s) if across else s, [], []
@@ -152,8 +149,10 @@ def streamed(patches, stream, config):
 def by_loops(image, params, fixed, config):
     """Return the logits of a flat image, and the masks of all MLPs."""
     patches = patches_of(image, config)
-    given = streamed(patches, fixed, config) if config.routing == "stream" else None
-    masks, heads = [], isinstance(config, vit.ViTConfig)
+    masks, heads, given = [], isinstance(config, vit.ViTConfig), None
+    if config.routing == "stream":
+        s = [naive.product(fixed.embedding, patch) for patch in patches]
+        given = streamed([mean(s), *s] if heads and config.pooling == "class" else s, fixed, config)
     p = params.embedding if heads else params
     tokens = [naive.affine(patch, p.patches) for patch in patches]
     if heads:
@@ -471,9 +470,8 @@ def test_the_parameters_are_counted(config):
     assert model.parameter_count(config) == sum(a.size for a in leaves(params))
 
 
-@cases()
-def test_multiply_adds_are_those_of_the_products(config, draw, monkeypatch):
-    """Every product of a step is one of these operations: they are counted as they are called."""
+def counted_products(monkeypatch):
+    """Return the multiply-adds of trained maps and of fixed ones, counted as they are called."""
     count, kernels = {"trained": 0, "fixed": 0}, get_backend("numpy").kernels
 
     def counted(name, of, kind):
@@ -501,6 +499,13 @@ def test_multiply_adds_are_those_of_the_products(config, draw, monkeypatch):
     counted("attention_forward", attention_products, "trained")
     counted("attention_backward", lambda dy, cache, *rest: 2 * attention_products(cache.qkv),
             "trained")
+    return count
+
+
+@cases()
+def test_multiply_adds_are_those_of_the_products(config, draw, monkeypatch):
+    """Every product of a step is one of these operations."""
+    count = counted_products(monkeypatch)
     x, params, fixed, dy = network(config, draw, batch=(3,))
     model = module_of(config)
     _, cache = model.forward(x, params, fixed, config)

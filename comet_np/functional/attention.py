@@ -100,6 +100,25 @@ def attention_backward(dy: Array, cache: AttentionCache, heads: int,
     return xp.concatenate([joined_heads(part) for part in (dq, dk, dv)], axis=-1)
 
 
+def query_attention(q: Array, keys: Array, values: Array, compute: str | None = None) -> Array:
+    """Return the attention of one token's queries to what is kept of it and those before it.
+
+    ``y = softmax(q K^T / sqrt(d)) V``
+
+    Parameters
+    ----------
+    q : array (..., H, 1, d)
+    keys, values : arrays (..., H, T, d)
+    compute : str, optional
+
+    Returns
+    -------
+    y : array (..., 1, D), the last row of `attention_forward` on all T tokens, causal
+    """
+    S = multiply(q, keys.swapaxes(-1, -2), compute) / math.sqrt(q.shape[-1])  # (..., H, 1, T)
+    return joined_heads(multiply(softmax(S, axis=-1), values, compute))
+
+
 def split_heads(qkv: Array, heads: int) -> tuple[Array, Array, Array]:
     """Return queries, keys and values (..., T, 3 D) head by head, each (..., H, T, D / H)."""
     D = qkv.shape[-1] // 3

@@ -158,6 +158,11 @@ class GPT2Cache(NamedTuple):
     head: LinearCache
 
     @property
+    def mlps(self) -> tuple[mlp.MLPCache, ...]:
+        """The caches of all MLPs, one a block; none of those that are computed again."""
+        return tuple(block.branch.mlp for block in self.blocks if isinstance(block, BlockCache))
+
+    @property
     def masks(self) -> tuple[Array | None, ...]:
         """m of each block's MLP, bool (..., T, H); None where there is no mask."""
         return tuple(block.mask for block in self.blocks)

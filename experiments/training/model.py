@@ -4,7 +4,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -31,7 +31,7 @@ from ...tree import leaves, tree_map
 from ..datasets.base import AS_THEY_CAME, Dataset, Factor, Preparation
 from ..files import CONFIG, METRICS, RESULT, WEIGHTS, read_result, write_result
 from ..pooled import PooledConfig
-from ..tasks import TASKS, Task
+from ..tasks import TASKS, Language, Task
 from .config import RunConfig, TrainConfig, computing, evaluated_at_once
 from .examples import blocks
 
@@ -107,11 +107,14 @@ class Trained:
     def output(self, x: Array) -> np.ndarray:
         """Return the network's output for examples as they came: float array (n, N_L).
 
+        Of texts these are the logits of what follows each token, (n, T, V).
+
         Parameters
         ----------
         x : NumPy array (n, N_0), or of images (n, colours, rows, columns) for a ViT or MLP-Mixer
-            In the units and with the columns, in their order, of the data that the network was
-            trained on (`data.preparation.columns`, if they had names).
+            Or integers (n, T), the tokens of texts, for a GPT-2. Else in the units and with the
+            columns, in their order, of the data that the network was trained on
+            (`data.preparation.columns`, if they had names).
 
         Raises
         ------
@@ -119,6 +122,12 @@ class Trained:
             If the shape does not fit, or a number is not finite.
         """
         x = np.asarray(x)
+        if isinstance(self.task, Language):
+            if x.dtype.kind not in "iu" or x.ndim != 2:
+                raise UserError("predictions need the tokens of texts, integers (n, T), got an "
+                                f"array of type {x.dtype} and shape {x.shape}: the run's tokenizer "
+                                "makes tokens of a text, and one text is tokens.reshape(1, -1)")
+            return self._outputs(x, lambda texts: texts.astype("int64"))
         if x.dtype.kind not in "biuf" or x.ndim < 2:
             raise UserError("predictions need an array of numbers (n, features), got one of type "
                             f"{x.dtype} and shape {x.shape}: one example is x.reshape(1, -1), and "
@@ -139,24 +148,32 @@ class Trained:
         if width not in (None, x.shape[-1]):
             raise UserError(f"the network was trained on {width} features, got {x.shape[-1]}: x "
                             f"must have shape (n, {width})")
-        backend, forward = backend_of(first), module_of(self.config).forward
-        found = []
-        for part in blocks(max(len(x), 1), evaluated_at_once(self.run)):
-            prepared = backend.asarray(data.preparation.inputs(x[part]))
-            inputs = self.task.inputs(prepared, data.scale, data.shift, first.dtype)
-            found.append(backend.to_host(
-                forward(inputs, self.params, self.fixed, self.config)[0]))
-        return np.concatenate(found)
+        backend = backend_of(first)
+
+        def inputs(part: np.ndarray) -> Array:
+            prepared = backend.asarray(data.preparation.inputs(part))
+            return self.task.inputs(prepared, data.scale, data.shift, first.dtype)
+
+        return self._outputs(x, inputs)
+
+    def _outputs(self, x: np.ndarray, inputs: Callable[[np.ndarray], Array]) -> np.ndarray:
+        """Return the outputs of all examples, some at a time as `inputs` makes them ready."""
+        backend, forward = backend_of(next(leaves(self.params))), module_of(self.config).forward
+        return np.concatenate([
+            backend.to_host(forward(backend.asarray(inputs(x[part])), self.params, self.fixed,
+                                    self.config)[0])
+            for part in blocks(max(len(x), 1), evaluated_at_once(self.run))])
 
     def predict(self, x: Array) -> np.ndarray:
         """Return what the network says of examples as they came, in the units of the targets.
 
-        Classes (n,), or numbers (n,), or (n, outputs) if there are several.
+        Classes (n,), or numbers (n,), or (n, outputs) if there are several. Of texts the most
+        probable token after each, (n, T).
         """
         return self.task.predicted(self.output(x), self.data.preparation)
 
     def predict_proba(self, x: Array) -> np.ndarray:
-        """Return the probability of each class: (n, C); of classification only."""
+        """Return the probability of each class: (n, C); of tokens (n, T, V); of no regression."""
         return self.task.probabilities(self.output(x))
 
     def save_model(self, folder: Path) -> None:
