@@ -103,14 +103,18 @@ def draw(results: Results, preset: str, title: str, file: Path) -> str:
                                   squeeze=False)
     for name, axes in zip(titles, panels[0], strict=True):
         here = [one for one in found if one.title == name]
-        for side, (place, (label, color)) in zip(SIDES, enumerate(SIDES.values()), strict=True):
+        sides = [side for side in SIDES if any(side in one.rates for one in here)]
+        for place, side in enumerate(sides):
+            label, color = SIDES[side]
             for x, one in enumerate(here):
                 if side in one.rates:
-                    at, rate = x + BAR * (place - 1.5), statistics.median(one.rates[side])
-                    axes.bar(at, rate, BAR, color=color, label=None if x else label)
-                    axes.plot([at, at], [min(one.rates[side]), max(one.rates[side])],
-                              color="black", linewidth=1)
+                    at, rate = x + BAR * (place - (len(sides) - 1) / 2), one.rates[side]
+                    axes.bar(at, statistics.median(rate), BAR, color=color,
+                             label=None if x else label)
+                    axes.plot([at, at], [min(rate), max(rate)], color="black", linewidth=1)
         axes.set_xticks(range(len(here)), labels=[LOOKS[one.kind][1] for one in here])
+        axes.set_xlim(-0.5, len(here) - 0.5)
+        axes.grid(visible=False, axis="x")
         axes.set_title(name)
     panels[0][0].set_ylabel("tokens per second")
     panels[0][0].legend(fontsize=7)
