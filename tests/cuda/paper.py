@@ -80,9 +80,8 @@ def counted(run, batch):
     return Step(launches, moved, sum(products))
 
 
-def at_depth(model, gate, precision, batch):
+def at_depth(run, batch):
     """Return what a step of a GPT-2 takes, from what it takes at a depth of 1 and of 2."""
-    run = language_workers.run_of(model, gate, precision)
     one, two = (counted(replace(run, model=replace(run.model, depth=depth)), batch)
                 for depth in (1, 2))
     blocks = run.model.depth - 1
@@ -121,12 +120,12 @@ def main(models):
             if model not in language_workers.MODELS:
                 print(line(f"{model} {gate}", counted(vision_workers.run_of(model, gate), 16)))
                 continue
-            config, batch = language_workers.run_of(model, gate).model, 32
+            batch = 32
             for precision in "float32", "float16":
-                print(line(f"{model} {gate} {precision}",
-                           at_depth(model, gate, precision, batch)))
+                run = language_workers.run_of(model, gate, precision)
+                print(line(f"{model} {gate} {precision}", at_depth(run, batch)))
             parts = zip(("weights, gradients and moments", "logits", "activations",
-                         "or recomputed"), memory(config, batch), strict=True)
+                         "or recomputed"), memory(run.model, batch), strict=True)
             print(f"{model} {gate} memory: "
                   + ", ".join(f"{name} {size:.2f} GB" for name, size in parts))
 
