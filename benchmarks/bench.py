@@ -13,7 +13,7 @@ from ..backends.cpu import kind, processor
 from ..backends.cpu import threads as usable_threads
 from ..errors import UserError, unknown
 from ..experiments.experiment import columns, make_folder
-from . import gpu, models, vision
+from . import gpu, language, models, vision
 from .cpu_workers import KWTA_K, KWTA_N, KWTA_ROWS, P_K
 from .processes import Plan, Results, in_a_process, own_compile_cache, show_progress
 from .ratios import NO_GOAL, Point, Row, draw, print_settings, shown
@@ -28,7 +28,8 @@ GOALS: dict[str, Any] = {
     "comet": {32: 0.60, 128: 0.75}, "cached": {32: 0.45, 128: 0.60},
     "standard": {32: 1.0, 128: 1.0}, "cached/standard": 1.05, "comet/products": 1.20,
     "kwta": 1 / 20, "memory": 1.0}
-OTHERS = {"models": models, "vision": vision}  # benchmarks of other networks than 3072-N-N-N-10
+# benchmarks of other networks than 3072-N-N-N-10
+OTHERS = {"models": models, "vision": vision, "language": language}
 
 
 def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None, compiled: bool,
@@ -37,7 +38,7 @@ def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
 
     ``bench.json`` is written after each worker. Return whether all workers, none of which may take
     more than `limit` seconds, returned their times. With `networks`, a name of `OTHERS`, those are
-    measured, and no figure is drawn.
+    measured, and no figure is drawn but of "language".
     """
     if preset not in SECONDS:
         raise unknown("preset", preset, SECONDS)
@@ -52,14 +53,15 @@ def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
         raise UserError("--models are measured on the CPU: leave out --backend or --models")
     make_folder(out)
     if on_gpu:
-        return gpu.run(preset, out, repeats, compiled, limit, networks == "vision")
+        return gpu.run(preset, out, repeats, compiled, limit, networks)
     threads = threads or usable_threads()
     versions, missing = {}, {}
-    for peer, package in (other.PACKAGES if other else PACKAGES).items():
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            missing[peer] = f"not installed: python -m pip install {package}"
+    for peer, packages in (other.PACKAGES if other else PACKAGES).items():
+        for package in packages.split():
+            try:
+                versions[package] = metadata.version(package)
+            except metadata.PackageNotFoundError:
+                missing[peer] = f"not installed: python -m pip install {package}"
     settings = {
         "machine": processor(), "kind of processor": kind(), "cores": os.cpu_count(),
         "threads": threads, "python": platform.python_version(),
@@ -86,15 +88,18 @@ def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
         measure(results, [(other.plan if other else plan)(results, preset,
                                                           compiled and repeat == 0)
                           for repeat in range(repeats)])
+    named = "".join(f", {name} {version}" for name, version in versions.items())
     if other:
         print(other.report(results, preset))
+        if other is language:
+            title = f"{settings['machine']}, {threads} threads" + named
+            print(language.draw(results, preset, title, out / "bench.png"))
         return results.all_ran
     print(report(results, preset))
     points: list[Point] = [(N, B, p_k, row) for N, B in cells(preset)
                            for p_k, row in ratios(results, N, B)]
     title = ("training step 3072-N-N-N-10, softplus, SGD (dotted: goal)\n"
-             f"{settings['machine']}, {threads} threads"
-             + "".join(f", {name} {version}" for name, version in versions.items()))
+             f"{settings['machine']}, {threads} threads{named}")
     print(draw(points, {"PyTorch": "eager PyTorch", "jax.jit": "jax.jit"}, title,
                out / "bench.png"))
     return results.all_ran

@@ -32,13 +32,16 @@ def active(N: int, p_k: float) -> int:
     return max(1, int(p_k * N))
 
 
-def median_ms(call: Callable[[], Any], seconds: float) -> float:
-    """Return the median time of a call in ms, over at least 5 calls and about `seconds`."""
-    for _ in range(3):
+def median_ms(call: Callable[[], Any], seconds: float, before: int = 3, least: int = 5) -> float:
+    """Return the median time of a call in ms, over `least` calls or more and about `seconds`.
+
+    The calls `before` are not timed.
+    """
+    for _ in range(before):
         call()
     times: list[float] = []
     end = time.perf_counter() + seconds
-    while len(times) < 5 or time.perf_counter() < end:
+    while len(times) < least or time.perf_counter() < end:
         started = time.perf_counter()
         call()
         times.append(time.perf_counter() - started)
@@ -49,6 +52,18 @@ def batch(B: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the inputs (B, 3072) and labels (B,) that every framework gets."""
     draw = np.random.default_rng(0)
     return draw.standard_normal((B, INPUTS), dtype="float32"), draw.integers(0, CLASSES, B)
+
+
+def task_of(model: Any) -> str:
+    """Return the name of the task of a model."""
+    from ..models.gpt2 import GPT2Config
+
+    return "language" if isinstance(model, GPT2Config) else "classification"
+
+
+def texts(B: int, T: int, vocabulary: int) -> np.ndarray:
+    """Return texts (B, T) of random tokens."""
+    return np.random.default_rng(0).integers(0, vocabulary, (B, T))
 
 
 def ours(N: int, B: int, seconds: float) -> dict[str, float]:
@@ -72,13 +87,13 @@ def _our_step(N: int, B: int, p_k: float | None, cached: bool, seconds: float) -
 def our_step(config: Any, B: int, keeps: bool) -> tuple[Any, Callable[[], Any]]:
     """Return a learner, and its training step on one mini-batch, masks kept if `keeps`."""
     from ..backends import get_backend
-    from ..experiments.tasks import TASKS, Batch
+    from ..experiments.tasks import TASKS
     from ..experiments.training import Learner
 
     backend = get_backend("numpy")
-    learner = Learner(config, TASKS["classification"], backend)
+    learner = Learner(config, TASKS[task_of(config.model)], backend)
     examples = examples_of(learner, learner.fixed, B, backend, keeps)
-    batches = [Batch(examples.x, examples.y, examples.rows)]
+    batches = [examples.batch(examples.rows)]
     return learner, lambda: learner.step(batches, examples, LR)
 
 
@@ -96,11 +111,16 @@ def examples_of(learner: Any, fixed: Any, B: int, backend: Any, keeps: bool) -> 
     from ..experiments.training.examples import Examples
     from ..gates import Pass
 
-    x, y = batch(B)
-    dtype = learner.config.training.formats.accumulate
-    x = x.astype(dtype, copy=False)
-    data = Dataset("benchmark", "classification", x, y, x, y, None, None, CLASSES)
-    return Examples(x, y, data, learner.model, fixed, backend, dtype, Pass(train=True), keeps=keeps)
+    model, dtype = learner.model, learner.config.training.formats.accumulate
+    task = task_of(model)
+    if task == "language":  # of a text all tokens but the last are input
+        x = y = texts(B, model.context + 1, model.vocabulary)
+        outputs = model.vocabulary
+    else:
+        x, y = batch(B)
+        x, outputs = x.astype(dtype, copy=False), CLASSES
+    data = Dataset("benchmark", task, x, y, x, y, None, None, outputs)
+    return Examples(x, y, data, model, fixed, backend, dtype, Pass(train=True), keeps=keeps)
 
 
 def pytorch(N: int, B: int, seconds: float) -> dict[str, float]:

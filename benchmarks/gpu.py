@@ -2,6 +2,7 @@
 
 import functools
 import platform
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 from ..backends import get_backend
 from ..errors import UserError
 from ..experiments.experiment import columns
+from . import language_workers
 from .gpu_workers import PRESETS, Sizes, Step, steps
 from .processes import Results, in_a_process, own_compile_cache, show_progress
 from .ratios import NO_GOAL, Row, draw, print_settings, shown
-from .vision_workers import GATES
+from .steps import GATES
 
 Workers = list[tuple[str, int | str]]  # work, and N or the model
 
@@ -26,11 +28,11 @@ REPEATS_END, COMPILE_END = 300.0, 410.0
 
 
 def run(preset: str, out: Path, repeats: int, compiled: bool, limit: float,
-        vision: bool = False) -> bool:
+        networks: str | None = None) -> bool:
     """Measure, print the tables, and write ``bench.json`` and ``bench.png`` into `out`.
 
-    With `vision` these are the steps of vision models, without a figure. Return whether all workers
-    returned their times.
+    With `networks` these are the steps of "vision" or "language" models, without a figure. Return
+    whether all workers returned their times.
     """
     device = get_backend("cupy").describe()
     settings = device | versions_of_pytorch(device["cuda"]) | {
@@ -50,9 +52,9 @@ def run(preset: str, out: Path, repeats: int, compiled: bool, limit: float,
         environment = {"COMET_NP_GRAPHS": "1"} | cache  # where the user has turned them off too
         worker = functools.partial(in_a_process, "gpu_workers", environment, limit)
         results = Results(out / "bench.json", settings, lambda work, N: worker(work, N, preset))
-        if vision:
-            measure(results, vision_plan(sizes), (), repeats)
-            print(vision_report(results, sizes))
+        if networks:
+            measure(results, other_plan(networks, sizes), (), repeats)
+            print(other_report(networks, results, sizes))
             return results.all_ran
         measure(results, plan(sizes), sizes.widths if compiled else (), repeats)
     print(report(results, sizes))
@@ -94,10 +96,10 @@ def plan(sizes: Sizes) -> Workers:
     return [*workers, ("kernels", KERNEL_N)]
 
 
-def vision_plan(sizes: Sizes) -> Workers:
-    """Return the workers of a repeat that measures the vision models."""
-    return [(work, model) for model in sizes.vision[0] for work in ("vision_ours",
-                                                                    "vision_pytorch")]
+def other_plan(networks: str, sizes: Sizes) -> Workers:
+    """Return the workers of a repeat that measures other models."""
+    return [(f"{networks}_{side}", model) for model in getattr(sizes, networks)[0]
+            for side in ("ours", "pytorch", "captured")]
 
 
 def measure(results: Results, workers: Workers, compiled: tuple[int, ...], repeats: int) -> None:
@@ -126,19 +128,27 @@ def measure(results: Results, workers: Workers, compiled: tuple[int, ...], repea
     show_progress("")
 
 
-def vision_report(results: Results, sizes: Sizes) -> str:
-    """Return the table of the vision models."""
-    models, B = sizes.vision
+def other_report(networks: str, results: Results, sizes: Sizes) -> str:
+    """Return the table of other models; of language also the tokens per second."""
+    models, B = getattr(sizes, networks)
     rows = [["model", "graph", "ordinary", "PyTorch", "captured", "graph/PyTorch",
              "graph/captured"]]
+    rates = [["tokens/s", *rows[0][1:5]]]
     for model in models:
         for kind in GATES:
-            ours, theirs = f"vision_ours {model} {kind}", f"vision_pytorch {model} {kind}"
-            keys = [f"{ours} graph", f"{ours} ordinary", f"{theirs} eager", f"{theirs} captured"]
+            ours, theirs, captured = (f"{networks}_{side} {model} {kind}"
+                                      for side in ("ours", "pytorch", "captured"))
+            keys = [f"{ours} graph", f"{ours} ordinary", f"{theirs} eager", f"{captured} captured"]
             row = results.ratios({rows[0][5]: (keys[0], keys[2], NO_GOAL),
                                   rows[0][6]: (keys[0], keys[3], NO_GOAL)})
             rows.append([f"{model}, {kind}", *map(results.shown, keys), *shown(row, *rows[0][5:])])
-    return "\n".join([f"training step, batch {B}, Adam: ms, then ratios", columns(rows),
+            if networks == "language":
+                tokens = 1e3 * B * (language_workers.MODELS[model].context or 0)
+                rates.append([f"{model}, {kind}", *(
+                    f"{tokens / statistics.median(results.times[key]):.4g}"
+                    if key in results.times else "-" for key in keys)])
+    return "\n".join([f"training step, batch {B}: ms, then ratios", columns(rows),
+                      *([columns(rates)] if networks == "language" else []),
                       "ratio of medians (lowest-highest of the repeats)",
                       *results.why_left_out()])
 

@@ -16,14 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backends import OutOfMemory
-from . import vision_workers
-from .cpu_workers import CLASSES, LR, P_K, batch, examples_of, network, torch_network
+from . import language_workers, vision_workers
+from .cpu_workers import CLASSES, LR, P_K, batch, examples_of, network, task_of, torch_network
+from .steps import GATES
 
 Array = Any
 Call = Callable[[], Any]
 Clock = Callable[[Call, int], float]  # ms of that many calls
 Times = dict[str, float | str]
 
+OTHERS: dict[str, Any] = {"vision": vision_workers, "language": language_workers}
 GROUPS = 5  # of calls; the time of a call is the median of their means
 STEPS_AHEAD = 1000  # as in training, the order of so many examples is uploaded at once
 COMPILE_SECONDS = 20.0  # no further network is compiled after these
@@ -35,7 +37,7 @@ class Sizes(NamedTuple):
     widths, batches : N and B of the training steps; N = 1000 with B = 128 also by AdamW.
     rows_of : N of the k-winner-take-all masks alone.
     numbers : elements of the arrays of single kernels, far more than the GPU's cache holds.
-    vision : models of `vision_workers`, and their batch size.
+    vision, language : models of `vision_workers` or `language_workers`, and their batch size.
     seconds : of one timing.
     """
 
@@ -45,12 +47,15 @@ class Sizes(NamedTuple):
     numbers: int
     seconds: float
     vision: tuple[tuple[str, ...], int]
+    language: tuple[tuple[str, ...], int]
 
 
 PRESETS = {
-    "smoke": Sizes((100,), (32,), (512,), 2**16, 0.01, (("vit-tiny", "mixer-tiny"), 4)),
+    "smoke": Sizes((100,), (32,), (512,), 2**16, 0.01, (("vit-tiny", "mixer-tiny"), 4),
+                   (("gpt2-tiny",), 2)),
     "full": Sizes((100, 500, 1000, 3000, 9000), (32, 128, 512, 4096), (512, 1000, 3000, 9216),
-                  2**28, 0.1, (("vit-512", "vit-3072", "mixer-512"), 16))}
+                  2**28, 0.1, (("vit-512", "vit-3072", "mixer-512"), 16),
+                  (("gpt2-small-128", "gpt2-large-128"), 32))}
 
 
 class Step(NamedTuple):
@@ -197,17 +202,18 @@ def step_of(backend: Any, learner: Any, fixed: Any, B: int, how: str) -> Call:
     return graph
 
 
-def vision_ours(model: str, sizes: Sizes) -> Times:
-    """Time our training steps of a vision model, COMET and standard: as a graph, and ordinary."""
+def other_ours(networks: str, model: str, sizes: Sizes) -> Times:
+    """Time our training steps of another model, COMET and standard: as a graph, and ordinary."""
     from ..experiments.tasks import TASKS
     from ..experiments.training import Learner
 
     backend, watch = our_stopwatch(sizes)
-    for kind in vision_workers.GATES:
-        learner = Learner(vision_workers.run_of(model, kind), TASKS["classification"], backend)
+    for kind in GATES:
+        run = OTHERS[networks].run_of(model, kind)
+        learner = Learner(run, TASKS[task_of(run.model)], backend)
         for how in ("graph", "ordinary"):
-            watch.add(f"{kind} {how}", step_of, backend, learner, learner.fixed, sizes.vision[1],
-                      how)
+            watch.add(f"{kind} {how}", step_of, backend, learner, learner.fixed,
+                      getattr(sizes, networks)[1], how)
     backend.synchronize()
     return watch.times
 
@@ -395,20 +401,21 @@ def pytorch_captured(N: int, sizes: Sizes, device: str = "cuda") -> Times:
     return watch.times
 
 
-def vision_pytorch(model: str, sizes: Sizes, device: str = "cuda") -> Times:
-    """Time PyTorch's training steps of a vision model, TF32 off: eager, and captured whole."""
+def other_pytorch(networks: str, captured: bool, model: str, sizes: Sizes,
+                  device: str = "cuda") -> Times:
+    """Time PyTorch's training steps of another model, TF32 off: eager, or captured whole."""
     import torch
 
     torch.set_float32_matmul_precision("highest")
-    watch = torch_stopwatch(sizes, device)
+    watch, workers = torch_stopwatch(sizes, device), OTHERS[networks]
 
-    def step(kind: str, capturable: bool) -> Call:
-        return vision_workers.torch_step(vision_workers.run_of(model, kind), sizes.vision[1],
-                                         device=device, capturable=capturable)[2]
+    def prepare(kind: str) -> Call:
+        step: Call = workers.torch_step(workers.run_of(model, kind), getattr(sizes, networks)[1],
+                                        device=device, capturable=captured)[2]
+        return capture(step) if captured else step
 
-    for kind in vision_workers.GATES:
-        watch.add(f"{kind} eager", step, kind, False)
-        watch.add(f"{kind} captured", lambda kind=kind: capture(step(kind, True)))
+    for kind in GATES:
+        watch.add(f"{kind} {'captured' if captured else 'eager'}", prepare, kind)
     return watch.times
 
 
@@ -480,8 +487,11 @@ def kwta_pytorch(N: int, sizes: Sizes, device: str = "cuda") -> Times:
 
 WORKS: dict[str, Callable[..., Times]] = {
     work.__name__: work for work in (
-        ours, pytorch, pytorch_captured, pytorch_compiled, kwta_ours, kwta_pytorch, kernels,
-        vision_ours, vision_pytorch)}
+        ours, pytorch, pytorch_captured, pytorch_compiled, kwta_ours, kwta_pytorch, kernels)} | {
+    f"{networks}_{work}": functools.partial(call, networks, *options)
+    for networks in OTHERS for work, call, options in (
+        ("ours", other_ours, ()), ("pytorch", other_pytorch, (False,)),
+        ("captured", other_pytorch, (True,)))}
 
 if __name__ == "__main__":
     from .processes import end_with_the_parent

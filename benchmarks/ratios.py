@@ -13,15 +13,20 @@ LOOKS = {"comet": figures.LOOKS["comet"], "cached": ("#8a3f9e", "COMET, masks ke
 
 
 class Ratio:
-    """A ratio of medians with the range of the pairwise ratios, and its goal."""
+    """A ratio of medians with the range of the pairwise ratios.
 
-    def __init__(self, ours: list[float], theirs: list[float], goal: float) -> None:
+    Its goal is what it may be at most; `least`, what it must be at least.
+    """
+
+    def __init__(self, ours: list[float], theirs: list[float], goal: float = NO_GOAL,
+                 least: float = 0.0) -> None:
         pairs = [a / b for a, b in zip(ours, theirs, strict=False)]
         self.value = statistics.median(ours) / statistics.median(theirs)
         self.low, self.high, self.goal = min(pairs), max(pairs), goal
+        self.least = least
 
     def __str__(self) -> str:
-        missed = "*" if self.value > self.goal else " "
+        missed = " " if self.least <= self.value <= self.goal else "*"
         return f"{self.value:.2f}{missed} ({self.low:.2f}-{self.high:.2f})"
 
 

@@ -5,7 +5,9 @@ import statistics
 from ..experiments.experiment import columns
 from .processes import Plan, Results
 from .ratios import Row, shown
-from .vision_workers import GATES
+from .steps import GATES
+
+Cells = list[tuple[str, int]]  # models and batch sizes
 
 WORKERS = "vision_workers"
 MODELS = {"smoke": ("vit-tiny", "mixer-tiny"),
@@ -27,12 +29,22 @@ SETTINGS = {
 
 def plan(results: Results, preset: str, compiled: bool) -> Plan:
     """Return the workers of a repeat."""
-    sides = ["ours", *(peer for peer in PACKAGES if peer not in results.left_out)]
+    return plan_of(results, cells(preset), compiled)
+
+
+def cells(preset: str) -> Cells:
+    """Return the models and batch sizes of a preset."""
+    return [(model, BATCH[preset]) for model in MODELS[preset]]
+
+
+def plan_of(results: Results, cells: Cells, compiled: bool) -> Plan:
+    """Return the workers of a repeat that measures training steps, as `steps.works` names them."""
+    sides = ["ours", *(["pytorch"] if "pytorch" not in results.left_out else [])]
     works = [*sides, "products", "parts"]
     works += [f"memory_{side}_{kind}" for kind in GATES for side in sides]
     if compiled and "pytorch" in sides:
         works += [f"compiled_{kind}" for kind in GATES]
-    return [(work, model, BATCH[preset]) for model in MODELS[preset] for work in works]
+    return [(work, model, B) for model, B in cells for work in works]
 
 
 def ratios(results: Results, model: str, B: int, kind: str) -> Row:
@@ -51,13 +63,19 @@ def ratios(results: Results, model: str, B: int, kind: str) -> Row:
 
 def report(results: Results, preset: str) -> str:
     """Return the tables: times, memory, their ratios; and the parts of steps that miss a goal."""
-    B, cell = BATCH[preset], "model"
+    return "\n".join([f"training step, batch {BATCH[preset]}, Adam: ms, then ratios",
+                      *tables(results, cells(preset)), *results.why_left_out()])
+
+
+def tables(results: Results, cells: Cells) -> list[str]:
+    """Return the tables of training steps, and the parts of those that miss a goal."""
+    cell = "model"
     heads = [["ours", "PyTorch", "compiled", "products"],
              ["ours/PyTorch", "ours/compiled", "ours/products"],
              ["our peak", "PyTorch's", "our growth", "PyTorch's", "peak/PyTorch's",
               "growth/PyTorch's"]]
     tables, missed = [[[cell, *head]] for head in heads], []
-    for model in MODELS[preset]:
+    for model, B in cells:
         for kind in GATES:
             row, at = ratios(results, model, B, kind), f"{model} {B}"
             times = (f"ours {at} {kind}", f"pytorch {at} {kind}", f"compiled_{kind} {at} step",
@@ -70,14 +88,14 @@ def report(results: Results, preset: str) -> str:
                 table.append([f"{model}, {kind}", *values])
             if any(row[name].value > row[name].goal for name in heads[1] if name in row):
                 missed.append(_parts(results, at, kind))
-    return "\n".join([
-        f"training step, batch {B}, Adam: ms, then ratios", *map(columns, tables[:2]), "",
+    return [
+        *map(columns, tables[:2]), "",
         "peak memory of a training process, and its growth since all was imported, MiB",
         columns(tables[2]),
         "ratio of medians (lowest-highest of the repeats); * misses the goal: COMET "
         f"{GOALS['comet']:.2f} of PyTorch, standard {GOALS['standard']:.2f}; "
         f"{GOALS['products']:.2f} of the products; memory {GOALS['memory']:.2f}",
-        *filter(None, missed), *results.why_left_out()])
+        *filter(None, missed)]
 
 
 def _parts(results: Results, cell: str, kind: str) -> str:

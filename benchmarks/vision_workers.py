@@ -3,27 +3,18 @@
 Each work prints one line of JSON: milliseconds a training step, or MiB, by COMET and standard.
 """
 
-import functools
-import json
-import os
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from ..backends import OPERATIONS, get_backend
-from ..backends.cpu import keep_freed_memory, over_blocks
 from ..experiments.training import RunConfig, TrainConfig
-from ..gates import Comet
 from ..models import module_of
 from ..models.mixer import MixerConfig
 from ..models.vit import ViTConfig
 from ..optim import OptimizerConfig
 from ..tree import leaves, tree_map
-from .cpu_workers import LR, active, batch, median_ms, our_step, peak_mib
+from .cpu_workers import LR, batch
+from .steps import GATES, Map, answer, maps_of_blocks, torch_winners, works
 
 Config = ViTConfig | MixerConfig
 
@@ -32,10 +23,6 @@ MODELS: dict[str, Config] = {
     "vit-512-no-dropout": ViTConfig(dropout=0.0, hidden_dropout=0.0),
     "vit-tiny": ViTConfig(patch=8, width=16, depth=2, heads=2, hidden=24),
     "mixer-tiny": MixerConfig(patch=8, width=16, depth=2, token_hidden=24, hidden=20)}
-P_K = 0.5
-GATES = {"comet": Comet(P_K, "threshold"), "standard": None}
-PAGE = 4 / 1024  # MiB: what a peak grows by at least, if it does
-STEPS = 3  # of a process whose memory or whose parts are measured
 
 
 def run_of(model: str, kind: str, precision: str = "float32") -> RunConfig:
@@ -44,193 +31,26 @@ def run_of(model: str, kind: str, precision: str = "float32") -> RunConfig:
                      TrainConfig(OptimizerConfig("adam"), precision=precision))
 
 
-def ours(model: str, B: int, seconds: float) -> dict[str, float]:
-    """Time our training step."""
-    keep_freed_memory()
-    return {kind: median_ms(our_step(run_of(model, kind), B, False)[1], seconds)
-            for kind in GATES}
-
-
-def parts(model: str, B: int, seconds: float) -> dict[str, float]:
-    """Time each operation of our training step, those that it calls not counted, and the rest."""
-    keep_freed_memory()
-    return {f"{kind} {name}": ms for kind in GATES
-            for name, ms in parts_of(our_step(run_of(model, kind), B, False)[1]).items()}
-
-
-def parts_of(step: Callable[[], Any]) -> dict[str, float]:
-    """Return the milliseconds that a step spends in each operation itself, and elsewhere."""
-    kernels, spent, within = get_backend("numpy").kernels, dict.fromkeys(OPERATIONS, 0.0), [0.0]
-
-    def timed(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            within.append(0.0)
-            started = time.perf_counter()
-            result = kernel(*arguments, **keywords)
-            took = time.perf_counter() - started
-            spent[name] += took - within.pop()
-            within[-1] += took
-            return result
-        return call
-
-    def body(body: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-        return body(*arguments, **keywords)
-
-    step()
-    before = dict(kernels)
-    kernels.update({name: timed(name, kernels.get(name, body)) for name in OPERATIONS})
-    try:
-        started = time.perf_counter()
-        for _ in range(STEPS):
-            step()
-        whole = time.perf_counter() - started
-    finally:
-        kernels.clear()
-        kernels.update(before)
-    spent["elsewhere"] = whole - within[0]
-    return {name: 1e3 * took / STEPS for name, took in spent.items() if took}
-
-
-def memory_ours(kind: str, model: str, B: int, seconds: float) -> dict[str, float]:
-    """Return the peak memory of a process that trains our model, and what of it training took."""
-    keep_freed_memory()
-    return _memory(lambda: our_step(run_of(model, kind), B, False)[1])
-
-
-def memory_pytorch(kind: str, model: str, B: int, seconds: float) -> dict[str, float]:
-    """Return the same of PyTorch's, eager."""
-    import torch
-
-    _torch_threads()
-    torch.optim.Adam([torch.zeros(1, requires_grad=True)], fused=True)  # imports its compiler
-    return _memory(lambda: torch_step(run_of(model, kind), B)[2])
-
-
-def _memory(prepare: Callable[[], Callable[[], Any]]) -> dict[str, float]:
-    before = peak_mib()
-    step = prepare()
-    for _ in range(STEPS):
-        step()
-    return {"peak MiB": peak_mib(), "growth MiB": max(peak_mib() - before, PAGE)}
-
-
 # --- the bare products --------------------------------------------------------------------------
-
-
-class Map(NamedTuple):
-    """Products ``y = W x`` of `pairs` of matrices, x (rows, N_in) and W (N_out, N_in).
-
-    products : 3 with dx and dW, as of the scores Q K^T and of the mean P V of attention too; 2
-        without dx; 1 for y alone, as of the routing.
-    """
-
-    pairs: int
-    rows: int
-    N_in: int
-    N_out: int
-    products: int
 
 
 def maps(config: Config, B: int) -> Iterator[Map]:
     """Yield all maps of a training step, in the order of the forward pass."""
-    D, T = config.width, config.tokens
     C, rows, columns = config.image
     patch = config.patch**2
-    yield Map(1, B * rows * columns // patch, patch * C, D, 2)
-    for across, one in zip(config.across, config.mlps, strict=True):
-        if isinstance(config, ViTConfig):
-            heads, d = config.heads, D // config.heads
-            yield Map(1, B * T, D, 3 * D, 3)
-            yield Map(B * heads, T, d, T, 3)
-            yield Map(B * heads, T, T, d, 3)
-            yield Map(1, B * T, D, D, 3)
-        n, (N, H, _) = B * (D if across else T), one.widths
-        if config.gate is not None:
-            yield Map(1, n, N, H, 1)
-        yield Map(1, n, N, H, 3)
-        yield Map(1, n, H, N, 3)
-    yield Map(1, B, D, config.classes, 3)
-
-
-def products(model: str, B: int, seconds: float) -> dict[str, float]:
-    """Time the bare matrix products of our step, each of its own operands.
-
-    Maps by SciPy's BLAS, the many small ones of attention by NumPy's, both as our kernels do.
-    """
-    return {kind: median_ms(bare_products(list(maps(run_of(model, kind).model, B))), seconds)
-            for kind in GATES}
-
-
-def bare_products(wanted: list[Map]) -> Callable[[], None]:
-    """Return a call of all products of these maps, forward and backward, in the order of a step."""
-    random = np.random.default_rng(0)
-
-    def draw(*shape: int) -> np.ndarray:
-        return random.standard_normal(shape, dtype="float32")
-
-    forward: list[Callable[[], Any]] = []
-    backward: list[Callable[[], Any]] = []
-    for pairs, rows, N_in, N_out, passes in wanted:
-        if pairs == 1:
-            x, W, dy = draw(rows, N_in), draw(N_out, N_in), draw(rows, N_out)
-            y, dx, dW = _gemm(x, W.T, 0.0), _gemm(dy, W, 0.0), _gemm(dy.T, x, 1.0)
-        else:  # row-major operands, which NumPy's likes best
-            y, dx, dW = (_matmul(draw(pairs, M, K), draw(pairs, K, N)) for M, K, N in (
-                (rows, N_in, N_out), (rows, N_out, N_in), (N_out, rows, N_in)))
-        forward.append(y)
-        backward = [dx, dW][3 - passes:][:passes - 1] + backward
-    calls = forward + backward
-
-    def step() -> None:
-        for call in calls:
-            call()
-
-    return step
-
-
-def _gemm(a: np.ndarray, b: np.ndarray, beta: float) -> Callable[[], Any]:
-    """Return a call that writes a b, or adds it for beta = 1, into a row-major matrix."""
-    from scipy.linalg.blas import sgemm
-
-    (left, trans_a), (right, trans_b) = ((one, 0) if one.flags.f_contiguous else (one.T, 1)
-                                         for one in (b.T, a.T))
-    out = np.zeros((len(a), b.shape[1]), "float32").T
-    return functools.partial(sgemm, 1.0, left, right, beta=beta, c=out, trans_a=trans_a,
-                             trans_b=trans_b, overwrite_c=1)
-
-
-def _matmul(a: np.ndarray, b: np.ndarray) -> Callable[[], Any]:
-    """Return a call that writes the products of two stacks, shared among the threads."""
-    out = np.empty((*a.shape[:-1], b.shape[-1]), "float32")
-
-    def work(block: slice) -> None:
-        np.matmul(a[block], b[block], out=out[block])
-
-    return functools.partial(over_blocks, work, len(out), out[0].size)
+    yield Map(1, B * rows * columns // patch, patch * C, config.width, 2)
+    yield from maps_of_blocks(config, config.tokens, B)
+    yield Map(1, B, config.width, config.classes, 3)
 
 
 # --- PyTorch ------------------------------------------------------------------------------------
 
 
-def pytorch(model: str, B: int, seconds: float) -> dict[str, float]:
-    """Time PyTorch's training step, eager."""
-    _torch_threads()
-    return {kind: median_ms(torch_step(run_of(model, kind), B)[2], seconds) for kind in GATES}
-
-
-def compiled(kind: str, model: str, B: int, seconds: float) -> dict[str, float]:
-    """Time the same under torch.compile; the optimizer is fused anyway."""
+def imports() -> None:
+    """Import all that PyTorch's step needs."""
     import torch
 
-    _torch_threads()
-    step = torch_step(run_of(model, kind), B, torch.compile)[2]
-    return {"step": median_ms(step, seconds)}
-
-
-def _torch_threads() -> None:
-    import torch
-
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)], fused=True)  # imports its compiler
 
 
 def torch_step(run: RunConfig, B: int, made: Callable[[Any], Any] = lambda network: network,
@@ -324,24 +144,12 @@ def torch_mlp(x: Any, p: Any, V: Any, config: Config) -> Any:
 
     h = torch.tanh(F.linear(x, *p[0]))
     if V:
-        with torch.no_grad():
-            c = F.linear(x, V[0])
-            kth = torch.topk(c, active(len(V[0]), P_K), dim=-1).values[..., -1:]
-            m = (c >= kth).to(c.dtype)
+        m = torch_winners(x, V[0])
         h = m * h
     if config.hidden_dropout:
         h = F.dropout(h, config.hidden_dropout)
     return F.linear(h, *p[1])
 
 
-WORKS: dict[str, Callable[..., dict[str, float]]] = {
-    work.__name__: work for work in (ours, pytorch, products, parts)} | {
-    f"{work.__name__}_{kind}": functools.partial(work, kind)
-    for work in (memory_ours, memory_pytorch, compiled) for kind in GATES}
-
 if __name__ == "__main__":
-    from .processes import end_with_the_parent
-
-    end_with_the_parent()
-    name, model, B, seconds = sys.argv[1:]
-    print(json.dumps(WORKS[name](model, int(B), float(seconds))))
+    answer(works(run_of, torch_step, maps, imports))

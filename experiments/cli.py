@@ -133,9 +133,12 @@ def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
                           "PyTorch")
     networks.add_argument("--vision", action="store_const", const="vision", dest="networks",
                           help="ViT and MLP-Mixer against PyTorch and the bare products")
+    networks.add_argument("--language", action="store_const", const="language", dest="networks",
+                          help="GPT-2, training and generation, against transformers and the bare "
+                          "products")
     bench.add_argument("--out", help="folder for the result and the plot "
                        "(default: runs/bench, or runs/bench-models, "
-                       "runs/bench-vision)")
+                       "runs/bench-vision, runs/bench-language)")
     bench.add_argument("--repeats", type=int, default=5, help="processes a cell and framework "
                        "(default: 5)")
     bench.add_argument("--threads", type=int, default=None, help="threads (default: all cores)")

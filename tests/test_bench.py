@@ -19,9 +19,11 @@ from comet_np.backends import get_backend
 from comet_np.benchmarks import (
     bench,
     cpu_workers,
+    language_workers,
     model_workers,
     models,
     processes,
+    steps,
     vision,
     vision_workers,
 )
@@ -30,9 +32,15 @@ from comet_np.errors import UserError
 from comet_np.experiments import cli
 from comet_np.experiments.variants import PENALTY
 from comet_np.functional import dropout
+from comet_np.functional.attention import SelfAttention
 from comet_np.functional.dropout import dropout_factor
+from comet_np.functional.linear import Linear
+from comet_np.functional.norm import Norm
 from comet_np.functional.routing import cap
+from comet_np.functional.tokens import TokenEmbedding
 from comet_np.models import module_of
+from comet_np.models.block import Block
+from comet_np.models.gpt2 import GPT2Params
 from comet_np.rng import key
 from comet_np.tree import flatten, leaves, tree_map
 from tests.tolerances import assert_close
@@ -364,9 +372,9 @@ def test_each_bare_product_is_taken_once_and_in_place(monkeypatch):
 
     monkeypatch.setattr(blas, "sgemm", of_scipy)
     monkeypatch.setattr(np, "matmul", of_numpy)
-    wanted = [vision_workers.Map(1, 5, 3, 4, 3), vision_workers.Map(2, 5, 4, 7, 3),
-              vision_workers.Map(1, 5, 4, 8, 2), vision_workers.Map(1, 5, 4, 6, 1)]
-    vision_workers.bare_products(wanted)()
+    wanted = [steps.Map(1, 5, 3, 4, 3), steps.Map(2, 5, 4, 7, 3),
+              steps.Map(1, 5, 4, 8, 2), steps.Map(1, 5, 4, 6, 1)]
+    steps.bare_products(wanted)()
     assert taken == [(1, 5, 4, 3), (2, 5, 7, 4), (1, 5, 8, 4), (1, 5, 6, 4),  # y
                      (1, 8, 4, 5),  # dW, and below dx before it
                      (2, 5, 4, 7), (2, 7, 4, 5), (1, 5, 3, 4), (1, 4, 3, 5)]
@@ -375,10 +383,10 @@ def test_each_bare_product_is_taken_once_and_in_place(monkeypatch):
 def test_parts_are_counted_once_and_the_kernels_stay_as_they_were(monkeypatch, draw):
     kernels = get_backend("numpy").kernels
     before, ticks = dict(kernels), itertools.count()
-    monkeypatch.setattr(vision_workers.time, "perf_counter", lambda: next(ticks))
-    monkeypatch.setattr(vision_workers, "STEPS", 1)
+    monkeypatch.setattr(steps.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(steps, "STEPS", 1)
     scores = draw.standard_normal((2, 5))
-    parts = vision_workers.parts_of(lambda: cap(scores, 2))  # which calls kwta_mask
+    parts = steps.parts_of(lambda: cap(scores, 2))  # which calls kwta_mask
     assert parts == {"cap": 2000, "kwta_mask": 1000, "elsewhere": 2000}  # 5 in all
     assert kernels == before
 
@@ -386,7 +394,7 @@ def test_parts_are_counted_once_and_the_kernels_stay_as_they_were(monkeypatch, d
 def test_each_operation_of_our_step_is_a_part():
     step = cpu_workers.our_step(vision_workers.run_of("vit-tiny", "comet"), 3, False)[1]
     assert {"attention_forward", "norm_backward", "hidden_forward", "kwta_mask", "dropout_factor",
-            "adam", "elsewhere"} <= set(vision_workers.parts_of(step))
+            "adam", "elsewhere"} <= set(steps.parts_of(step))
 
 
 def vision_times(work, B):
@@ -448,6 +456,115 @@ def test_a_run_of_a_vision_model(monkeypatch, tmp_path, capsys):
                      "--no-compile", "--out", str(tmp_path)]) == 0
     [*_, memory] = words_of(capsys.readouterr().out, "mixer-tiny, comet ")
     assert all(float(number) > 0 for number in memory[:4])
+
+
+# --- GPT-2 --------------------------------------------------------------------------------------
+
+
+def of_transformers(network, value):
+    """Return the values of the parameters of transformers' network, a tree as ours is."""
+    def linear(one):
+        return Linear(value(one.weight).T, value(one.bias))
+
+    def norm(one):
+        return Norm(value(one.weight), value(one.bias))
+
+    def block(one):
+        mlp = getattr(one.mlp, "mlp", one.mlp)
+        attention = SelfAttention(linear(one.attn.c_attn), linear(one.attn.c_proj))
+        return Block(norm(one.ln_1), attention, norm(one.ln_2),
+                     (linear(mlp.c_fc), linear(mlp.c_proj)))
+
+    body = network.transformer
+    return GPT2Params(TokenEmbedding(value(body.wte.weight), value(body.wpe.weight)),
+                      tuple(block(one) for one in body.h), norm(body.ln_f))
+
+
+@pytest.mark.parametrize("kind", language_workers.GATES)
+def test_transformers_takes_our_step(kind):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    run, B = language_workers.run_of("gpt2-tiny", kind, "float64"), 3
+    learner, ours = cpu_workers.our_step(run, B, False)
+    learner.flat += 0.01 * np.random.default_rng(0).standard_normal(learner.flat.size)
+    network, adam, theirs = language_workers.torch_step(run, B)
+    network.double()
+    network.loss_function = lambda logits, labels, shift_labels, **others: (  # theirs is float32
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), shift_labels.flatten()))
+    with torch.no_grad():
+        tree_map(lambda p, ours: p.copy_(torch.tensor(ours)),
+                 of_transformers(network, lambda p: p.data), learner.params)
+        for block, V in zip(network.transformer.h, learner.fixed, strict=True):
+            if kind == "comet":
+                block.mlp.V[:] = torch.tensor(V[0])
+
+    def of_torch(value):
+        return flatten(of_transformers(network, lambda p: value(p).detach().numpy()))[0]
+
+    before = learner.flat.copy()
+    np.testing.assert_array_equal(before, of_torch(lambda p: p))
+    assert_close(ours(), theirs().item(), "torch")
+    assert_close(learner.state.first, of_torch(lambda p: adam.state[p]["exp_avg"]), "torch")
+    assert_close(learner.flat, of_torch(lambda p: p), "training")
+    assert (learner.flat != before).mean() > 0.15  # tokens and positions that never come decay
+
+
+@pytest.mark.parametrize("kind", language_workers.GATES)
+@pytest.mark.parametrize("model", language_workers.MODELS)
+def test_the_bare_products_are_those_of_our_step_of_gpt2(model, kind):
+    config = language_workers.run_of(model, kind).model
+    found = sum(one.pairs * one.rows * one.N_in * one.N_out * one.products
+                for one in language_workers.maps(config, 3))
+    assert found == 3 * sum(module_of(config).multiply_adds(config))
+
+
+def test_a_whole_run_of_gpt2(versions, saved, monkeypatch, tmp_path, capsys):
+    versions["transformers"] = "5"
+
+    def worker(module, environment, limit, work, model, B, seconds):
+        assert (module, model) == ("language_workers", "gpt2-tiny")
+        return vision_times(work, B) if B == 2 else {
+            "comet": 4.0, "standard": 1.0 if work == "generation_pytorch" else 2.0}
+
+    monkeypatch.setattr(bench, "in_a_process", worker)
+    assert cli.main(["bench", "--language", "--preset", "smoke", "--repeats", "2", "--threads", "3",
+                     "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    half, one, two = (f"{text} ({text[:4]}-{text[:4]})".split()
+                      for text in ("0.50", "1.00", "2.00"))
+    assert words_of(printed, "training gpt2-tiny, comet ") == [  # 2 texts of 12 tokens in 1 ms
+        ["2.4e+04", "1.2e+04", "6000", "2.4e+04", *two]]
+    assert words_of(printed, "generation gpt2-tiny, comet ") == [["3000", "3000", "-", "-", *one]]
+    assert words_of(printed, "generation gpt2-tiny, standard ") == [
+        ["6000", "1.2e+04", "-", "-", "0.50*", half[1]]]
+    assert words_of(printed, "gpt2-tiny, comet ")[:2] == [
+        ["1", "2", "4", "1"], [*half, "0.25", "(0.25-0.25)", *one]]
+    settings = json.loads((tmp_path / "bench.json").read_text())["settings"]
+    assert settings["torch"] == "2.9" and settings["transformers"] == "5"
+    [figure] = saved
+    assert [axes.get_title() for axes in figure.axes] == ["training gpt2-tiny",
+                                                          "generation gpt2-tiny"]
+    assert [bar.get_height() for bar in figure.axes[1].patches] == [3000, 6000, 3000, 12000]
+
+
+def test_gpt2_without_transformers(versions, saved, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench, "in_a_process", lambda module, environment, limit, work, model, B,
+                        seconds: pytest.fail(work) if "torch" in work else vision_times(work, B))
+    assert bench.run("numpy", "smoke", tmp_path, 1, 1, True, 7, "language")
+    assert ("left out: pytorch (not installed: python -m pip install transformers)"
+            in capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_a_run_of_gpt2(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    monkeypatch.setattr(bench, "SECONDS", {"smoke": 0.0})
+    assert cli.main(["bench", "--language", "--preset", "smoke", "--repeats", "1", "--threads", "1",
+                     "--no-compile", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for what in "training gpt2-tiny, comet ", "generation gpt2-tiny, standard ":
+        [[ours, theirs, *_]] = words_of(printed, what)
+        assert float(ours) > 0 and float(theirs) > 0
 
 
 # --- the run as a whole -------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import pytest
 
 from comet_np import gates
 from comet_np.backends import get_backend
+from comet_np.benchmarks import language_workers
 from comet_np.benchmarks.vision_workers import run_of
 from comet_np.experiments.training import RunConfig, TrainConfig
 from comet_np.gates import Pass
@@ -17,7 +18,7 @@ from comet_np.tree import leaves, tree_map, zeros_like
 from ..runs import images
 from ..test_vit_mixer import CASES, MIXER, ONE, VIT, cases, network
 from ..tolerances import assert_close
-from .paper import counted
+from .paper import at_depth, counted
 from .test_cuda_training import assert_as_on_numpy
 
 GATED = {f"{name}, {type(gate).__name__}": replace(config, gate=gate) for name, config in
@@ -78,3 +79,12 @@ def test_a_step_on_paper(machine, model, gate, launches, products):
     step = counted(run, 16)
     assert (step.launches.total(), step.launches["product"]) == (launches, products)
     assert step.multiply_adds == 16 * sum(module_of(run.model).multiply_adds(run.model))
+
+
+@pytest.mark.parametrize(("precision", "gate"), [("float32", "comet"), ("float16", "standard")])
+def test_a_step_of_gpt2_on_paper(machine, precision, gate):
+    run = language_workers.run_of("gpt2-tiny", gate, precision)
+    run = replace(run, model=replace(run.model, depth=4))
+    step = counted(run, 3)
+    assert at_depth(run, 3) == step
+    assert step.multiply_adds == 3 * sum(module_of(run.model).multiply_adds(run.model))

@@ -24,7 +24,7 @@ from . import shim
 from .strict_cupy import strict_cupy
 
 TINY = Sizes(widths=(6,), batches=(2,), rows_of=(40,), numbers=4000, seconds=0.0,
-             vision=(("vit-tiny",), 2))
+             vision=(("vit-tiny",), 2), language=(("gpt2-tiny",), 2))
 TORCH = importlib.util.find_spec("torch") is not None
 needs_torch = pytest.mark.skipif(not TORCH, reason="PyTorch is not installed")
 
@@ -60,10 +60,12 @@ def test_a_timed_step_trains(machine, tiny_inputs, optimizer, how):
         assert (before[-1] != before[-2]).any()
 
 
-def test_our_steps_of_vision_models(machine, monkeypatch):
+@pytest.mark.parametrize(("networks", "model"), [("vision", "vit-tiny"),
+                                                 ("language", "gpt2-tiny")])
+def test_our_steps_of_other_models(machine, monkeypatch, networks, model):
     machine.watch = False
     monkeypatch.setattr(gpu_workers, "STEPS_AHEAD", 5)
-    times = gpu_workers.vision_ours("vit-tiny", TINY)
+    times = gpu_workers.other_ours(networks, model, TINY)
     assert set(times) == {f"{kind} {how}" for kind in ("comet", "standard")
                           for how in ("graph", "ordinary")}
     assert all(time > 0 for time in times.values())
@@ -266,7 +268,11 @@ def test_the_captured_step_is_the_whole_step(tiny_inputs, monkeypatch, optimizer
 
 
 @needs_torch
-def test_pytorchs_steps_of_vision_models(monkeypatch):
+@pytest.mark.parametrize(("networks", "model"), [("vision", "vit-tiny"),
+                                                 ("language", "gpt2-tiny")])
+def test_pytorchs_steps_of_other_models(monkeypatch, networks, model):
+    if networks == "language":
+        pytest.importorskip("transformers", reason="transformers is not installed")
     moved = []
 
     def capture(call):
@@ -274,8 +280,9 @@ def test_pytorchs_steps_of_vision_models(monkeypatch):
         return call
 
     monkeypatch.setattr(gpu_workers, "capture", capture)
-    assert set(gpu_workers.vision_pytorch("vit-tiny", TINY, "cpu")) == {
-        f"{kind} {how}" for kind in ("comet", "standard") for how in ("eager", "captured")}
+    for work, how in ("pytorch", "eager"), ("captured", "captured"):
+        times = gpu_workers.WORKS[f"{networks}_{work}"](model, TINY, "cpu")
+        assert set(times) == {f"{kind} {how}" for kind in ("comet", "standard")}
     assert all(len(set(losses)) == 3 for losses in moved) and len(moved) == 2  # the step trains
 
 
@@ -294,10 +301,11 @@ def answers(module, environment, limit, work, N, preset):
              "pytorch_compiled": ["32 sgd 0.5 compiled"], "kwta_pytorch": ["topk"],
              "kwta_ours": ["bool", "bool copy", "bits", "bits copy"],
              "kernels": ["sgd", "sgd copy"],
-             "vision_ours": [f"{kind} {how}" for kind in ("comet", "standard")
-                             for how in ("graph", "ordinary")],
-             "vision_pytorch": [f"{kind} {how}" for kind in ("comet", "standard")
-                                for how in ("eager", "captured")]}[work]
+             **{f"{networks}_{side}": [f"{kind} {how}" for kind in ("comet", "standard")
+                                       for how in hows]
+                for networks in ("vision", "language") for side, hows in (
+                    ("ours", ("graph", "ordinary")), ("pytorch", ("eager",)),
+                    ("captured", ("captured",)))}}[work]
     assert module == "gpu_workers" and preset == "smoke" and limit == 120
 
     def answer(name):
@@ -359,6 +367,15 @@ def test_a_run_of_the_vision_models(whole, tmp_path, capsys):
                 "1", "1", "4", "2", "0.25", "(0.25-0.25)", "0.50", "(0.50-0.50)"]
     times = json.loads((tmp_path / "bench.json").read_text())["times"]
     assert times["vision_ours vit-tiny comet graph"] == [1.0, 1.0]
+
+
+def test_a_run_of_gpt2(whole, tmp_path, capsys):
+    assert bench.run("cupy", "smoke", tmp_path, 2, None, True, 120, "language")
+    printed = capsys.readouterr().out
+    for kind in "comet", "standard":  # 2 texts of 12 tokens
+        assert words_of(printed, f"gpt2-tiny, {kind}") == [
+            "1", "1", "4", "2", "0.25", "(0.25-0.25)", "0.50", "(0.50-0.50)",
+            "2.4e+04", "2.4e+04", "6000", "1.2e+04"]
 
 
 def test_a_worker_that_hangs_is_reported_and_the_others_go_on(whole, saved, tmp_path, monkeypatch,
