@@ -84,7 +84,7 @@ class Comparison:
     # Settings that a figure's title or its axes say on their own; that it says even if they are the
     # paper's, with the paper's if not; and the kinds of networks that alone have them.
     said: ClassVar[tuple[str, ...]] = ("datasets", "models", "p_k", "seeds", "train", "optimizer",
-                                       "lr", "batch", "epochs")
+                                       "lr", "batch", "epochs", "steps")
     shown: ClassVar[tuple[str, ...]] = ()
     only: ClassVar[dict[str, str]] = {}
     kind_name: ClassVar[str] = "f"
@@ -156,8 +156,7 @@ class Comparison:
 
     def _check_training(self, dataset: str, training: TrainConfig) -> None:
         """Refuse what does not fit a data set."""
-        steps = training.epochs * math.ceil(examples(self, dataset) / training.examples_a_step)
-        schedule(training.schedule, 0, steps, training.warmup)
+        schedule(training.schedule, 0, training.total(examples(self, dataset)), training.warmup)
         if training.augment is not None and sizes_of(self, dataset).image is None:
             raise UserError(f"--augment is for images, and {dataset} has none: leave it out, or "
                             "choose other --datasets")

@@ -362,7 +362,8 @@ def _training(config: Comparison) -> str:
         ours, theirs = config.training_of(kind), defaults.training_of(kind)
         rates.append(f"lr {ours.lr:g}{_paper(config, 'lr', ours.lr, theirs.lr)}")
         epochs.append(f"{ours.epochs} epochs"
-                      f"{_paper(config, 'epochs', ours.epochs, theirs.epochs)}")
+                      f"{_paper(config, 'epochs', ours.epochs, theirs.epochs)}"
+                      if ours.steps is None else f"{ours.steps} steps")
     optimizer = config.training.optimizer.name
     if len(set(zip(rates, epochs, strict=True))) == 1:
         kind = "" if len(config.kinds) > 1 else f"{config.kinds[0]}, "

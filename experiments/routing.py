@@ -7,7 +7,6 @@ image always meets the same experts. The experiment measures how far the masks o
 move from initialisation to the end of training, and how well the networks learn.
 """
 
-import math
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,8 +82,7 @@ class RoutingConfig:
         if min(self.seeds, 1 if self.train is None else self.train) < 1:
             raise UserError("an experiment needs at least 1 seed and 1 example to train, got seeds "
                             f"= {self.seeds}, train = {self.train}")
-        steps = self.training.epochs * math.ceil(
-            examples(self, self.dataset) / self.training.examples_a_step)
+        steps = self.training.total(examples(self, self.dataset))
         schedule(self.training.schedule, 0, steps, self.training.warmup)  # if it does not fit
         cells(self)  # bad settings are refused before the first cell runs
 
@@ -201,7 +199,7 @@ def read(config: RoutingConfig, out: Path) -> Found:
     found: Found = {}
     for architecture in config.architectures:
         for model in config.models:
-            of_seeds = {seed: _read(cell_of(config, architecture, model, seed), out)
+            of_seeds = {seed: _read(config, cell_of(config, architecture, model, seed), out)
                         for seed in range(config.seeds)}
             finished = {seed: each for seed, each in of_seeds.items() if each is not None}
             if finished:
@@ -211,7 +209,7 @@ def read(config: RoutingConfig, out: Path) -> Found:
     return found
 
 
-def _read(cell: Cell, out: Path) -> Trained | None:
+def _read(config: RoutingConfig, cell: Cell, out: Path) -> Trained | None:
     model = cell.spec.run.model
 
     def of_result(result: dict[str, Any]) -> tuple[float, int, np.ndarray]:
@@ -223,7 +221,7 @@ def _read(cell: Cell, out: Path) -> Trained | None:
 
     def of_lines(lines: list[dict[str, Any]]) -> np.ndarray:
         curve = np.array([(line["epoch"], line["val_accuracy"]) for line in lines], np.float64)
-        return curve.reshape(cell.spec.run.training.epochs + 1, 2).T
+        return curve.reshape(config.training.lines(examples(config, config.dataset)), 2).T
 
     result = cell.result(out, of_result)
     return None if result is None else Trained(*cell.metrics(out, of_lines), *result)
@@ -285,9 +283,10 @@ def draw(config: RoutingConfig, out: Path) -> list[Path]:
 def _title(config: RoutingConfig) -> str:
     """Return the settings of the networks and of their training."""
     values, defaults = settings.values(config.training), settings.values(TrainConfig())
+    length = "epochs" if config.training.steps is None else "steps"
     training = ", ".join(f"{name} {value}" for name, value in values.items()
-                         if name in ("optimizer", "lr", "batch", "epochs", "schedule")
-                         or value != defaults[name])
+                         if name in ("optimizer", "lr", "batch", length, "schedule")
+                         or (value != defaults[name] and name != "epochs"))
     models = {name: network(config, name, "standard") for name in config.architectures}
     only = {"vit": f"{config.heads} heads", "mixer": f"token hidden {config.token_hidden}"}
     own = "; ".join(f"{ARCHITECTURES[name]}: {only[name]}, dropout {model.dropout:g}"

@@ -23,7 +23,6 @@ times. Nothing is trained anew.
 """
 
 import functools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +44,7 @@ from .datasets.base import scaled
 from .experiment import Cell, Experiment, Place, columns
 from .intervals import interval, percent
 from .pooled import PooledConfig
-from .training import RunConfig, TrainConfig, step_work, train
+from .training import RunConfig, TrainConfig, run_work, train
 from .training.examples import BLOCK, blocks
 from .training.model import read_weights
 
@@ -151,14 +150,10 @@ def cell_of(config: SoftMoESettings, kind: Kind, seed: int) -> Cell:
         batch=config.batch, epochs=config.norm_epochs if of_norm else config.epochs)
     run = RunConfig(network(config, kind), training, seed)
     if kind.dataset is None:
-        return Cell(name, NormCell(run), _work(run, NORMS))
+        return Cell(name, NormCell(run), run_work(run, NORMS))
     examples = datasets.sizes_of(kind.dataset).examples
     spec = SpecialistCell(kind.dataset, config.train, config.shares, config.draws, run)
-    return Cell(name, spec, _work(run, min(config.train or examples, examples)))
-
-
-def _work(run: RunConfig, examples: int) -> float:
-    return step_work(run) * run.training.epochs * math.ceil(examples / run.training.batch)
+    return Cell(name, spec, run_work(run, min(config.train or examples, examples)))
 
 
 def network(config: SoftMoESettings, kind: Kind) -> PooledConfig:

@@ -5,6 +5,7 @@ random bits of dropout and of the masks of examples; nothing else.
 """
 
 import math
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -40,19 +41,30 @@ def train(config, data, network):
     x_train, x_val, x_test = (x.astype("float64") * data.scale + data.shift
                               for x in (data.x_train, data.x_val, data.x_test))
     net, size, step = network(config), training.batch * training.accumulate, 0
-    total = math.ceil(n / size) * training.epochs
+    passes, each, total = math.ceil(n / size), math.ceil(n / size), training.steps
+    if total is None:
+        total = passes * training.epochs
+    else:
+        each = total
+    ends = [math.ceil(Fraction(each * k, training.evaluations))  # steps at which lines are written
+            for k in range(1, training.evaluations + 1)] if each else []
     lines = [{"epoch": 0, "step": 0, **metrics(net, x_val, data.y_val, "val")}]
-    for epoch in range(training.epochs):
-        order, losses = stream(config.seed, "order", epoch).permutation(n), []
+    losses = []
+    for epoch in range(math.ceil(total / passes)):
+        order = stream(config.seed, "order", epoch).permutation(n)
         for start in range(0, n, size):
+            if step == total:
+                break
             rows = order[start:start + size]
             parts = [rows[i:i + training.batch] for i in range(0, len(rows), training.batch)]
             lr = rate(training, step, total)
             losses.append(net.step([(x_train[part], data.y_train[part], part) for part in parts],
                                    step, lr))
             step += 1
-        lines.append({"epoch": epoch + 1, "step": step, "train_loss": np.mean(losses), "lr": lr,
-                      **metrics(net, x_val, data.y_val, "val")})
+            if (step - 1) % each + 1 in ends:
+                lines.append({"epoch": step / passes, "step": step, "train_loss": np.mean(losses),
+                              "lr": lr, **metrics(net, x_val, data.y_val, "val")})
+                losses = []
     return Outcome(lines, metrics(net, x_test, data.y_test, "test"), net.weights())
 
 

@@ -235,6 +235,8 @@ REACHES = {
     "batch": ("48", of_training("batch"), 48),
     "accumulate": ("3", of_training("accumulate"), 3),
     "epochs": ("9", of_training("epochs"), 9),
+    "steps": ("77", of_training("steps"), 77),
+    "evaluations": ("3", of_training("evaluations"), 3),
     "augment": ("flip", of_training("augment"), "flip"),
     "precision": ("float64", of_training("precision"), "float64"),
 }
@@ -256,7 +258,12 @@ def last_cell(**texts):
 
 
 def test_there_is_a_case_for_every_flag():
-    assert set(REACHES) == {name for name, _ in settings.flags(GridConfig)}
+    assert {*REACHES, "recompute"} == {name for name, _ in settings.flags(GridConfig)}
+
+
+def test_networks_that_cannot_recompute_say_so_before_the_first_cell():
+    with pytest.raises(UserError, match=r"^MLPConfig has no field `recompute`.*train it without"):
+        last_cell(recompute="true")
 
 
 @pytest.mark.parametrize("flag", REACHES)
@@ -338,6 +345,8 @@ def test_work_is_that_of_the_products():
     cell = last_cell(datasets="arm", train="100", epochs="3", widths="7", layers="2", bias="false")
     assert cell.work == pytest.approx(
         2 * (2 * 21 * 7 + 3 * 7) * 3 * 100 + OVERHEAD * 3 * 100 / 32)
+    cell = last_cell(datasets="arm", train="100", steps="5", widths="7", layers="2", bias="false")
+    assert cell.work == pytest.approx(5 * (2 * (2 * 21 * 7 + 3 * 7) * 32 + OVERHEAD))
 
 
 def test_routing_is_work_unless_its_masks_are_kept():

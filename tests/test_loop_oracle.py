@@ -44,6 +44,12 @@ CASES = {
     "seed 3": run(seed=3),
     "cosine": run(schedule="cosine", epochs=3),
     "warm-up": run({"name": "momentum"}, schedule="warmup_cosine", warmup=5),
+    "3 evaluations": run({"name": "momentum"}, evaluations=3, epochs=2),
+    "more evaluations than steps": run(evaluations=9, batch=15),
+    "steps": run({"name": "adam"}, steps=17, schedule="cosine", lr=0.01),
+    "fewer steps than an epoch": run(steps=4, epochs=9, evaluations=2),
+    "steps, evaluations, two mini-batches": run(steps=10, evaluations=4, accumulate=2,
+                                                model={"dropout": 0.4}),
     "warm-up past an epoch": run(schedule="warmup_cosine", warmup=5, accumulate=2),
     "three mini-batches a step": run(accumulate=3, epochs=4),
     "mini-batches of unequal size": run(batch=9, accumulate=2),
@@ -168,7 +174,8 @@ def diverged_at(number, folder, waits):
             return np.where(run.learner.state.step == number, np.nan, loss), cache
 
         run.learner.task = types.SimpleNamespace(
-            loss_forward=loss_forward, loss_backward=task.loss_backward, counts=task.counts)
+            loss_forward=loss_forward, loss_backward=task.loss_backward, counts=task.counts,
+            measures=task.measures)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(get_backend("numpy"), "waits", waits)
@@ -242,21 +249,21 @@ def mean_of_blocks(learner, examples, check):
     return {name: np.mean([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def never_reset(run, epoch):
+def never_reset(run):
     before = run.loss_sum
-    report(run, epoch)
+    report(run)
     run.loss_sum = before
 
 
-def divided_by_the_batch(run, epoch):
+def divided_by_the_batch(run):
     run.loss_sum *= run.steps_an_epoch / run.config.training.batch
-    report(run, epoch)
+    report(run)
 
 
-def rate_of_the_next_step(run, epoch):
+def rate_of_the_next_step(run):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "rate", lambda run, step: rate(run, step + 1))
-        report(run, epoch)
+        report(run)
 
 
 MUTANTS = {

@@ -65,6 +65,19 @@ MUTANTS = {
     "losses of all epochs added up": Mutant(
         "experiments/training/record.py", "run.loss_sum, run.record.last = 0.0, line",
         "run.record.last = line", by_hand("defaults")),
+    "losses of the whole epoch over each of its lines": Mutant(
+        "experiments/training/record.py", 'step - run.record.last["step"]', "run.steps_an_epoch",
+        by_hand("evaluations")),
+    "a whole last epoch where the steps are fewer": Mutant(
+        "experiments/training/loop.py", "min(run.steps_an_epoch, first + run.total - run.step)",
+        "run.steps_an_epoch", by_hand("steps")),
+    "lines without regard to the evaluations": Mutant(
+        "experiments/training/config.py", "-(-k * span // self.evaluations)", "span",
+        by_hand("evaluations")),
+    "a schedule over whole epochs": Mutant(
+        "experiments/training/config.py",
+        "self.epochs * self.steps_an_epoch(examples) if self.steps is None else self.steps\n\n",
+        "self.epochs * self.steps_an_epoch(examples)\n\n", by_hand("steps")),
     "the schedule a step early": Mutant(
         "experiments/training/run.py", "schedule(training.schedule, step,",
         "schedule(training.schedule, step + 1,", by_hand("cosine")),
@@ -388,7 +401,8 @@ MUTANTS = {
         "experiments/routing.py", "init(model, spec.run.seed,", "init(model, 0,",
         ("test_routing_inputs", "those_of_its_seed")),
     "a curve of another run's length": Mutant(
-        "experiments/routing.py", "curve.reshape(cell.spec.run.training.epochs + 1, 2)", "curve",
+        "experiments/routing.py",
+        "curve.reshape(config.training.lines(examples(config, config.dataset)), 2)", "curve",
         ("test_routing_inputs", "forged")),
     "patches counted down for across": Mutant(
         "experiments/pooled.py", "transpose(0, 2, 4, 1, 3, 5)", "transpose(0, 4, 2, 1, 3, 5)",

@@ -78,8 +78,9 @@ def test_it_learns_and_reports(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [
-    {"batch": 0}, {"accumulate": 0}, {"epochs": -1}, {"warmup": -1}, {"lr": 0.0},
-    {"lr": float("inf")}, {"schedule": "cosin"}, {"augment": "flop"}, {"precision": "float8"}],
+    {"batch": 0}, {"accumulate": 0}, {"epochs": -1}, {"steps": -1}, {"evaluations": 0},
+    {"warmup": -1}, {"lr": 0.0}, {"lr": float("inf")}, {"schedule": "cosin"},
+    {"augment": "flop"}, {"precision": "float8"}],
     ids=str)
 def test_settings_without_a_meaning_are_refused(settings):
     (value,) = settings.values()
@@ -213,6 +214,7 @@ INTERRUPTED = {
     **{name: changed(optimizer={"name": name}, **SCHEDULED) for name in OPTIMIZERS},
     "decay, clipping": changed(optimizer={"weight_decay": 0.1, "clip_norm": 0.1}),
     "three mini-batches a step": changed({"dropout": 0.3}, accumulate=3, epochs=4),
+    "steps, evaluations": changed(steps=17, evaluations=5),
     "dropout": changed({"dropout": 0.3, "gate": None}),
     "Bernoulli": changed({"gate": Bernoulli(0.3)}),
     "example-tied": changed({"gate": ExampleTied(0.3)}),

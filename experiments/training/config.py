@@ -34,9 +34,14 @@ class TrainConfig:
     batch: int = option(32, "examples in a mini-batch")
     accumulate: int = option(1, "mini-batches whose gradients are summed up for a step")
     epochs: int = option(5, "passes over the training set")
+    steps: int | None = option(None, "steps in all, instead of --epochs")
+    evaluations: int = option(1, "evaluations on the validation set, and lines of the metrics, in "
+                                 "an epoch, or in the whole run with --steps")
     augment: str | None = option(None, "augment images: flip, crop or crop_flip")
     precision: str = option("float32", "float32, float64, or with products of operands rounded to "
                                        "tf32, float16 or bfloat16")
+    recompute: bool = option(False, "compute the inside of a block again in its backward pass, "
+                                    "instead of keeping it: less memory, more time")
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -45,6 +50,9 @@ class TrainConfig:
             raise UserError("a run needs a batch of at least 1, of which at least 1 makes a step, "
                             f"and 0 or more epochs, got batch = {self.batch}, accumulate = "
                             f"{self.accumulate}, epochs = {self.epochs}")
+        if self.evaluations < 1 or (self.steps is not None and self.steps < 0):
+            raise UserError("a run needs at least 1 evaluation, and 0 or more steps where they are "
+                            f"given, got evaluations = {self.evaluations}, steps = {self.steps}")
         if self.warmup < 0:
             raise UserError(f"the warm-up is a number of steps, 0 or more, got {self.warmup}")
         if not 0 < self.lr < math.inf:
@@ -62,6 +70,31 @@ class TrainConfig:
     def examples_a_step(self) -> int:
         """How many examples a step sees, but for the last of an epoch."""
         return self.batch * self.accumulate
+
+    def steps_an_epoch(self, examples: int) -> int:
+        """Return how many steps a pass over so many examples takes."""
+        return math.ceil(examples / self.examples_a_step)
+
+    def total(self, examples: int) -> int:
+        """Return how many steps a run on so many examples takes."""
+        return self.epochs * self.steps_an_epoch(examples) if self.steps is None else self.steps
+
+    def next_line(self, step: int, examples: int) -> int:
+        """Return after how many steps the first line of the metrics later than `step` is written.
+
+        Lines are evenly spread over an epoch, or over the whole run where its steps are given, and
+        the last stands at its end; where there are more lines than steps, each step has one.
+        """
+        span = self.steps_an_epoch(examples) if self.steps is None else self.steps
+        first = step - step % span
+        k = (step - first) * self.evaluations // span + 1  # of the span's lines
+        return first + -(-k * span // self.evaluations)
+
+    def lines(self, examples: int) -> int:
+        """Return how many lines the metrics of a run have, that before training included."""
+        span = self.steps_an_epoch(examples) if self.steps is None else self.steps
+        each = min(self.evaluations, span)
+        return 1 + (each * self.epochs if self.steps is None else each)
 
 
 @dataclass(frozen=True)
@@ -82,21 +115,27 @@ class RunConfig:
 
 
 def computing(config: RunConfig) -> Any:
-    """Return the model of a run with the run's format of products.
+    """Return the model of a run with the run's format of products, and recomputation if it asks.
 
     Raises
     ------
     UserError
-        If the model has its own format only.
+        If the model has its own format only, or cannot recompute.
     """
-    compute = config.training.formats.compute
-    if compute is None:
-        return config.model
-    if not hasattr(config.model, "compute"):
-        raise UserError(f"{type(config.model).__name__} has no field `compute`, so its products "
-                        "cannot be taken in another format: train it with precision float32 or "
-                        "float64")
-    return replace(config.model, compute=compute)
+    model, compute = config.model, config.training.formats.compute
+    if compute is not None:
+        if not hasattr(model, "compute"):
+            raise UserError(f"{type(model).__name__} has no field `compute`, so its products "
+                            "cannot be taken in another format: train it with precision float32 "
+                            "or float64")
+        model = replace(model, compute=compute)
+    if config.training.recompute:
+        if not hasattr(model, "recompute"):
+            raise UserError(f"{type(model).__name__} has no field `recompute`, so nothing of it "
+                            "can be computed again in the backward pass: train it without "
+                            "recompute")
+        model = replace(model, recompute=True)
+    return model
 
 
 def multiply_adds(model: Any) -> tuple[int, int]:
@@ -119,7 +158,7 @@ def routes_once(config: RunConfig) -> bool:
 
 def example_multiply_adds(config: RunConfig) -> int:
     """Return the multiply-adds of one example in a step; masks that can be kept cost nothing."""
-    trained, routing = multiply_adds(config.model)
+    trained, routing = multiply_adds(computing(config))
     return trained + routing * (not routes_once(config))
 
 
@@ -128,7 +167,7 @@ def spent(config: RunConfig, epochs: Any, routed: bool = False) -> Any:
 
     Masks that are kept are routed once; with `routed` at each step.
     """
-    whole = sum(multiply_adds(config.model))
+    whole = sum(multiply_adds(computing(config)))
     each = whole if routed else example_multiply_adds(config)
     return epochs * each + whole - each
 
@@ -144,7 +183,7 @@ def evaluated_at_once(config: RunConfig) -> int:
     """Return how many examples are evaluated at once: as many as a mini-batch has, or more if what
     is kept of them is little.
     """
-    few = MOST_KEPT // max(1, kept_numbers(config.model))
+    few = MOST_KEPT // max(1, kept_numbers(computing(config)))
     return min(examples.BLOCK, max(config.training.batch, few))
 
 
@@ -155,7 +194,7 @@ def run_memory(config: RunConfig) -> int:
     evaluation, or of a mini-batch, of which the backward pass needs about a third more, or what is
     written at the end. Of a model that does not say what it keeps, the weights alone.
     """
-    model, training = config.model, config.training
+    model, training = computing(config), config.training
     module = module_of(model)
     learned = module.parameter_count(model)
     routing = (stream_shapes(model) if getattr(model, "routing", None) == "stream" else
@@ -175,4 +214,5 @@ def step_work(config: RunConfig) -> float:
 def run_work(config: RunConfig, examples: int) -> float:
     """Return about how long a run on so many examples takes, as `step_work` does of a step."""
     training = config.training
-    return step_work(config) * training.epochs * examples / training.examples_a_step
+    whole = training.epochs * examples / training.examples_a_step  # an epoch's last may be short
+    return step_work(config) * (whole if training.steps is None else training.steps)

@@ -26,9 +26,9 @@ def train(config: RunConfig, data: Dataset, folder: Path, backend: Backend,
           progress: Any = None, stop: Stop | None = None) -> dict[str, Any]:
     """Train to the end, or go on where the run of this folder was stopped; return the result.
 
-    In the folder: ``metrics.jsonl``, a line an epoch; ``checkpoint``; at the end ``config.json``
-    and ``weights.npz``. A run that was stopped at any moment ends in the same metrics (times aside)
-    and weights, bit for bit, as one that was not.
+    In the folder: ``metrics.jsonl``, a line before training and one an evaluation; ``checkpoint``;
+    at the end ``config.json`` and ``weights.npz``. A run that was stopped at any moment ends in the
+    same metrics (times aside) and weights, bit for bit, as one that was not.
 
     Parameters
     ----------
@@ -52,19 +52,22 @@ def train(config: RunConfig, data: Dataset, folder: Path, backend: Backend,
             over="ignore", invalid="ignore"):
         resume(run)
         if not run.record.last:
-            report(run, 0)
+            report(run)
         group = STEPS_AHEAD if backend.waits else 1
         while run.step < run.total:
             epoch, first = divmod(run.step, run.steps_an_epoch)
             plan = order(run, epoch)
-            for i in range(first, run.steps_an_epoch, group):
-                last = min(i + group, run.steps_an_epoch)
-                take_steps(run, plan, i, last)
-                if last == run.steps_an_epoch:
-                    report(run, epoch + 1)
+            end = min(run.steps_an_epoch, first + run.total - run.step)
+            while first < end:
+                line = run.next_line
+                last = min(first + group, first + line - run.step, end)
+                take_steps(run, plan, first, last)
+                if run.step == line:
+                    report(run)
                 if stop.asked or due(run):
                     save(run)
                 stop.raise_if_asked()
+                first = last
         result = finish(run)
         if stop.asked:  # within the last evaluation
             save(run)

@@ -29,11 +29,13 @@ class Diverged(UserError):
     """Training met a number that is not finite."""
 
 
-def report(run: Run, epoch: int) -> None:
+def report(run: Run) -> None:
     """Measure on the validation set, if there is one, and add a line to the metrics."""
-    line: dict[str, Any] = {"epoch": epoch, "step": run.step}
-    if epoch:
-        line |= {"train_loss": run.loss_sum / run.steps_an_epoch, "lr": run.rate(run.step - 1)}
+    step, epoch = run.step, run.step / run.steps_an_epoch
+    line: dict[str, Any] = {"epoch": int(epoch) if epoch.is_integer() else epoch, "step": step}
+    if step:
+        line |= {"train_loss": run.loss_sum / (step - run.record.last["step"]),
+                 "lr": run.rate(run.step - 1)}
     if run.validation is not None:
         line |= {f"val_{name}": value for name, value in measure(run, run.validation).items()}
     line["seconds"] = round(run.record.seconds["train"], 3)

@@ -1,6 +1,5 @@
 """The state of a training run, and the files that it writes."""
 
-import math
 import os
 import time
 from pathlib import Path
@@ -63,7 +62,7 @@ class Run:
     record : Record
         What is written down: metrics, checkpoints, times.
     loss_sum : float
-        Of the steps of this epoch.
+        Of the steps since the last line of the metrics.
     """
 
     def __init__(self, config: RunConfig, data: Dataset, folder: Path, backend: Backend,
@@ -83,8 +82,8 @@ class Run:
         self.validation, self.test = (
             None if x is None or y is None else examples(x, y)
             for x, y in ((data.x_val, data.y_val), (data.x_test, data.y_test)))
-        self.steps_an_epoch = math.ceil(len(self.training) / config.training.examples_a_step)
-        self.total = self.steps_an_epoch * config.training.epochs
+        self.steps_an_epoch = config.training.steps_an_epoch(len(self.training))
+        self.total = config.training.total(len(self.training))
         self.work = step_work(config)  # of a step, for the progress
         self.rate(0)  # a schedule that does not fit is refused now
         self.device_steps: DeviceSteps | None = None
@@ -95,6 +94,11 @@ class Run:
     def step(self) -> int:
         """How many steps were taken."""
         return self.learner.state.step
+
+    @property
+    def next_line(self) -> int:
+        """After how many steps the next line of the metrics is written."""
+        return self.config.training.next_line(self.step, len(self.training))
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step."""
