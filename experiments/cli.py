@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from .. import __version__, settings
 from ..errors import REMEDIES, UserError, nearest, of_system, unknown, user_path
 from .datasets import in_folder
-from .experiment import Cell, Experiment
+from .experiment import Experiment
 from .registry import EXPERIMENTS
 from .registry import experiment as find
 from .signals import raise_on_signals
@@ -188,9 +188,9 @@ def _run(options: argparse.Namespace) -> int:
     from ..backends.cpu import cores
     from . import datasets
     from .experiment import keep_record, make_folder
-    from .progress import duration
+    from .progress import Progress, duration
     from .provenance import provenance
-    from .sweep import Sweep, cells_of, expected_seconds, summary
+    from .sweep import Sweep, at_once, cells_of, expected_seconds, memory_of, summary
 
     experiment = find(options.name)
     changes = {flag: settings.parse(flag, field, getattr(options, f"set_{flag}"))
@@ -199,16 +199,18 @@ def _run(options: argparse.Namespace) -> int:
     config = experiment.configure(options.preset, changes)
     backend = get_backend(options.backend)  # a missing GPU is said before any work
     cells = experiment.cells(config)
-    jobs = options.jobs
-    if jobs is None:
-        jobs = min(CELLS_ON_A_GPU if backend.waits else cores(), len(cells))
-    if jobs < 1:
-        raise UserError(f"--jobs must be at least 1, got {jobs}")
+    if options.jobs is not None and options.jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {options.jobs}")
     out = _out(options)
     make_folder(out)
     to_run = [cell for cell in cells if cell.result(out) is None]
+    most = min(CELLS_ON_A_GPU if backend.waits else cores(), len(cells))
+    jobs = at_once(experiment, to_run, backend, options.jobs, most)
     if to_run:
         datasets.look(experiment.datasets(config), options.data)
+    if to_run and experiment.prepare is not None:
+        cells = experiment.prepare(config, options.data, Progress(1))
+        to_run = [cell for cell in cells if cell.result(out) is None]
     values = settings.values(config)
     chosen = getattr(config, "target", None), getattr(config, "task", None)
     found = {name: datasets.sizes_of(name, *chosen) for name in experiment.datasets(config)}
@@ -223,12 +225,12 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{name}: {sizes.examples} training examples (80 %), {sizes.inputs} features, "
               f"{sizes.outputs} {kind if sizes.outputs > 1 else kind[:-1]}")
     started = time.monotonic()
-    dtype = "float64" if values.get("precision") == "float64" else "float32"
+    dtype = "float64" if "float64" in values.get("precision", ()) else "float32"
     expected = expected_seconds(to_run, backend, dtype)
     print(f"{experiment.name} ({options.preset}): {cells_of(len(cells))} on "
           f"{backend.describe()['device']}, "
           f"{f'about {duration(expected)}' if expected > 5 else 'some seconds'}"
-          f"{_memory(to_run, jobs)}, into {out}", flush=True)
+          f"{_memory(memory_of(to_run, jobs), min(jobs, len(to_run)))}, into {out}", flush=True)
     outcomes = Sweep(experiment.name, cells, out, options.backend, options.data, jobs,
                      options.mpi).run()
     print(summary(outcomes, time.monotonic() - started))
@@ -238,14 +240,12 @@ def _run(options: argparse.Namespace) -> int:
     return 0 if len(finished) == len(outcomes) else 1
 
 
-def _memory(cells: Sequence[Cell], jobs: int) -> str:
-    """Return what cells take at the most that run at a time, in words; nothing if little."""
-    largest = sorted((cell.memory for cell in cells), reverse=True)[:jobs]
-    gigabytes = sum(largest) / 1e9
-    if gigabytes < 0.1:
+def _memory(needed: int, jobs: int) -> str:
+    """Return what cells take at the most, of which so many run at a time; nothing if little."""
+    if needed < 1e8:
         return ""
-    return (f", about {gigabytes:.1f} GB of memory beside the data"
-            + f" ({len(largest)} cells at a time)" * (len(largest) > 1))
+    return (f", about {needed / 1e9:.1f} GB of memory beside the data"
+            + f" ({jobs} cells at a time)" * (jobs > 1))
 
 
 def _plot(options: argparse.Namespace) -> int:
