@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from .. import __version__, settings
 from ..errors import REMEDIES, UserError, nearest, of_system, unknown, user_path
 from .datasets import in_folder
-from .experiment import Experiment
+from .experiment import Cell, Experiment
 from .registry import EXPERIMENTS
 from .registry import experiment as find
 from .signals import raise_on_signals
@@ -190,7 +190,7 @@ def _run(options: argparse.Namespace) -> int:
     from .experiment import keep_record, make_folder
     from .progress import Progress, duration
     from .provenance import provenance
-    from .sweep import Sweep, at_once, cells_of, expected_seconds, memory_of, summary
+    from .sweep import Sweep, at_once, cells_of, expected_seconds, summary
 
     experiment = find(options.name)
     changes = {flag: settings.parse(flag, field, getattr(options, f"set_{flag}"))
@@ -230,7 +230,7 @@ def _run(options: argparse.Namespace) -> int:
     print(f"{experiment.name} ({options.preset}): {cells_of(len(cells))} on "
           f"{backend.describe()['device']}, "
           f"{f'about {duration(expected)}' if expected > 5 else 'some seconds'}"
-          f"{_memory(memory_of(to_run, jobs), min(jobs, len(to_run)))}, into {out}", flush=True)
+          f"{_memory(to_run, jobs)}, into {out}", flush=True)
     outcomes = Sweep(experiment.name, cells, out, options.backend, options.data, jobs,
                      options.mpi).run()
     print(summary(outcomes, time.monotonic() - started))
@@ -240,8 +240,11 @@ def _run(options: argparse.Namespace) -> int:
     return 0 if len(finished) == len(outcomes) else 1
 
 
-def _memory(needed: int, jobs: int) -> str:
-    """Return what cells take at the most, of which so many run at a time; nothing if little."""
+def _memory(cells: list[Cell], jobs: int) -> str:
+    """Return what cells take at the most that run at a time, in words; nothing if little."""
+    from .sweep import memory_of
+
+    needed, jobs = memory_of(cells, jobs), min(jobs, len(cells))
     if needed < 1e8:
         return ""
     return (f", about {needed / 1e9:.1f} GB of memory beside the data"

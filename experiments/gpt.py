@@ -39,7 +39,7 @@ from .grid import check_compared, check_count, numbers
 from .training import Diverged, RunConfig, TrainConfig, run_memory, run_work, train
 from .variants import VARIANTS_OF_BLOCKS, WITHOUT_P_K, Variant
 
-ENTRIES = {"bytes": 256, "bpe": 50_000, "gpt2": 50_257}  # of a tokenizer, if not said otherwise
+ENTRIES = {"bpe": None, "gpt2": 50_257, "bytes": 256}  # of a tokenizer; None: --vocabulary
 
 
 class Panel(NamedTuple):
@@ -81,7 +81,7 @@ class GPTConfig:
     sizes: tuple[str, ...] = option(tuple(SIZES), f"networks: {', '.join(SIZES)}, or "
                                     "DEPTHxWIDTHxHEADS, as 4x128x4")
     tokenizer: str = option("gpt2", "gpt2: its own files; bpe: trained on the corpus; bytes")
-    vocabulary: int | None = option(None, "entries of a bpe tokenizer (50000 if not given)")
+    vocabulary: int = option(50_000, "entries of the tokenizer, for --tokenizer bpe")
     context: int = option(128, "tokens of a text, T")
     positions: int = option(1024, "the most tokens that the network can take")
     filtered: bool = option(True, "of codeparrot only the files that use pandas, sklearn, "
@@ -116,9 +116,6 @@ class GPTConfig:
         check_count(self.seeds, len(self.models) * math.prod(map(len, self._axes)))
         if self.tokenizer not in ENTRIES:
             raise unknown("tokenizer", self.tokenizer, ENTRIES)
-        if self.vocabulary is not None and self.tokenizer != "bpe":
-            raise UserError(f"--vocabulary is of a bpe tokenizer; {self.tokenizer} has "
-                            f"{self.entries} entries: leave it out")
         if self.context < 2 or self.context > self.positions:
             raise UserError("a text has at least 2 tokens, one to read and one to predict, and at "
                             f"most as many as --positions, got context = {self.context}, "
@@ -138,7 +135,7 @@ class GPTConfig:
     @property
     def entries(self) -> int:
         """V, the entries of the tokenizer."""
-        return self.vocabulary or ENTRIES[self.tokenizer]
+        return ENTRIES[self.tokenizer] or self.vocabulary
 
     @property
     def panels(self) -> list[Panel]:

@@ -16,8 +16,8 @@ from comet_np.errors import UserError
 from comet_np.experiments import cli, figures, provenance, quickstart, sweep
 from comet_np.experiments.cli import main
 from comet_np.experiments.experiment import columns
-from comet_np.experiments.progress import Progress, duration
 from comet_np.experiments.gpt_figures import FIGURES
+from comet_np.experiments.progress import Progress, duration
 from comet_np.experiments.registry import EXPERIMENTS, experiment
 from comet_np.records import read_json, write_json
 
