@@ -1,6 +1,7 @@
 """What the CPU kernels stand on: threads over blocks, the processor's name, freed memory kept."""
 
 import ctypes
+import math
 import os
 import platform
 from collections.abc import Callable
@@ -50,6 +51,14 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def physical_memory() -> float:
+    """Return how many bytes of memory this machine has; infinity where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return math.inf
 
 
 @cache

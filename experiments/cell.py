@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ..backends import OutOfMemory, get_backend
 from ..errors import UserError, of_system
 from ..settings import flags
-from .experiment import Cell, Place
+from .experiment import Cell, Experiment, Place
 from .files import finish, locked
 from .progress import Part
 from .provenance import provenance
@@ -54,7 +54,8 @@ def run_job(job: Job, progress: Any, stop: Stop | None = None) -> Outcome:
             _run(job, folder, progress, stop)
             return Outcome(cell.name, "done")
     except OutOfMemory as error:
-        return Outcome(cell.name, "failed", f"{error}: {_less_memory(job)}")
+        return Outcome(cell.name, "failed",
+                       f"{error}: {less_memory(experiment(job.experiment), cell)}")
     except UserError as error:
         return Outcome(cell.name, "failed", str(error))
     except OSError as error:
@@ -86,12 +87,16 @@ def _run(job: Job, folder: Path, progress: Any, stop: Stop | None) -> None:
     (folder / "error.txt").unlink(missing_ok=True)
 
 
-def _less_memory(job: Job) -> str:
+def less_memory(experiment: Experiment, cell: Cell) -> str:
     """Return the advice to use less memory, by flags that this experiment has."""
-    known = {name for name, _ in flags(experiment(job.experiment).config)}
-    lower = [f"--{name}" for name in ("width", "widths", "batch", "train", "images")
+    known = {name for name, _ in flags(experiment.config)}
+    lower = [f"--{name}" for name in ("width", "widths", "sizes", "batch", "train", "images")
              if name in known]
     advice = [f"lower {' or '.join(lower)}"]
-    if "float64" in json.dumps(dataclasses.asdict(job.cell.spec)):
+    run = getattr(cell.spec, "run", None)
+    if hasattr(getattr(run, "model", None), "recompute"):
+        advice.append("--accumulate makes up for a smaller batch")
+        advice += ["or give --recompute true"] * (not run.training.recompute)
+    if "float64" in json.dumps(dataclasses.asdict(cell.spec)):
         advice.append("or the --precision")
     return ", ".join([*advice, "or run fewer cells at once with --jobs 1"])

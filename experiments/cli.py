@@ -203,9 +203,9 @@ def _run(options: argparse.Namespace) -> int:
     from ..backends.cpu import cores
     from . import datasets
     from .experiment import keep_record, make_folder
-    from .progress import duration
+    from .progress import Progress, duration
     from .provenance import provenance
-    from .sweep import Sweep, cells_of, expected_seconds, summary
+    from .sweep import Sweep, at_once, cells_of, expected_seconds, summary
 
     experiment = find(options.name)
     changes = {flag: settings.parse(flag, field, getattr(options, f"set_{flag}"))
@@ -214,16 +214,18 @@ def _run(options: argparse.Namespace) -> int:
     config = experiment.configure(options.preset, changes)
     backend = get_backend(options.backend)  # a missing GPU is said before any work
     cells = experiment.cells(config)
-    jobs = options.jobs
-    if jobs is None:
-        jobs = min(CELLS_ON_A_GPU if backend.waits else cores(), len(cells))
-    if jobs < 1:
-        raise UserError(f"--jobs must be at least 1, got {jobs}")
+    if options.jobs is not None and options.jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {options.jobs}")
     out = _out(options)
     make_folder(out)
     to_run = [cell for cell in cells if cell.result(out) is None]
+    most = min(CELLS_ON_A_GPU if backend.waits else cores(), len(cells))
+    jobs = at_once(experiment, to_run, backend, options.jobs, most)
     if to_run:
         datasets.look(experiment.datasets(config), options.data)
+    if to_run and experiment.prepare is not None:
+        cells = experiment.prepare(config, options.data, Progress(1))
+        to_run = [cell for cell in cells if cell.result(out) is None]
     values = settings.values(config)
     chosen = getattr(config, "target", None), getattr(config, "task", None)
     found = {name: datasets.sizes_of(name, *chosen) for name in experiment.datasets(config)}
@@ -238,7 +240,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{name}: {sizes.examples} training examples (80 %), {sizes.inputs} features, "
               f"{sizes.outputs} {kind if sizes.outputs > 1 else kind[:-1]}")
     started = time.monotonic()
-    dtype = "float64" if values.get("precision") == "float64" else "float32"
+    dtype = "float64" if "float64" in values.get("precision", ()) else "float32"
     expected = expected_seconds(to_run, backend, dtype)
     print(f"{experiment.name} ({options.preset}): {cells_of(len(cells))} on "
           f"{backend.describe()['device']}, "
@@ -253,14 +255,15 @@ def _run(options: argparse.Namespace) -> int:
     return 0 if len(finished) == len(outcomes) else 1
 
 
-def _memory(cells: Sequence[Cell], jobs: int) -> str:
+def _memory(cells: list[Cell], jobs: int) -> str:
     """Return what cells take at the most that run at a time, in words; nothing if little."""
-    largest = sorted((cell.memory for cell in cells), reverse=True)[:jobs]
-    gigabytes = sum(largest) / 1e9
-    if gigabytes < 0.1:
+    from .sweep import memory_of
+
+    needed, jobs = memory_of(cells, jobs), min(jobs, len(cells))
+    if needed < 1e8:
         return ""
-    return (f", about {gigabytes:.1f} GB of memory beside the data"
-            + f" ({len(largest)} cells at a time)" * (len(largest) > 1))
+    return (f", about {needed / 1e9:.1f} GB of memory beside the data"
+            + f" ({jobs} cells at a time)" * (jobs > 1))
 
 
 def _plot(options: argparse.Namespace) -> int:

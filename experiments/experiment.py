@@ -110,6 +110,9 @@ class Experiment:
         From the files of finished cells alone.
     table : (config, out) -> str
         What the figure means, in a few lines.
+    prepare : (config, data folder, progress) -> list of Cell, optional
+        Make what all cells read, once, before the first; the cells again, as their work may be
+        known only then.
     """
 
     name: str
@@ -120,6 +123,7 @@ class Experiment:
     run_cell: Callable[[Any, Place], dict[str, Any]]
     draw: Callable[[Any, Path], list[Path]]
     table: Callable[[Any, Path], str]
+    prepare: Callable[[Any, str | None, Any], list[Cell]] | None = None
 
     def configure(self, preset: str, changes: dict[str, Any]) -> Any:
         """Return the configuration of a preset with some flags changed."""

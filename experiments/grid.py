@@ -116,40 +116,13 @@ class Comparison:
         return self.training
 
     def __post_init__(self) -> None:
-        for name, values in settings.values(self).items():
-            if name == "seeds" or not isinstance(values, tuple):
-                continue
-            flag = f"--{name.replace('_', '-')}"
-            if not values:
-                raise UserError(f"{flag} needs at least one value")
-            if len(set(values)) < len(values):
-                layers = "; how many layers have such a width is said by --layers"
-                raise UserError(f"{flag} compares values, each given once, got "
-                                f"{', '.join(map(str, values))}{layers * (name == 'widths')}")
-        if min(1 if n is None else n for n in (self.train, self.validation)) < 1:
-            raise UserError("a network needs at least 1 example to train and to validate, got "
-                            f"train = {self.train}, validation = {self.validation}")
-        for name in self.models:
-            if name not in self.variants:
-                raise unknown("model", name, self.variants)
-        for level in self.p_k:
-            if not 0 < level <= 1:
-                raise UserError("the proportion of neurons that stay active, --p-k, must be in "
-                                f"(0, 1], got {level}")
+        check_compared(self)
         if len({short_name(name) for name in self.datasets}) < len(self.datasets):
             raise UserError("two of the data sets have one name, by which their cells are called: "
                             "give each once, or rename a file, got "
                             f"{', '.join(self.datasets)}")
-        last = (self.seeds - 1,) if isinstance(self.seeds, int) else self.seeds
-        if not last or min(last) < 0 or len(set(last)) < len(last):
-            raise UserError("an experiment needs at least 1 seed, each 0 or more and given once, "
-                            f"got seeds = {self.seeds}")
-        seeds = self.seeds if isinstance(self.seeds, int) else len(self.seeds)
-        count = seeds * math.prod(map(len, (self.datasets, self.models, self.p_k))) * sum(
-            len(self.sizes(kind)) for kind in self.kinds)
-        if count > MOST_CELLS:
-            raise UserError(f"those are up to {count:,} networks, of which {MOST_CELLS:,} can be: "
-                            "choose fewer --seeds, --p-k or sizes")
+        check_count(self.seeds, math.prod(map(len, (self.datasets, self.models, self.p_k))) * sum(
+            len(self.sizes(kind)) for kind in self.kinds))
         for name, kind in itertools.product(self.datasets, self.kinds):
             self._check_training(name, self.training_of(kind))
         cells(self)  # bad settings are refused before the first cell runs
@@ -164,7 +137,48 @@ class Comparison:
     @property
     def seed_numbers(self) -> Sequence[int]:
         """The seeds: those that are listed, or as many as are asked for, from 0."""
-        return range(self.seeds) if isinstance(self.seeds, int) else self.seeds
+        return numbers(self.seeds)
+
+
+def numbers(seeds: int | Sequence[int]) -> Sequence[int]:
+    """Return the seeds: those that are listed, or as many as are asked for, from 0."""
+    return range(seeds) if isinstance(seeds, int) else seeds
+
+
+def check_compared(config: Any) -> None:
+    """Refuse values that cannot be compared: models, levels of p_k, seeds, limits of examples."""
+    for name, values in settings.values(config).items():
+        if name == "seeds" or not isinstance(values, tuple):
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if not values:
+            raise UserError(f"{flag} needs at least one value")
+        if len(set(values)) < len(values):
+            layers = "; how many layers have such a width is said by --layers"
+            raise UserError(f"{flag} compares values, each given once, got "
+                            f"{', '.join(map(str, values))}{layers * (name == 'widths')}")
+    if min(1 if n is None else n for n in (config.train, config.validation)) < 1:
+        raise UserError("a network needs at least 1 example to train and to validate, got "
+                        f"train = {config.train}, validation = {config.validation}")
+    for name in config.models:
+        if name not in config.variants:
+            raise unknown("model", name, config.variants)
+    for level in config.p_k:
+        if not 0 < level <= 1:
+            raise UserError("the proportion of neurons that stay active, --p-k, must be in "
+                            f"(0, 1], got {level}")
+    last = (config.seeds - 1,) if isinstance(config.seeds, int) else config.seeds
+    if not last or min(last) < 0 or len(set(last)) < len(last):
+        raise UserError("an experiment needs at least 1 seed, each 0 or more and given once, "
+                        f"got seeds = {config.seeds}")
+
+
+def check_count(seeds: int | Sequence[int], of_each: int) -> None:
+    """Refuse more networks than anyone means."""
+    count = of_each * (seeds if isinstance(seeds, int) else len(seeds))
+    if count > MOST_CELLS:
+        raise UserError(f"those are up to {count:,} networks, of which {MOST_CELLS:,} can be: "
+                        "choose fewer --seeds, --p-k or sizes")
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from importlib import import_module
 from ..errors import UserError, unknown
 from .datasets import is_file_name
 from .experiment import Experiment
+from .gpt_figures import FIGURES
 
-# Name: the module that has it in capitals, and its title.
+# Name: the module that has it in capitals, alone or in a table of several; and its title.
 EXPERIMENTS = {
     "quickstart": ("quickstart", "COMET against the standard MLP on built-in data (images, robot "
                                  "arm)"),
@@ -21,6 +22,8 @@ EXPERIMENTS = {
     "fig11": ("fig11", "Figure 11: CIFAR10, 4-layer MLP, SGD lr 1e-3"),
     "fig33": ("fig33", "Figure 33: SARCOS, 4-layer MLP, SGD lr 1e-2"),
     "fig34": ("fig34", "Figure 34: CIFAR10, ten activations, SGD with momentum, lr 1e-3"),
+    "gpt": ("gpt_report", "GPT-2 on text: any size, tokenizer, learning rate, batch and precision"),
+    **{name: ("gpt_report", figure.title(name)) for name, figure in FIGURES.items()},
     "routing": ("routing", "COMET in a ViT and a Mixer, routed by what a block has learnt or by "
                            "the input alone"),
     "softmoe": ("softmoe", "Soft MoE (arXiv 2409.00879): one expert against several, and which of "
@@ -41,5 +44,7 @@ def experiment(name: str) -> Experiment:
                         f"quickstart --datasets {name} (of a CSV file also --target COLUMN)")
     if name not in EXPERIMENTS:
         raise unknown("experiment", name, EXPERIMENTS)
-    found: Experiment = import_module(f".{EXPERIMENTS[name][0]}", __package__).EXPERIMENT
+    module = import_module(f".{EXPERIMENTS[name][0]}", __package__)
+    found: Experiment = (module.EXPERIMENTS[name] if hasattr(module, "EXPERIMENTS") else
+                         module.EXPERIMENT)
     return found

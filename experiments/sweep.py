@@ -11,9 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..backends import Backend, get_backend
+from ..backends.cpu import physical_memory
+from ..errors import UserError
 from ..functional.linear import project
-from .cell import Job, Outcome
-from .experiment import Cell
+from .cell import Job, Outcome, less_memory
+from .experiment import Cell, Experiment
 from .progress import Progress, duration
 from .workers import by_mpi, by_processes, by_threads, in_turn
 
@@ -67,6 +69,36 @@ def expected_seconds(cells: list[Cell], backend: Backend, dtype: str = "float32"
             backend.synchronize()
             rates.append(5 * 2 * x.size * len(W) / (time.perf_counter() - started))
     return sum(cell.work for cell in cells) / (SHARE_IN_PRODUCTS * max(rates))
+
+
+def memory_of(cells: list[Cell], jobs: int) -> int:
+    """Return about how many bytes cells take, their data aside, if the `jobs` largest run at once.
+    """
+    return sum(sorted((cell.memory for cell in cells), reverse=True)[:jobs])
+
+
+def at_once(experiment: Experiment, cells: list[Cell], backend: Backend, asked: int | None,
+            most: int) -> int:
+    """Return how many cells to run at a time: as `asked`, else as many up to `most` as fit.
+
+    Raises
+    ------
+    UserError
+        If their memory is more than the device has: how much, and what lowers it.
+    """
+    device = backend.describe()
+    memory = device.get("memory") or physical_memory()
+    jobs = asked or max(1, most)
+    while asked is None and jobs > 1 and memory_of(cells, jobs) > memory:
+        jobs -= 1
+    needed = memory_of(cells, jobs)
+    if needed > memory:
+        largest = max(cells, key=lambda cell: cell.memory)
+        several = f"{min(jobs, len(cells))} cells at a time need" if jobs > 1 else "a cell needs"
+        raise UserError(f"{several} about {needed / 1e9:.1f} GB of memory beside the data, and "
+                        f"{device['device']} has {memory / 1e9:.1f} GB: "
+                        f"{less_memory(experiment, largest)}")
+    return jobs
 
 
 def cells_of(count: int) -> str:

@@ -324,6 +324,7 @@ def test_too_little_memory_anywhere_says_what_lowers_it(tmp_path, monkeypatch, c
     if shim.GXX is None:
         pytest.skip("g++ compiles the kernels for the CPU, and is not installed")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "at_once", lambda *arguments: 1)  # which would refuse it before
     monkeypatch.setattr(sweep, "expected_seconds", lambda *arguments: 1.0)
     command = ("run quickstart --preset smoke --backend cupy --datasets arm --epochs 1 --train 20 "
                "--widths 8 --seeds 1 --models standard")
