@@ -41,15 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     try:
-        parser, known = _parser(arguments)
-        options, rest = parser.parse_known_args(arguments)
-        if rest:
-            flag = rest[0].split("=")[0]
-            raise UserError(f"unknown argument {flag}{nearest(flag, known)} (comet-np "
-                            f"{options.command} --help lists them)")
-        with in_folder(getattr(options, "data", None)):
-            status: int = options.action(options)
-        return status
+        if arguments[:1] == ["run"] and "--data-parallel" in arguments:
+            from .training.ranks import joined
+
+            with joined():
+                return _command(arguments)
+        return _command(arguments)
     except UserError as error:
         print(f"comet-np: {error}", file=sys.stderr)
     except OSError as error:
@@ -58,6 +55,19 @@ def _main(arguments: list[str]) -> int:
         print(f"comet-np: {of_system('use', error.filename, error, '--out or --data')}",
               file=sys.stderr)
     return 2
+
+
+def _command(arguments: list[str]) -> int:
+    """Parse the arguments and do what they say."""
+    parser, known = _parser(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        flag = rest[0].split("=")[0]
+        raise UserError(f"unknown argument {flag}{nearest(flag, known)} (comet-np "
+                        f"{options.command} --help lists them)")
+    with in_folder(getattr(options, "data", None)):
+        status: int = options.action(options)
+    return status
 
 
 def _heard(output: Tolerant, status: Any) -> Any:
@@ -150,10 +160,13 @@ def _add_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> No
                         f"processes that share out the threads; on a GPU {CELLS_ON_A_GPU}, each "
                         "with a stream of its own)")
     parser.add_argument("--mpi", action="store_true", help="run the cells on the ranks of MPI")
+    parser.add_argument("--data-parallel", action="store_true", help="under mpiexec: run the cells "
+                        "one after the other, each on all ranks, which share out the --accumulate "
+                        "mini-batches of a step; the numbers are those of one process, to rounding")
     # the name is the first argument that is not the value of a flag: its settings become flags
     name = next((a for before, a in itertools.pairwise(arguments)
                  if a in EXPERIMENTS and (not before.startswith("--") or "=" in before
-                                          or before == "--mpi")), None)
+                                          or before in ("--mpi", "--data-parallel"))), None)
     if name is None:
         return
     group = parser.add_argument_group(f"settings of {name} (those of the preset if not given)")
@@ -191,6 +204,7 @@ def _run(options: argparse.Namespace) -> int:
     from .progress import duration
     from .provenance import provenance
     from .sweep import Sweep, cells_of, expected_seconds, summary
+    from .training.ranks import of_command
 
     experiment = find(options.name)
     changes = {flag: settings.parse(flag, field, getattr(options, f"set_{flag}"))
@@ -199,24 +213,40 @@ def _run(options: argparse.Namespace) -> int:
     config = experiment.configure(options.preset, changes)
     backend = get_backend(options.backend)  # a missing GPU is said before any work
     cells = experiment.cells(config)
-    jobs = options.jobs
+    jobs, ranks = options.jobs, of_command()
+    values = settings.values(config)
+    if options.data_parallel:
+        if options.mpi or jobs is not None:
+            raise UserError("--data-parallel runs the cells one after the other, each on all "
+                            "ranks: leave out --mpi and --jobs")
+        if "accumulate" not in values:
+            raise UserError("--data-parallel shares out the mini-batches of a step, and "
+                            f"{experiment.name} has no --accumulate: run it with --mpi or --jobs")
+        jobs = 1
+        ranks.same({"experiment": experiment.name, "preset": options.preset, **values,
+                    "backend": options.backend, "version": __version__})
+        ranks.check(values["accumulate"])
+        ranks.place(backend)
     if jobs is None:
         jobs = min(CELLS_ON_A_GPU if backend.waits else cores(), len(cells))
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {jobs}")
     out = _out(options)
-    make_folder(out)
-    to_run = [cell for cell in cells if cell.result(out) is None]
+    unfinished = None
+    if ranks.first:
+        make_folder(out)
+        unfinished = [cell.result(out) is None for cell in cells]
+    to_run = list(itertools.compress(cells, ranks.broadcast(unfinished)))
     if to_run:
         datasets.look(experiment.datasets(config), options.data)
-    values = settings.values(config)
     chosen = getattr(config, "target", None), getattr(config, "task", None)
     found = {name: datasets.sizes_of(name, *chosen) for name in experiment.datasets(config)}
     own = {name: sizes for name, sizes in found.items() if sizes.digest}
     record = {"experiment": experiment.name, "config": values, "own data": own,
               "preset": options.preset, "jobs": jobs, "mpi": options.mpi,
+              "ranks": ranks.size,
               **provenance(options.backend)}
-    if notice := keep_record(out, record, bool(to_run)):
+    if ranks.first and (notice := keep_record(out, record, bool(to_run))):
         print(notice)
     for name, sizes in own.items():
         kind = "classes" if sizes.task == "classification" else "targets"
@@ -233,7 +263,7 @@ def _run(options: argparse.Namespace) -> int:
                      options.mpi).run()
     print(summary(outcomes, time.monotonic() - started))
     finished = [outcome for outcome in outcomes if outcome.status in ("done", "found")]
-    if finished:
+    if finished and ranks.first:
         _show(experiment, config, out, options.preset)
     return 0 if len(finished) == len(outcomes) else 1
 
