@@ -88,7 +88,7 @@ class Threads:
 
 def on_ranks(size, work):
     """Return what some work, a function of its `Ranks`, returned or raised on each rank."""
-    shared = SimpleNamespace(values=[None] * size, barrier=threading.Barrier(size, timeout=30))
+    shared = SimpleNamespace(values=[None] * size, barrier=threading.Barrier(size, timeout=10))
     answers = [None] * size
 
     def of_rank(rank):
@@ -143,6 +143,7 @@ def by_step(run, rank, step, action):
 
 
 @pytest.mark.parametrize(("config", "size"), [(CONFIG, 2), (CONFIG, 4), (GPT2, 3)])
+@pytest.mark.usefixtures("small_blocks")
 def test_ranks_give_the_numbers_of_one_process(tmp_path, config, size):
     data = texts() if config is GPT2 else small_data()
     alone = trained(config, data, tmp_path / "alone")

@@ -180,12 +180,12 @@ class Connected(Ranks):
                 (work or self._sum)(array)
             self._within = False
         if failed:
+            if failed[0] == self.rank and error is not None:
+                self._told = error
+                raise error
             theirs, text = answers[failed[0]][1]
-            self._told = error if failed[0] == self.rank and error is not None else theirs
-            assert self._told is not None
-            if self._told is error:
-                raise self._told
-            raise self._told from _OnRank(f"of rank {failed[0]}:\n{text}")
+            self._told = theirs
+            raise theirs from _OnRank(f"of rank {failed[0]}:\n{text}")
         while self._signals:
             signal.raise_signal(self._signals.pop())
         return [each for each, _ in answers]

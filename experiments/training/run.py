@@ -18,7 +18,7 @@ from ..tasks import task
 from .config import RunConfig, evaluated_at_once, step_work
 from .device import DeviceSteps
 from .examples import Examples
-from .ranks import Ranks
+from .ranks import ALONE, Ranks
 from .step import Learner
 
 
@@ -73,7 +73,7 @@ class Run:
     """
 
     def __init__(self, config: RunConfig, data: Dataset, folder: Path, backend: Backend,
-                 progress: Any, ranks: Ranks) -> None:
+                 progress: Any, ranks: Ranks = ALONE) -> None:
         ranks.check(config.training.accumulate)
         started = time.monotonic()
         self.config, self.backend, self.progress, self.data = config, backend, progress, data
