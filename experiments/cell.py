@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from .progress import Part
 from .provenance import provenance
 from .registry import experiment
 from .signals import Stop
+from .training.ranks import of_command
 
 
 class Job(NamedTuple):
@@ -39,18 +41,19 @@ class Outcome(NamedTuple):
 
 
 def run_job(job: Job, progress: Any, stop: Stop | None = None) -> Outcome:
-    """Run one cell, unless it is finished or another sweep is at it."""
+    """Run one cell, unless it is finished or another sweep is at it.
+
+    In a data-parallel run on all ranks; the first decides, and alone has the folder.
+    """
+    ranks = of_command()
     cell, folder = job.cell, job.cell.folder(job.out)
     progress = Part(progress, cell.work)
     try:
-        if cell.result(job.out) is not None:
-            return Outcome(cell.name, "found")
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / "lock") as ours:
-            if not ours:
-                return Outcome(cell.name, "busy", "another sweep is running it")
-            if cell.result(job.out) is not None:  # finished by another sweep meanwhile
-                return Outcome(cell.name, "found")
+        with (ranks.together(),
+              _claimed(job, folder) if ranks.first else contextlib.nullcontext() as outcome):
+            outcome = ranks.broadcast(outcome)
+            if outcome is not None:
+                return outcome
             _run(job, folder, progress, stop)
             return Outcome(cell.name, "done")
     except OutOfMemory as error:
@@ -65,8 +68,9 @@ def run_job(job: Job, progress: Any, stop: Stop | None = None) -> Outcome:
                        of_system("read", file, error, "--data"))
     except Exception as error:
         report = folder / "error.txt"
-        with contextlib.suppress(OSError):
-            report.write_text(traceback.format_exc())
+        if ranks.first:
+            with contextlib.suppress(OSError):
+                report.write_text(traceback.format_exc())
         return Outcome(cell.name, "failed",
                        f"{type(error).__name__}: {error} (the traceback is in {report})")
     finally:
@@ -74,17 +78,37 @@ def run_job(job: Job, progress: Any, stop: Stop | None = None) -> Outcome:
         gc.collect()  # what lies in cycles, as a captured step does, gives its memory back
 
 
+@contextlib.contextmanager
+def _claimed(job: Job, folder: Path) -> Iterator[Outcome | None]:
+    """Hold the cell's lock; yield its outcome if there is one without running it, else None."""
+    cell = job.cell
+    if cell.result(job.out) is not None:
+        yield Outcome(cell.name, "found")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / "lock") as ours:
+        if not ours:
+            yield Outcome(cell.name, "busy", "another sweep is running it")
+        elif cell.result(job.out) is not None:  # finished by another sweep meanwhile
+            yield Outcome(cell.name, "found")
+        else:
+            yield None
+
+
 def _run(job: Job, folder: Path, progress: Any, stop: Stop | None) -> None:
     """Run a locked cell and write its result; what an earlier failure left goes after that."""
     backend = get_backend(job.backend)
     backend.keep_freed_memory()
-    with open(folder / "starts.jsonl", "a") as starts:
-        starts.write(json.dumps(provenance(job.backend)) + "\n")
+    ranks = of_command()
+    if ranks.first:
+        with open(folder / "starts.jsonl", "a") as starts:
+            starts.write(json.dumps(provenance(job.backend) | {"ranks": ranks.size}) + "\n")
     with backend.memory_explained():
         result = experiment(job.experiment).run_cell(
-            job.cell.spec, Place(folder, backend, job.data, progress, stop))
-    finish(folder, result)
-    (folder / "error.txt").unlink(missing_ok=True)
+            job.cell.spec, Place(folder, backend, job.data, progress, stop, ranks.first))
+    if ranks.first:
+        finish(folder, result)
+        (folder / "error.txt").unlink(missing_ok=True)
 
 
 def less_memory(experiment: Experiment, cell: Cell) -> str:

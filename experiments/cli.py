@@ -1,6 +1,7 @@
 """The command `comet-np`."""
 
 import argparse
+import functools
 import itertools
 import os
 import signal
@@ -41,15 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     try:
-        parser, known = _parser(arguments)
-        options, rest = parser.parse_known_args(arguments)
-        if rest:
-            flag = rest[0].split("=")[0]
-            raise UserError(f"unknown argument {flag}{nearest(flag, known)} (comet-np "
-                            f"{options.command} --help lists them)")
-        with in_folder(getattr(options, "data", None)):
-            status: int = options.action(options)
-        return status
+        if arguments[:1] == ["run"] and "--data-parallel" in arguments:
+            from .training.ranks import joined
+
+            with joined():
+                return _command(arguments)
+        return _command(arguments)
     except UserError as error:
         print(f"comet-np: {error}", file=sys.stderr)
     except OSError as error:
@@ -58,6 +56,19 @@ def _main(arguments: list[str]) -> int:
         print(f"comet-np: {of_system('use', error.filename, error, '--out or --data')}",
               file=sys.stderr)
     return 2
+
+
+def _command(arguments: list[str]) -> int:
+    """Parse the arguments and do what they say."""
+    parser, known = _parser(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        flag = rest[0].split("=")[0]
+        raise UserError(f"unknown argument {flag}{nearest(flag, known)} (comet-np "
+                        f"{options.command} --help lists them)")
+    with in_folder(getattr(options, "data", None)):
+        status: int = options.action(options)
+    return status
 
 
 def _heard(output: Tolerant, status: Any) -> Any:
@@ -165,10 +176,13 @@ def _add_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> No
                         f"processes that share out the threads; on a GPU {CELLS_ON_A_GPU}, each "
                         "with a stream of its own)")
     parser.add_argument("--mpi", action="store_true", help="run the cells on the ranks of MPI")
+    parser.add_argument("--data-parallel", action="store_true", help="under mpiexec: run the cells "
+                        "one after the other, each on all ranks, which share out the --accumulate "
+                        "mini-batches of a step; the numbers are those of one process, to rounding")
     # the name is the first argument that is not the value of a flag: its settings become flags
     name = next((a for before, a in itertools.pairwise(arguments)
                  if a in EXPERIMENTS and (not before.startswith("--") or "=" in before
-                                          or before == "--mpi")), None)
+                                          or before in ("--mpi", "--data-parallel"))), None)
     if name is None:
         return
     group = parser.add_argument_group(f"settings of {name} (those of the preset if not given)")
@@ -206,6 +220,7 @@ def _run(options: argparse.Namespace) -> int:
     from .progress import Progress, duration
     from .provenance import provenance
     from .sweep import Sweep, at_once, cells_of, expected_seconds, summary
+    from .training.ranks import of_command
 
     experiment = find(options.name)
     changes = {flag: settings.parse(flag, field, getattr(options, f"set_{flag}"))
@@ -214,26 +229,49 @@ def _run(options: argparse.Namespace) -> int:
     config = experiment.configure(options.preset, changes)
     backend = get_backend(options.backend)  # a missing GPU is said before any work
     cells = experiment.cells(config)
+    ranks, values = of_command(), settings.values(config)
     if options.jobs is not None and options.jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {options.jobs}")
+    if options.data_parallel:
+        if options.mpi or options.jobs is not None:
+            raise UserError("--data-parallel runs the cells one after the other, each on all "
+                            "ranks: leave out --mpi and --jobs")
+        if "accumulate" not in values:
+            raise UserError("--data-parallel shares out the mini-batches of a step, and "
+                            f"{experiment.name} has no --accumulate: run it with --mpi or --jobs")
+        ranks.same({"experiment": experiment.name, "preset": options.preset, **values,
+                    "backend": options.backend, "version": __version__})
+        parts = values["accumulate"]
+        ranks.check(min(parts) if isinstance(parts, tuple) else parts)
+        ranks.place(backend)
     out = _out(options)
-    make_folder(out)
-    to_run = [cell for cell in cells if cell.result(out) is None]
-    most = min(CELLS_ON_A_GPU if backend.waits else cores(), len(cells))
+
+    def unfinished() -> list[Cell]:
+        missing = [cell.result(out) is None for cell in cells] if ranks.first else None
+        return list(itertools.compress(cells, ranks.broadcast(missing)))
+
+    if ranks.first:
+        make_folder(out)
+    to_run = unfinished()
+    most = 1 if options.data_parallel else min(CELLS_ON_A_GPU if backend.waits else cores(),
+                                               len(cells))
     jobs = at_once(experiment, to_run, backend, options.jobs, most)
     if to_run:
         datasets.look(experiment.datasets(config), options.data)
     if to_run and experiment.prepare is not None:
-        cells = experiment.prepare(config, options.data, Progress(1))
-        to_run = [cell for cell in cells if cell.result(out) is None]
-    values = settings.values(config)
+        prepare = functools.partial(experiment.prepare, config, options.data, Progress(1))
+        prepared = prepare() if ranks.first else None
+        ranks.broadcast(None)  # the others find what the first has made, if they share a disk
+        cells = prepared or prepare()
+        to_run = unfinished()
     chosen = getattr(config, "target", None), getattr(config, "task", None)
     found = {name: datasets.sizes_of(name, *chosen) for name in experiment.datasets(config)}
     own = {name: sizes for name, sizes in found.items() if sizes.digest}
     record = {"experiment": experiment.name, "config": values, "own data": own,
               "preset": options.preset, "jobs": jobs, "mpi": options.mpi,
+              "ranks": ranks.size,
               **provenance(options.backend)}
-    if notice := keep_record(out, record, bool(to_run)):
+    if ranks.first and (notice := keep_record(out, record, bool(to_run))):
         print(notice)
     for name, sizes in own.items():
         kind = "classes" if sizes.task == "classification" else "targets"
@@ -250,7 +288,7 @@ def _run(options: argparse.Namespace) -> int:
                      options.mpi).run()
     print(summary(outcomes, time.monotonic() - started))
     finished = [outcome for outcome in outcomes if outcome.status in ("done", "found")]
-    if finished:
+    if finished and ranks.first:
         _show(experiment, config, out, options.preset)
     return 0 if len(finished) == len(outcomes) else 1
 

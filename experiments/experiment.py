@@ -75,6 +75,8 @@ class Place(NamedTuple):
     """Where a cell runs: its folder, the backend, the data folder, the progress line.
 
     stop : Stop or None, by which another thread asks for the end; if None, signals do.
+    first : bool, whether this is the first of the ranks that train together, and so the one that
+        writes files, and reads what training wrote.
     """
 
     folder: Path
@@ -82,6 +84,7 @@ class Place(NamedTuple):
     data: str | None
     progress: Any
     stop: Stop | None = None
+    first: bool = True
 
     def raise_if_stopped(self) -> None:
         """Raise KeyboardInterrupt if another thread asked for the end."""

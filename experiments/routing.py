@@ -130,7 +130,7 @@ def run_cell(spec: RoutingCell, place: Place) -> dict[str, Any]:
     """Train the cell's network on normalised images, and compare its masks with its first ones."""
     data = normalised(load(spec, place))
     result = train(spec.run, data, place.folder, place.backend, place.progress, place.stop)
-    if spec.run.model.gate is None:
+    if spec.run.model.gate is None or not place.first:
         return result
     model, formats = computing(spec.run), spec.run.training.formats
     assert data.x_val is not None  # all data sets of images have them

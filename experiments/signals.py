@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 # Windows has no SIGHUP.
 SIGNALS = [number for name in ("SIGINT", "SIGTERM", "SIGHUP")
@@ -25,6 +26,11 @@ class Stop:
     def asked(self) -> bool:
         """Whether to stop."""
         return self._event.is_set()
+
+    @property
+    def number(self) -> int:
+        """The number of the signal that asked."""
+        return self._number
 
     def ask(self, number: int = signal.SIGINT) -> None:
         """Ask for the end, as the signal of this `number` does."""
@@ -86,7 +92,14 @@ def stop_on_signals(given: Stop | None = None) -> Iterator[Stop]:
 
 
 @contextmanager
-def _handled_by(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def held_back(came: list[int]) -> Iterator[None]:
+    """Add the numbers of the signals that come to a list, and do nothing else about them."""
+    with _handled_by(lambda number, frame: came.append(number)):
+        yield
+
+
+@contextmanager
+def _handled_by(handle: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
     """Let signals be handled by a function, unless they are ignored or this is a thread."""
     before = {number: handler for number in SIGNALS
               if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None)}

@@ -237,7 +237,7 @@ class OneBlock:
     def __init__(self, examples, batch):
         self.model, self.fixed, self.batch = examples.model, examples.fixed, batch
 
-    def blocks(self):
+    def blocks(self, ranks):
         return [self.batch]
 
     def __len__(self):

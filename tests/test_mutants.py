@@ -37,6 +37,7 @@ def by_hand(cases):
 
 
 TABLE = ("test_grid", "the_table_says")
+OF_ONE_PROCESS = ("test_data_parallel", "the_numbers_of_one_process")
 FLAGS = ("test_grid", "every_flag_reaches")
 MUTANTS = {
     # --- the loop -------------------------------------------------------------------------------
@@ -63,6 +64,8 @@ MUTANTS = {
         "sums.setdefault(name, []).append(value / len(batch.rows))\n"
         "    return learner.task.measures({name: sum(value) / len(value)\n"
         "                                  for name, value in sums.items()})",
+        "(to_host(made.loss)) * len(batch.rows)",
+        "(to_host(made.loss)) * len(examples) / len(list(examples.blocks()))",
         by_hand("defaults")),
     "losses of all epochs added up": Mutant(
         "experiments/training/record.py", "run.loss_sum, run.record.last = 0.0, line",
@@ -99,8 +102,41 @@ MUTANTS = {
         "experiments/training/run.py", "os.fsync(self.metrics.fileno())", "pass",
         ("test_sweep", "on_the_disk")),
     "a result before its metrics are on the disk": Mutant(
-        "experiments/training/record.py", "    run.record.sync()\n    learner,", "    learner,",
+        "experiments/training/record.py", "run.record.sync()\n        Trained", "Trained",
         ("test_sweep", "on_the_disk")),
+    # --- data-parallel training -----------------------------------------------------------------
+    "all ranks drop the same": Mutant(
+        "experiments/training/step.py", "self.forward(batch, examples, True, part)",
+        "self.forward(batch, examples, True, part // self.ranks.size)", OF_ONE_PROCESS),
+    "each rank's share of its own examples": Mutant(
+        "experiments/training/step.py", "sum(len(batch.rows) for batch in batches)",
+        "sum(len(batches[part].rows) for part in self.ranks.parts(len(batches)))", OF_ONE_PROCESS),
+    "gradients of one rank": Mutant(
+        "experiments/training/ranks.py", "(work or self._sum)(array)", "(work or len)(array)",
+        OF_ONE_PROCESS),
+    "loss of one rank": Mutant(
+        "experiments/training/ranks.py", "sum(losses)", "losses[0]", OF_ONE_PROCESS),
+    "a block that each rank evaluates": Mutant(
+        "experiments/training/examples.py", "each[ranks.rank::ranks.size]", "each",
+        OF_ONE_PROCESS),
+    "files of all ranks": Mutant(
+        "experiments/training/run.py", "Record(folder, ranks.first,", "Record(folder, True,",
+        OF_ONE_PROCESS),
+    "a stop that one rank hears": Mutant(
+        "experiments/training/ranks.py", "max(self.gather(stop.asked and stop.number))",
+        "stop.asked and stop.number", ("test_data_parallel", "a_stop_asked_of_one")),
+    "one rank resumes": Mutant(
+        "experiments/training/record.py", "run.ranks.copy_(array)", "pass",
+        ("test_data_parallel", "a_stop_asked_of_one")),
+    "an error told twice": Mutant(
+        "experiments/training/ranks.py", "if not self._knows(error):",
+        "if error is not self._told:", ("test_data_parallel", "interrupted_while")),
+    "an error taken for the one before": Mutant(
+        "experiments/training/ranks.py", "self._told = None  # of an", "pass  # of an",
+        ("test_data_parallel", "a_disk_that_is_full")),
+    "settings of one rank": Mutant(
+        "experiments/training/ranks.py", "any(value != values[0]", "any(value is values",
+        ("test_data_parallel", "disagree")),
     # --- the mixture of experts -----------------------------------------------------------------
     "nothing of the gate in the input's gradient": Mutant(
         "comet_np/models/moe.py", "dx if dx is None else dx + dx_gate", "dx",

@@ -12,6 +12,7 @@ from ..datasets import Dataset
 from ..datasets.augment import Augmentation
 from ..datasets.base import spread
 from ..tasks import Batch, task
+from .ranks import ALONE, Ranks
 
 Array = Any
 
@@ -88,8 +89,9 @@ class Examples:
             x = self._augmentation.apply(x, choices, self._image)
         return Batch(self._task.inputs(x, *self._scale, self._dtype), self.y[rows], rows)
 
-    def blocks(self) -> Iterator[Batch]:
-        """Yield all examples in order, many at a time."""
-        for block in blocks(len(self), self._block):
+    def blocks(self, ranks: Ranks = ALONE) -> Iterator[Batch]:
+        """Yield all examples in order, or this rank's share of them, many at a time."""
+        each = list(blocks(len(self), self._block))
+        for block in each[ranks.rank::ranks.size]:
             x = self._task.inputs(self.x[block], *self._scale, self._dtype)
             yield Batch(x, self.y[block], self.rows[block])

@@ -15,7 +15,8 @@ from ..signals import Stop, stop_on_signals
 from ..tasks import Batch
 from .config import RunConfig
 from .device import DeviceSteps
-from .record import check_finite, due, finish, report, resume, save, scores_finite
+from .ranks import Ranks, of_command
+from .record import check_finite, due, finish, keep_if_diverged, report, resume, save, scores_finite
 from .run import Run
 from .step import Forward
 
@@ -23,7 +24,8 @@ STEPS_AHEAD = 100  # that a device takes before their losses are read, as readin
 
 
 def train(config: RunConfig, data: Dataset, folder: Path, backend: Backend,
-          progress: Any = None, stop: Stop | None = None) -> dict[str, Any]:
+          progress: Any = None, stop: Stop | None = None,
+          ranks: Ranks | None = None) -> dict[str, Any]:
     """Train to the end, or go on where the run of this folder was stopped; return the result.
 
     In the folder: ``metrics.jsonl``, a line before training and one an evaluation; ``checkpoint``;
@@ -39,6 +41,8 @@ def train(config: RunConfig, data: Dataset, folder: Path, backend: Backend,
     progress : Progress, optional
     stop : Stop, optional
         By which another thread asks for the end; if not given, Ctrl-C, SIGTERM and SIGHUP do.
+    ranks : Ranks, optional
+        That train together; if not given, those of the command line. Only the first writes.
 
     Raises
     ------
@@ -47,13 +51,15 @@ def train(config: RunConfig, data: Dataset, folder: Path, backend: Backend,
     KeyboardInterrupt
         When asked to stop, after a checkpoint.
     """
-    run = Run(config, data, Path(folder), backend, progress or Progress(1))
-    with run.record, scores_finite(run), stop_on_signals(stop) as stop, np.errstate(
-            over="ignore", invalid="ignore"):
+    ranks = of_command() if ranks is None else ranks
+    with ranks.together():
+        run = Run(config, data, Path(folder), backend, progress or Progress(1), ranks)
+    with run.record, keep_if_diverged(run), ranks.together(), scores_finite(run), stop_on_signals(
+            stop) as stop, np.errstate(over="ignore", invalid="ignore"):
         resume(run)
         if not run.record.last:
             report(run)
-        group = STEPS_AHEAD if backend.waits else 1
+        group = STEPS_AHEAD if _ahead(run) else 1
         while run.step < run.total:
             epoch, first = divmod(run.step, run.steps_an_epoch)
             plan = order(run, epoch)
@@ -64,11 +70,13 @@ def train(config: RunConfig, data: Dataset, folder: Path, backend: Backend,
                 take_steps(run, plan, first, last)
                 if run.step == line:
                     report(run)
+                ranks.agree(stop)
                 if stop.asked or due(run):
                     save(run)
                 stop.raise_if_asked()
                 first = last
         result = finish(run)
+        ranks.agree(stop)
         if stop.asked:  # within the last evaluation
             save(run)
         stop.raise_if_asked()
@@ -97,12 +105,20 @@ def take_steps(run: Run, plan: np.ndarray, first: int, last: int) -> None:
     """
     started, size = time.monotonic(), run.config.training.examples_a_step
     whole = min(last, plan.shape[1] // size)
-    if run.backend.waits and whole > first and _taken_on_device(run, plan, first, whole):
+    if _ahead(run) and whole > first and _taken_on_device(run, plan, first, whole):
         first = whole
     for i in range(first, last):
         _take_step(run, plan[:, i * size:(i + 1) * size])
     run.record.seconds["train"] += time.monotonic() - started
     run.progress.advance(run.work * (last - first), run.record.folder.name, last - first)
+
+
+def _ahead(run: Run) -> bool:
+    """Whether the device takes several steps before their losses are read.
+
+    Not with other ranks: what they exchange is no part of a captured step.
+    """
+    return run.backend.waits and run.ranks.size == 1
 
 
 def _take_step(run: Run, plan: np.ndarray) -> None:

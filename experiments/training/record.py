@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,10 +63,11 @@ def finish(run: Run) -> dict[str, Any]:
               "last": run.record.last}
     if run.test is not None:
         result |= {f"test_{name}": value for name, value in measure(run, run.test).items()}
-    run.record.sync()
     learner, to_host = run.learner, run.backend.to_host
-    Trained(learner.model, tree_map(to_host, learner.params), tree_map(to_host, learner.fixed),
-            run.config, learner.task, Data.of(run.data)).save_model(run.record.folder)
+    if run.record.writes:
+        run.record.sync()
+        Trained(learner.model, tree_map(to_host, learner.params), tree_map(to_host, learner.fixed),
+                run.config, learner.task, Data.of(run.data)).save_model(run.record.folder)
     return result | {"notice": run.data.notice, "data": run.data.digest,
                      "seconds": {name: round(value, 3)
                                  for name, value in run.record.seconds.items()}}
@@ -75,7 +77,7 @@ def finish(run: Run) -> dict[str, Any]:
 
 
 def check_finite(run: Run, step: int, batch: Batch, made: Forward) -> None:
-    """Save the state and raise Diverged unless the loss of a mini-batch is finite."""
+    """Raise Diverged unless the loss of a mini-batch is finite."""
     loss = run.backend.to_host(made.loss).item()
     if not np.isfinite(loss):
         raise _diverged(run, f"at step {step} (loss {loss}): the first quantity that is not finite "
@@ -84,7 +86,7 @@ def check_finite(run: Run, step: int, batch: Batch, made: Forward) -> None:
 
 @contextmanager
 def scores_finite(run: Run) -> Iterator[None]:
-    """Save the state and raise Diverged for a routing score that is NaN.
+    """Raise Diverged for a routing score that is NaN.
 
     A gate that reads what the network computed meets such numbers before the loss does.
     """
@@ -95,11 +97,25 @@ def scores_finite(run: Run) -> Iterator[None]:
 
 
 def _diverged(run: Run, what: str) -> Diverged:
-    """Save the state and return the error."""
-    state = run.record.folder / "diverged"
-    checkpoint.save(state, _arrays(run), _description(run))
     return Diverged(f"training diverged {what}; lower --lr, or clip with --clip-norm; the state is "
-                    f"in {state}")
+                    f"in {_state(run)}")
+
+
+def _state(run: Run) -> Path:
+    """Return where the state is left when a run diverges."""
+    return run.record.folder / "diverged"
+
+
+@contextmanager
+def keep_if_diverged(run: Run) -> Iterator[None]:
+    """Save the state if Diverged is raised, on whichever rank."""
+    try:
+        yield
+    except Diverged:
+        with run.ranks.together():
+            if run.record.writes:
+                checkpoint.save(_state(run), _arrays(run), _description(run))
+        raise
 
 
 def first_not_finite(run: Run, batch: Batch, made: Forward) -> str:
@@ -129,6 +145,8 @@ def due(run: Run) -> bool:
 
 def save(run: Run) -> None:
     """Write a checkpoint of this moment."""
+    if not run.record.writes:
+        return
     started = time.monotonic()
     run.record.sync()
     checkpoint.save(run.record.folder / "checkpoint", _arrays(run), _description(run))
@@ -138,7 +156,23 @@ def save(run: Run) -> None:
 
 
 def resume(run: Run) -> None:
-    """Go on from the newest readable checkpoint of the folder, if there is one."""
+    """Go on from the newest readable checkpoint of the folder, if there is one.
+
+    The first of several ranks reads it for all, as they may have no disk in common.
+    """
+    settings = _flat(_description(run)["config"])
+    run.ranks.same({".".join(path): value for path, value in settings.items()})
+    if run.record.writes:
+        _restore(run)
+    step, run.loss_sum, run.record.last = run.ranks.broadcast(
+        (run.step, run.loss_sum, run.record.last))
+    run.learner.state = run.learner.state._replace(step=step)
+    for array in run.learner.arrays().values():
+        run.ranks.copy_(array)
+
+
+def _restore(run: Run) -> None:
+    """Read the newest readable checkpoint of the folder, if there is one."""
     record = run.record
     for unfinished in record.folder.glob("checkpoint*.tmp"):  # of a run killed while it wrote
         unfinished.unlink()

@@ -17,6 +17,7 @@ from ..tasks import task
 from .config import RunConfig, evaluated_at_once, step_work
 from .device import DeviceSteps
 from .examples import Examples
+from .ranks import ALONE, Ranks
 from .step import Learner
 
 
@@ -26,18 +27,21 @@ class Record:
     Attributes
     ----------
     folder : Path
+    writes : bool
+        Whether files are written at all: only the first of several ranks does.
     last : dict
         The newest line of the metrics; empty before the first.
     seconds : dict of str to float
         Spent on each phase.
     """
 
-    def __init__(self, folder: Path, **seconds: float) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.last = folder, dict[str, Any]()
+    def __init__(self, folder: Path, writes: bool = True, **seconds: float) -> None:
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.writes, self.last = folder, writes, dict[str, Any]()
         self.seconds = seconds | {"train": 0.0, "evaluate": 0.0, "checkpoint": 0.0}
         self.saved_at, self.save_cost = time.monotonic(), 0.0
-        self.metrics = open(folder / METRICS, "ab")  # noqa: SIM115 (closed by __exit__)
+        self.metrics = open(folder / METRICS if writes else os.devnull, "ab")  # noqa: SIM115 (closed by __exit__)
 
     def __enter__(self) -> "Record":
         return self
@@ -59,6 +63,8 @@ class Run:
     config : RunConfig
     learner : Learner
     training, validation, test : Examples; the latter two may be None
+    ranks : Ranks
+        That train together.
     record : Record
         What is written down: metrics, checkpoints, times.
     loss_sum : float
@@ -66,10 +72,12 @@ class Run:
     """
 
     def __init__(self, config: RunConfig, data: Dataset, folder: Path, backend: Backend,
-                 progress: Any) -> None:
+                 progress: Any, ranks: Ranks = ALONE) -> None:
+        ranks.check(config.training.accumulate)
         started = time.monotonic()
         self.config, self.backend, self.progress, self.data = config, backend, progress, data
-        self.learner = learner = Learner(config, task(data.task), backend)
+        self.ranks = ranks
+        self.learner = learner = Learner(config, task(data.task), backend, ranks)
         dtype, augment = config.training.formats.accumulate, config.training.augment
 
         def examples(x: np.ndarray, y: np.ndarray, **of_training: Any) -> Examples:
@@ -88,7 +96,7 @@ class Run:
         self.rate(0)  # a schedule that does not fit is refused now
         self.device_steps: DeviceSteps | None = None
         self.loss_sum = 0.0
-        self.record = Record(folder, prepare=time.monotonic() - started)
+        self.record = Record(folder, ranks.first, prepare=time.monotonic() - started)
 
     @property
     def step(self) -> int:

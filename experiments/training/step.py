@@ -14,6 +14,7 @@ from ...tree import flatten, matrix_elements, zeros_like
 from ..tasks import Batch, Task
 from .config import RunConfig, computing
 from .examples import Examples
+from .ranks import ALONE, Ranks
 
 Array = Any
 
@@ -31,9 +32,13 @@ class Learner:
     state : OptimizerState
     scaling : array (3,) or None
         Of the loss, in float16: see `comet_np.precision.first_scaling`.
+    ranks : Ranks
+        That take its steps together.
     """
 
-    def __init__(self, config: RunConfig, task: Task, backend: Backend) -> None:
+    def __init__(self, config: RunConfig, task: Task, backend: Backend,
+                 ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         formats = config.training.formats
         self.config, self.task, self.model = config, task, computing(config)
         self._functions = module_of(self.model)
@@ -105,12 +110,14 @@ class Learner:
         backend_of(self._flat_grads).clear(self._flat_grads)
         total = sum(len(batch.rows) for batch in batches)
         mean: Any = 0.0
-        for part, batch in enumerate(batches):
+        for part in self.ranks.parts(len(batches)):
+            batch = batches[part]
             made, share = self.forward(batch, examples, True, part), len(batch.rows) / total
             check(batch, made)
             self.backward(share if self.scaling is None else share * self.scaling[0], made,
                           self._grads)
             mean = made.loss if share == 1 else mean + share * made.loss
+        mean = self.ranks.sum_(self._flat_grads, mean)
         self._update(self._flat_grads, lr)
         return mean
 
@@ -142,13 +149,16 @@ def evaluate(learner: Learner, examples: Examples,
     `check` sees each block of examples and what the forward pass made of it, and may raise.
     """
     to_host = backend_of(learner.flat).to_host
-    sums: dict[str, float] = {}
-    for batch in examples.blocks():
+    ours: list[dict[str, float]] = []
+    for batch in examples.blocks(learner.ranks):
         made = learner.forward(batch, examples)
         check(batch, made)
         found = {"loss": float(to_host(made.loss)) * len(batch.rows)}
         found |= {name: to_host(count).item()
                   for name, count in learner.counts(made, batch).items()}
+        ours.append(found)
+    sums: dict[str, float] = {}
+    for found in learner.ranks.in_order(ours):  # so the sums do not depend on the ranks
         for name, value in found.items():
             sums[name] = sums.get(name, 0) + value
     return learner.task.measures({name: value / len(examples) for name, value in sums.items()})
