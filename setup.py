@@ -18,6 +18,7 @@ if __name__ == "__main__":
     plots = ["matplotlib>=3.8"]
     tests = ["pytest>=8", "pytest-xdist>=3"]
     files = ["safetensors>=0.4"]
+    text = ["tokenizers>=0.20"]
     setup(
         name="comet-np",
         version="0.5.0",
@@ -41,8 +42,10 @@ if __name__ == "__main__":
         extras_require={
             "plots": plots,
             "tests": tests,
-            "crosscheck": ["torch>=2.4", "jax>=0.4.30", "transformers>=4.56", "timm>=1", *files],
+            "crosscheck": ["torch>=2.4", "jax>=0.4.30", "transformers>=4.56", "timm>=1", *files,
+                           *text],
             "safetensors": files,
+            "text": text,
             "sklearn": ["scikit-learn>=1.6"],
             "images": ["Pillow>=9.1"],
             "bfloat16": ["ml_dtypes>=0.4"],

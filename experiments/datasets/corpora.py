@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 from ...errors import UserError, one_line, unknown, user_path
 from .base import exists, file_size, reason, unreadable
@@ -197,7 +197,8 @@ def _prose(text: str, path: Path) -> Iterator[str]:
     Of pydoc_data.topics, the texts of ``help()``.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # of escapes, say
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes, say
             tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
@@ -235,7 +236,8 @@ def running(path: Path, tick: Tick, start: int = 0, end: int | None = None,
                 if not content:
                     break
                 at += len(content)
-                yield decoder.decode(content, final=at >= end and not is_cut)
+                text = decoder.decode(content, final=at >= end and not is_cut)
+                yield text.removeprefix("\ufeff") if at == len(content) else text  # of Windows
                 tick(len(content))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not in UTF-8 ({error.reason} near byte {at}): convert it, for "
@@ -326,7 +328,7 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
         with open(path, "rb") as raw:
             if path.suffix == ".gz":
                 with gzip.open(raw) as unpacked:
-                    yield unpacked, raw.tell
+                    yield cast(IO[bytes], unpacked), raw.tell
             else:
                 yield raw, raw.tell
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -455,15 +457,16 @@ def _own(name: str, filtered: bool) -> Corpus:
 
 def _line_end(path: Path, at: int) -> int:
     """Return the first place from byte `at` on behind a line, or a character if lines are long."""
+    start = max(at - 1, 0)
     try:
         with open(path, "rb") as file:
-            file.seek(at)
+            file.seek(start)
             line = file.readline(READ)
     except OSError as error:
         raise unreadable(path, error) from error
     if line.endswith(b"\n"):
-        return at + len(line)
-    return at + next((i for i, byte in enumerate(line) if byte & 0xC0 != 0x80), 0)
+        return start + len(line)
+    return start + next((i for i, byte in enumerate(line) if i and byte & 0xC0 != 0x80), 0)
 
 
 def _needed(name: str, folder: Path | None, todo: str) -> Path:

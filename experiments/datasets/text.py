@@ -19,7 +19,7 @@ from ...records import DamagedRecord, believed, digests, read_json, write_json
 from ..progress import Progress
 from . import existing, named
 from .base import Dataset
-from .corpora import CORPORA, Corpus, Text, Tick, find, is_file_name
+from .corpora import CORPORA, LIBRARIES, Corpus, Text, Tick, find, is_file_name
 from .tokenizer import (
     FILE,
     TOKENIZERS,
@@ -235,10 +235,11 @@ def _make(corpus: Corpus, ready: Tokenizer | None, settings: dict[str, Any], pla
                 tempfile.TemporaryDirectory(prefix=".making-", dir=place.parent) as temporary:
             made = Path(temporary) / "made"
             made.mkdir()
-            tokenizer = ready or train_bpe(_training(corpus, line.tick), settings["vocabulary"])
+            tokenizer = ready or train_bpe(_training(corpus, settings, line.tick),
+                                           settings["vocabulary"])
             tokenizer.save(made)
             texts, notice = corpus.texts(line.tick)
-            parts = _write(texts, corpus, tokenizer, settings["context"], made)
+            parts = _write(texts, corpus, tokenizer, settings, made)
             known = {part: (values["sha256"], values["texts"]) for part, values in parts.items()}
             digest = hashlib.sha256(json.dumps(
                 [known, tokenizer.digest, settings["context"]], sort_keys=True).encode())
@@ -263,12 +264,26 @@ def _put(made: Path, place: Path, temporary: Path, settings: dict[str, Any]) -> 
     os.replace(made, place)
 
 
-def _training(corpus: Corpus, tick: Tick) -> Iterator[str]:
+def _training(corpus: Corpus, settings: dict[str, Any], tick: Tick) -> Iterator[str]:
     texts, _ = corpus.texts(tick)
-    return (text for part, text in texts if part == "train")
+    training = (text for part, text in texts if part == "train")
+    first = next(training, None)
+    if first is None:
+        raise _too_short(corpus, settings, "train")
+    yield first
+    yield from training
 
 
-def _write(texts: Iterator[Text], corpus: Corpus, tokenizer: Tokenizer, context: int,
+def _too_short(corpus: Corpus, settings: dict[str, Any], part: str, found: str = "") -> UserError:
+    if not found:
+        found = f"none that names {', '.join(LIBRARIES)}" if settings["filtered"] else "none"
+    return UserError(
+        f"{corpus.name}: expected at least one {'running ' if corpus.running else ''}text of "
+        f"{settings['context']} tokens for {'training' if part == 'train' else 'validation'}, got "
+        f"{found}: take a shorter context, or a larger corpus")
+
+
+def _write(texts: Iterator[Text], corpus: Corpus, tokenizer: Tokenizer, settings: dict[str, Any],
            folder: Path) -> dict[str, dict[str, Any]]:
     """Write a stream for each part, and return what is known of them."""
     streams: dict[str, _Stream] = {}
@@ -278,17 +293,15 @@ def _write(texts: Iterator[Text], corpus: Corpus, tokenizer: Tokenizer, context:
             for (part, _), found in zip(batch, tokens, strict=True):
                 if part not in streams:
                     file = files.enter_context(open(folder / f"{part}.bin", "wb"))
-                    streams[part] = _Stream(file, context, corpus.running)
+                    streams[part] = _Stream(file, settings["context"], corpus.running)
                 streams[part].add(found)
     for part in ("train", "val"):
-        if part not in streams or not streams[part].texts:
-            found = "no text" if part not in streams else (
-                f"{streams[part].tokens} tokens in {streams[part].documents} "
-                f"{'pieces' if corpus.running else 'documents'}")
-            raise UserError(
-                f"{corpus.name}: expected at least one {'running ' if corpus.running else ''}text "
-                f"of {context} tokens for {'training' if part == 'train' else 'validation'}, got "
-                f"{found}: take a shorter context, or a larger corpus")
+        if part not in streams:
+            raise _too_short(corpus, settings, part)
+        if not streams[part].texts:
+            kind = "pieces" if corpus.running else "documents"
+            raise _too_short(corpus, settings, part,
+                             f"{streams[part].tokens} tokens in {streams[part].documents} {kind}")
     return {part: stream.known() for part, stream in streams.items() if stream.texts}
 
 

@@ -103,12 +103,12 @@ class Tokenizer:
         return folder / FILE
 
 
-_OF_BYTES = {"version": "1.0", "added_tokens": [], "normalizer": None, "post_processor": None,
-             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False,
-                               "trim_offsets": False, "use_regex": False},
-             "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
-                         "use_regex": False},
-             "model": {"type": "BPE", "vocab": BYTES, "merges": []}}
+_SPLIT = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
+          "use_regex": False}
+_OF_BYTES: dict[str, Any] = {
+    "version": "1.0", "added_tokens": [], "normalizer": None, "post_processor": None,
+    "pre_tokenizer": _SPLIT, "decoder": _SPLIT,
+    "model": {"type": "BPE", "vocab": BYTES, "merges": []}}
 
 
 def of_bytes() -> Tokenizer:

@@ -60,7 +60,8 @@ class Examples:
                         for value in (scale, shift))
         self._scale = scale, shift
         self._augmentation, self._image = augmentation, data.image
-        self.x, self.y = backend.asarray(x), self._task.targets(y, backend, dtype)
+        self.x = backend.asarray(x)  # on a CPU no copy: a stream of tokens stays on disk
+        self.y = self._task.targets(self.x if y is x else y, backend, dtype)
         self.rows = backend.xp.arange(len(x))
         self.model, self.fixed = model, fixed
         kept = getattr(module_of(model), "with_kept_masks", lambda config: None)(model)
