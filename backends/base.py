@@ -82,6 +82,10 @@ class Backend:
             raise OutOfMemory(f"too little memory ({str(error).rstrip('.')}; {device['device']}"
                               f"{size})") from error
 
+    def clear(self, array: Array) -> None:
+        """Set the elements of a flat `array` to 0."""
+        array.fill(0)
+
     def keep_freed_memory(self) -> None:
         """Let freed memory wait for the next step, in a program that trains, where that helps."""
 

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import cache
 from pathlib import Path
 
@@ -88,7 +89,8 @@ def over_blocks(work: Callable[[slice], None], length: int, row_elements: int = 
     if threads() == 1 or length < 8 * step:
         drain()
         return
-    others = [_pool().submit(drain) for _ in range(threads() - 1)]
+    # In each thread numbers that are not finite are met as here: NumPy's errstate is a context.
+    others = [_pool().submit(copy_context().run, drain) for _ in range(threads() - 1)]
     drain()
     for other in others:
         other.result()

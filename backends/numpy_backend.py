@@ -7,7 +7,7 @@ import scipy
 from scipy.special import erf
 
 from .base import Array, Backend, check_unmasked, register_backend
-from .cpu import keep_freed_memory, processor, threads
+from .cpu import keep_freed_memory, over_blocks, processor, threads
 from .numpy_kernels import KERNELS
 
 
@@ -30,6 +30,9 @@ class NumpyBackend(Backend):
 
     def synchronize(self) -> None:
         return
+
+    def clear(self, array: Array) -> None:
+        over_blocks(lambda block: array[block].fill(0), len(array))
 
     def keep_freed_memory(self) -> None:
         keep_freed_memory()

@@ -722,6 +722,8 @@ def sgd(body: Body, p: Array, g: Array, lr: float, weight_decay: float, scale: f
     check_float("sgd", p, g)
     if not update_fits((p,), g):
         body(p, g, lr, weight_decay, scale)  # raises
+    if np.isnan(scale):
+        return
 
     def work(block: slice) -> None:
         step = g[block] * (lr * float(scale))
@@ -739,6 +741,8 @@ def momentum(body: Body, p: Array, g: Array, v: Array, lr: float, mu: float, wei
     if not update_fits((p, v), g):
         body(p, g, v, lr, mu, weight_decay, scale)  # raises
     scale = float(scale)
+    if np.isnan(scale):
+        return
 
     def work(block: slice) -> None:
         velocity = v[block]
@@ -759,6 +763,8 @@ def adam(body: Body, p: Array, g: Array, first: Array, second: Array, step: int,
     if not update_fits((p, first, second), g):
         body(p, g, first, second, step, lr, beta1, beta2, eps, weight_decay, decoupled,
              scale)  # raises
+    if np.isnan(scale):
+        return
     root2 = (1 - beta2**step) ** 0.5
     rate = lr / (1 - beta1**step)
     scale = float(scale)

@@ -7,6 +7,9 @@ Plain SGD needs no gradient buffer. A backward pass *adds* parameter gradients i
 linear in the cotangent, so with the cotangent scaled by -lr and ``grads = params`` it performs the
 update itself:  ``backward(-lr * dlogits, cache, params, params, config)``. With weight decay or an
 L1 penalty it adds into what `shrink` has made of the parameters, which then take its place.
+
+An optimizer whose `scale` of the gradient is NaN leaves everything as it is: so a step whose
+gradient overflowed is left out without asking the host, see `comet_np.precision.adjust`.
 """
 
 from collections.abc import Sequence
@@ -105,7 +108,7 @@ def init_state(p: Array, config: OptimizerConfig) -> OptimizerState:
 
 
 def update(p: Array, g: Array, state: OptimizerState, lr: float, config: OptimizerConfig,
-           matrices: int | None = None) -> OptimizerState:
+           matrices: int | None = None, scale: Array | float = 1.0) -> OptimizerState:
     """Clip the gradient, take one step of the optimizer on p in place, and return the new state.
 
     Parameters
@@ -120,6 +123,10 @@ def update(p: Array, g: Array, state: OptimizerState, lr: float, config: Optimiz
     matrices : int, optional
         How many parameters at the front are elements of matrices, as `comet_np.tree.flatten` lays
         them; biases and gains lie behind. All if not given.
+    scale : float or 0-d array
+        The gradient is `scale` g: penalties and clipping mean that. If it is NaN, the step is left
+        out: nothing changes but its number, from which Adam's corrections follow (PyTorch counts
+        steps that are left out in schedules, and not in Adam).
 
     Raises
     ------
@@ -130,10 +137,11 @@ def update(p: Array, g: Array, state: OptimizerState, lr: float, config: Optimiz
     check_update(p, g, state, config)
     matrices = p.size if matrices is None else matrices
     if config.l1:
-        g[:matrices] += config.l1 * xp_of(p).sign(p[:matrices])
+        g[:matrices] += config.l1 / scale * xp_of(p).sign(p[:matrices])
     if config.clip_value is not None:
-        clip_value(g, config.clip_value)
-    scale = 1.0 if config.clip_norm is None else clip_scale(g, config.clip_norm)
+        clip_value(g, config.clip_value / scale)
+    if config.clip_norm is not None:
+        scale = clip_scale(g, config.clip_norm, scale)
     step = state.step + 1
     for part, weight_decay in config.decays(p, matrices):
         first, second = (None if moment is None else moment[part]
@@ -189,6 +197,14 @@ def shrink(out: Array, p: Array, lr: Array | float, config: OptimizerConfig,
             shrunk(out[rows], p[rows], lr * weight_decay, lr * l1)
 
 
+def put(a: Array, new: Array, scale: Array | float) -> None:
+    """a = new, in place, unless the scale of the gradient is NaN: the step is then left out."""
+    if hasattr(scale, "dtype"):
+        a[...] = xp_of(a).where(scale == scale, new, a)
+    elif scale == scale:
+        a[...] = new
+
+
 @overridable
 def shrunk(out: Array, p: Array, decay: Array | float, penalty: Array | float) -> None:
     """out = (1 - decay) p - penalty sign(p), in place on (n,)."""
@@ -200,7 +216,7 @@ def shrunk(out: Array, p: Array, decay: Array | float, penalty: Array | float) -
 def sgd(p: Array, g: Array, lr: float, weight_decay: float, scale: float) -> None:
     """p -= lr (scale g + weight_decay p), in place on (n,)."""
     check_flat((p,), g)
-    p -= (lr * (scale * g + weight_decay * p)).astype(p.dtype)
+    put(p, p - (lr * (scale * g + weight_decay * p)).astype(p.dtype), scale)
 
 
 @overridable
@@ -208,9 +224,8 @@ def momentum(p: Array, g: Array, v: Array, lr: float, mu: float, weight_decay: f
              scale: float) -> None:
     """v = mu v + scale g + weight_decay p;  p -= lr v, in place on (n,)."""
     check_flat((p, v), g)
-    v *= mu
-    v += (scale * g + weight_decay * p).astype(p.dtype)
-    p -= lr * v
+    put(v, mu * v + (scale * g + weight_decay * p).astype(p.dtype), scale)
+    put(p, p - lr * v, scale)
 
 
 @overridable
@@ -224,16 +239,15 @@ def adam(p: Array, g: Array, first: Array, second: Array, step: int, lr: float, 
     """
     check_flat((p, first, second), g)
     g = (scale * g).astype(p.dtype)
+    weight = p
     if decoupled:
-        p *= 1 - lr * weight_decay
+        weight = (1 - lr * weight_decay) * p
     else:
         g = g + weight_decay * p
-    first *= beta1
-    first += (1 - beta1) * g
-    second *= beta2
-    second += (1 - beta2) * g * g
+    put(first, beta1 * first + (1 - beta1) * g, scale)
+    put(second, beta2 * second + (1 - beta2) * g * g, scale)
     denominator = second**0.5 / (1 - beta2**step) ** 0.5 + eps
-    p -= lr / (1 - beta1**step) * first / denominator
+    put(p, weight - lr / (1 - beta1**step) * first / denominator, scale)
 
 
 @overridable
@@ -242,14 +256,17 @@ def squared_norm(g: Array) -> Array:
     return (g.astype("float64") ** 2).sum()
 
 
-def clip_scale(g: Array, clip_norm: float) -> Array:
-    """Return min(1, clip_norm / (|g| + 1e-6)), a 0-d float64 array: clipping by norm as a factor.
+def clip_scale(g: Array, clip_norm: float, scale: Array | float = 1.0) -> Array:
+    """Return scale min(1, clip_norm / (|scale g| + 1e-6)), a 0-d float64 array: clipping by norm as
+    a factor.
 
-    The 1e-6 is PyTorch's, and keeps a zero gradient from dividing by zero.
+    The 1e-6 is PyTorch's, and keeps a zero gradient from dividing by zero. Where the norm alone is
+    NaN, the factor is not, which would leave the step out: so that the parameters show it.
     """
-    return xp_of(g).minimum(clip_norm / (squared_norm(g) ** 0.5 + 1e-6), 1.0)
+    norm = scale * squared_norm(g) ** 0.5
+    return scale * xp_of(g).fmin(clip_norm / (norm + 1e-6), 1.0)
 
 
-def clip_value(g: Array, limit: float) -> None:
+def clip_value(g: Array, limit: Array | float) -> None:
     """Clip every element of g to +-limit, in place."""
     xp_of(g).clip(g, -limit, limit, out=g)

@@ -34,6 +34,9 @@ class Precision(NamedTuple):
     master: str
 
 
+FIRST_SCALE, GROWTH_INTERVAL = 2.0**16, 2000  # of PyTorch's GradScaler
+LARGEST_SCALE = 2.0**127  # in float32
+
 PRECISIONS = {
     "float64": Precision(None, "float64", "float64"),
     "float32": Precision(None, "float32", "float32"),
@@ -79,6 +82,37 @@ def bfloat16() -> Any:
         raise UserError("bfloat16 needs the package ml_dtypes: python -m pip install ml_dtypes"
                         ) from None
     return np.dtype(ml_dtypes.bfloat16)
+
+
+def first_scaling(xp: Any) -> Array:
+    """Return the state of dynamic loss scaling before the first step, float32 (3,).
+
+    Small gradients vanish when float16 rounds them: the loss, and so each gradient, is multiplied
+    by a scale, and the gradients are divided by it before the optimizer sees them. The state is the
+    scale; how many steps were good since it changed; how many steps were left out.
+    """
+    return xp.array([FIRST_SCALE, 0, 0], dtype="float32")
+
+
+def unscaled(scaling: Array, finite: Array) -> Array:
+    """Return by what the gradients are to be multiplied, a 0-d array; NaN if not all are finite."""
+    return xp_of(scaling).where(finite, 1 / scaling[0], np.nan)
+
+
+def adjust(scaling: Array, finite: Array) -> None:
+    """Change the state after a step, in place, as PyTorch's GradScaler does.
+
+    A gradient that is not finite halves the scale; 2000 good steps one after the other double it.
+    Nothing is read by the host.
+    """
+    xp = xp_of(scaling)
+    scale, good, left_out = scaling[:1], scaling[1:2], scaling[2:]  # views
+    good[...] = xp.where(finite, good + 1, 0)
+    due = good == GROWTH_INTERVAL
+    larger = 2 * xp.minimum(scale, LARGEST_SCALE / 2)
+    scale[...] = xp.where(finite, xp.where(due, larger, scale), scale / 2)
+    good[...] = xp.where(due, 0, good)
+    left_out[...] = xp.where(finite, left_out, left_out + 1)
 
 
 def rounded(a: Array, compute: str | None) -> Array:

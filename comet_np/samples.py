@@ -373,7 +373,8 @@ def _example_mask(draw: Draw, sizes: Sequence[Size]) -> Samples:
 
 
 def _sgd(draw: Draw, sizes: Sequence[Size]) -> Samples:
-    for size, weight_decay, scale in product(sizes, (0.0, 0.1), (1.0, np.float64(0.3))):
+    scales = 1.0, np.float64(0.3), np.float32("nan")
+    for size, weight_decay, scale in product(sizes, (0.0, 0.1), scales):
         n = size.rows * size.N
         yield draw.normal(n), draw.normal(n), 0.01, weight_decay, scale
 

@@ -47,6 +47,13 @@ def tied_data():
     return replace(data, scale=3.0, shift=0.0)
 
 
+def texts():
+    """Return 20, 7 and 5 texts of 9 tokens, of a language with 17."""
+    draw = np.random.default_rng(1)
+    parts = [draw.integers(0, 17, (n, 9), dtype="uint16") for n in (20, 7, 5)]
+    return Dataset("texts", "language", *(part for part in parts for _ in "xy"), 17)
+
+
 class Watched(NamedTuple):
     """What became of a run: its result, its metrics without times, and its state."""
 

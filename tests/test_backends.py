@@ -191,6 +191,29 @@ def test_many_blocks_are_shared_and_few_are_not(two_threads):
     assert workers == {threading.get_ident()}
 
 
+def test_numbers_that_are_not_finite_are_met_in_every_thread_as_in_the_first(two_threads):
+    """Where a gradient overflows, and its step is left out, nobody is warned."""
+    meeting, sums = threading.Barrier(2, timeout=10), []
+
+    def work(block):
+        if block.start < 2 * BLOCK:
+            meeting.wait()
+            sums.append(np.full(2, np.inf) - np.inf)
+
+    with np.errstate(invalid="ignore"):
+        over_blocks(work, 8 * BLOCK)
+    with pytest.raises(RuntimeWarning, match="invalid value"):
+        over_blocks(work, 8 * BLOCK)
+    assert len(sums) == 2
+
+
+@pytest.mark.parametrize("length", [0, 7, 8 * BLOCK + 1])
+def test_a_buffer_is_cleared_whole(length, two_threads):
+    ones = np.ones(length + 2, "float32")
+    get_backend("numpy").clear(ones[1:-1])
+    np.testing.assert_array_equal(ones, [1, *np.zeros(length), 1])
+
+
 @pytest.mark.parametrize("failing", [0, 5])
 def test_an_error_in_a_block_is_raised(failing, two_threads):
     def work(block):

@@ -58,9 +58,11 @@ MUTANTS = {
     "a mean over blocks of unequal size": Mutant(
         "experiments/training/step.py",
         "sums[name] = sums.get(name, 0) + value\n"
-        "    return {name: value / len(examples) for name, value in sums.items()}",
+        "    return learner.task.measures({name: value / len(examples) for name, value in "
+        "sums.items()})",
         "sums.setdefault(name, []).append(value / len(batch.rows))\n"
-        "    return {name: sum(value) / len(value) for name, value in sums.items()}",
+        "    return learner.task.measures({name: sum(value) / len(value)\n"
+        "                                  for name, value in sums.items()})",
         by_hand("defaults")),
     "losses of all epochs added up": Mutant(
         "experiments/training/record.py", "run.loss_sum, run.record.last = 0.0, line",
@@ -162,6 +164,49 @@ MUTANTS = {
     "routing of a stream counted once": Mutant(
         "comet_np/models/stream.py", "return 2 * sum(each) -", "return sum(each) -",
         ("test_vit_mixer", "of_the_products")),
+    # --- scaled losses --------------------------------------------------------------------------
+    "a scale that never grows": Mutant(
+        "comet_np/precision.py", "xp.where(due, larger, scale)", "scale",
+        ("test_precision", "follows_its_rule")),
+    "good steps counted on after an overflow": Mutant(
+        "comet_np/precision.py", "xp.where(finite, good + 1, 0)", "good + 1",
+        ("test_precision", "gradscaler")),
+    "a scale that stays where a gradient overflows": Mutant(
+        "comet_np/precision.py", "scale), scale / 2)", "scale), scale)",
+        ("test_precision", "gradscaler")),
+    "a scale beyond float32": Mutant(
+        "comet_np/precision.py", "2 * xp.minimum(scale, LARGEST_SCALE / 2)", "2 * scale",
+        ("test_precision", "follows_its_rule")),
+    "gradients that stay scaled": Mutant(
+        "comet_np/precision.py", "finite, 1 / scaling[0], np.nan", "finite, 1.0, np.nan",
+        ("test_precision", "gradscaler")),
+    "losses that are not scaled": Mutant(
+        "experiments/training/step.py", "share * self.scaling[0]", "share",
+        ("test_training", "too_small_for_float16")),
+    "a step that is never left out": Mutant(
+        "experiments/training/step.py", "scale = unscaled(self.scaling, finite)",
+        "scale = 1 / self.scaling[0]", ("test_training", "overflows_is_left_out")),
+    "a scale that is forgotten in checkpoints": Mutant(
+        "experiments/training/step.py", '"scaling": self.scaling}', '"scaling": None}',
+        ("test_training", "killed_anywhere")),
+    "the norm of the scaled gradient": Mutant(
+        "comet_np/optim.py", "norm = scale * squared_norm(g) ** 0.5",
+        "norm = squared_norm(g) ** 0.5", ("test_optim", "scale_of_the_gradient")),
+    "a norm that is not finite leaves steps out": Mutant(
+        "comet_np/optim.py", "xp_of(g).fmin(", "xp_of(g).minimum(",
+        ("test_optim", "norm_that_is_not_finite")),
+    "an L1 penalty that is not scaled": Mutant(
+        "comet_np/optim.py", "config.l1 / scale", "config.l1",
+        ("test_optim", "scale_of_the_gradient")),
+    "values clipped as if they were not scaled": Mutant(
+        "comet_np/optim.py", "config.clip_value / scale", "config.clip_value",
+        ("test_optim", "scale_of_the_gradient")),
+    "errors of other threads told": Mutant(
+        "backends/cpu.py", "copy_context().run, drain", "drain",
+        ("test_backends", "met_in_every_thread")),
+    "recomputation that is not asked for": Mutant(
+        "experiments/training/config.py", "replace(model, recompute=True)", "model",
+        ("test_training", "asked_of_the_model")),
     # --- optimizers -----------------------------------------------------------------------------
     "--momentum ignored": Mutant(
         "comet_np/optim.py", "lr, config.momentum,", "lr, 0.9,", ("test_optim", "formulas")),
@@ -180,7 +225,7 @@ MUTANTS = {
     "the other sign of the L1 penalty of SGD": Mutant(
         "backends/numpy_kernels.py", "new -= signs", "new += signs", by_hand("L1")),
     "clipping by value ignored": Mutant(
-        "comet_np/optim.py", "clip_value(g, config.clip_value)", "pass",
+        "comet_np/optim.py", "clip_value(g, config.clip_value / scale)", "pass",
         by_hand("clip_value")),
     # --- masks ----------------------------------------------------------------------------------
     "dropout ignores the step": Mutant(

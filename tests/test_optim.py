@@ -140,6 +140,43 @@ def test_the_update_is_in_place(name, draw):
     assert (state.second is None) == (name in ("sgd", "momentum"))
 
 
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_a_scale_of_the_gradient_is_undone_before_all_else(config, kernels, draw):
+    """Penalties and clipping mean the gradient that it stands for."""
+    def scaled(p, g, state, lr, config, matrices):
+        scale = np.float64(2.0**10)
+        return update(p, scale * g, state, lr, config, matrices, 1 / scale)
+
+    with reference() if not kernels else np.errstate():
+        check_optimizer(config, draw, scaled)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("scale", [float("nan"), np.float32("nan"), np.array(np.nan)], ids=type)
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_where_the_scale_is_nan_the_step_is_left_out(config, scale, kernels, draw):
+    p, g = draw.standard_normal(N), draw.standard_normal(N)
+    state = update(p, g, init_state(p, config), LR, config, MATRICES)
+    arrays = [a for a in (p, state.first, state.second) if a is not None]
+    before = [a.copy() for a in arrays]
+    g[:3] = np.inf, -np.inf, np.nan
+    with reference() if not kernels else np.errstate():
+        assert update(p, g, state, LR, config, MATRICES, scale).step == 2  # it counts
+    for array, old in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(array, old)
+
+
+@pytest.mark.parametrize("spoiled", [np.inf, np.nan])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_norm_that_is_not_finite_is_not_hidden(name, spoiled):
+    """Without a scale, the parameters show it, and training stops."""
+    p, config = np.ones(N), OptimizerConfig(name, clip_norm=1.0)
+    with np.errstate(invalid="ignore"):
+        update(p, np.array([spoiled, *(N - 1) * [0.5]]), init_state(p, config), LR, config)
+    assert np.isnan(p).any()
+
+
 def test_a_zero_gradient_is_clipped_to_zero():
     p = np.ones(3)
     config = OptimizerConfig(clip_norm=1.0)

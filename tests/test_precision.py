@@ -6,12 +6,23 @@ import numpy as np
 import pytest
 
 from comet_np import gates
+from comet_np import precision as precisions
 from comet_np.errors import UserError
 from comet_np.functional.activations import activation
 from comet_np.functional.hidden import hidden_forward
 from comet_np.functional.linear import Linear, linear_forward
 from comet_np.models import mlp
-from comet_np.precision import FORMATS, PRECISIONS, check_format, precision, rounded
+from comet_np.optim import OptimizerConfig, init_state, squared_norm, update
+from comet_np.precision import (
+    FORMATS,
+    PRECISIONS,
+    adjust,
+    check_format,
+    first_scaling,
+    precision,
+    rounded,
+    unscaled,
+)
 from comet_np.tree import leaves, zeros_like
 from tests.tolerances import assert_close
 
@@ -34,6 +45,70 @@ def nearest(v, compute, ties_away):
     up = rest > 0.5 or (rest == 0.5 and (ties_away or whole % 2 == 1))
     size = (whole + up) * spacing
     return math.copysign(math.inf if size >= 2.0 ** (most + 1) else size, v)
+
+
+def scales_by_hand(overflows, growth):
+    """Return scale, good steps since it changed and steps left out, after each step."""
+    scale, good, left_out, states = 2.0**16, 0, 0, []
+    for overflow in overflows:
+        if overflow:
+            scale, good, left_out = scale / 2, 0, left_out + 1
+        elif good + 1 == growth:
+            scale, good = (scale * 2 if scale < 2.0**127 else scale), 0
+        else:
+            good += 1
+        states.append((scale, good, left_out))
+    return states
+
+
+OVERFLOWS = np.random.default_rng(0).random(60) < 0.2
+
+
+@pytest.mark.parametrize(("overflows", "growth"), [
+    (OVERFLOWS, 3), (OVERFLOWS, 1), (300 * [False], 2), ([*2001 * [False], True], 2000)])
+def test_the_scale_of_the_loss_follows_its_rule(overflows, growth, monkeypatch):
+    assert (precisions.GROWTH_INTERVAL, precisions.FIRST_SCALE) == (2000, 65536)
+    monkeypatch.setattr(precisions, "GROWTH_INTERVAL", growth)
+    scaling = first_scaling(np)
+    for overflow, expected in zip(overflows, scales_by_hand(overflows, growth), strict=True):
+        finite = ~np.bool_(overflow)
+        by = float(unscaled(scaling, finite))
+        assert math.isnan(by) if overflow else by == 1 / scaling[0]
+        adjust(scaling, finite)
+        assert tuple(scaling) == expected
+    assert scaling.dtype == "float32"
+
+
+@pytest.mark.parametrize("settings", [{}, {"clip_norm": 0.5}, {"clip_value": 0.5}], ids=str)
+def test_steps_are_left_out_where_pytorchs_gradscaler_leaves_them_out(settings, draw, monkeypatch):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    monkeypatch.setattr(precisions, "GROWTH_INTERVAL", 3)
+    config, scaling = OptimizerConfig("momentum", **settings), first_scaling(np)
+    p = draw.standard_normal(9).astype("float32")
+    theirs = torch.nn.Parameter(torch.tensor(p))
+    optimizer = torch.optim.SGD([theirs], 0.1, momentum=0.9)
+    scaler, state = torch.amp.GradScaler("cpu", growth_interval=3), init_state(p, config)
+    for overflow in OVERFLOWS:
+        g = draw.standard_normal(9).astype("float32")
+        g[4] = [g[4], np.inf, -np.inf, np.nan][overflow * draw.integers(1, 4)]
+        assert scaling[0] == scaler.get_scale() or scaler._scale is None
+        scaler.scale((theirs * torch.tensor(g)).sum()).backward()
+        scaler.unscale_(optimizer)
+        if config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_([theirs], config.clip_norm)
+        if config.clip_value is not None:
+            torch.nn.utils.clip_grad_value_([theirs], config.clip_value)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        g *= scaling[0]
+        finite = np.isfinite(squared_norm(g))
+        by = unscaled(scaling, finite)
+        adjust(scaling, finite)
+        state = update(p, g, state, 0.1, config, scale=by)
+        assert_close(p, theirs.detach().numpy(), "sum")
+    assert scaling[0] == scaler.get_scale() != 2.0**16
+    assert scaling[2] == sum(OVERFLOWS)
 
 
 SPECIAL = [

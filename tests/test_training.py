@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comet_np import checkpoint
+from comet_np import checkpoint, precision
 from comet_np.backends import get_backend
 from comet_np.errors import UserError
 from comet_np.experiments import datasets
@@ -28,12 +28,12 @@ from comet_np.experiments.training import (
     record,
     step_work,
 )
-from comet_np.experiments.training.config import OVERHEAD
+from comet_np.experiments.training.config import OVERHEAD, computing, run_memory
 from comet_np.functional.packing import unpacked
 from comet_np.gates import Bernoulli, Comet, ExampleTied, Kept, Layerwise, Pass, TopK
-from comet_np.models import mlp
+from comet_np.models import gpt2, mlp
 from comet_np.optim import OPTIMIZERS, OptimizerConfig
-from tests.runs import after_steps, assert_bit_for_bit, lines, small_data, stopped, trained
+from tests.runs import after_steps, assert_bit_for_bit, lines, small_data, stopped, texts, trained
 from tests.tolerances import assert_close
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -207,6 +207,53 @@ def test_a_small_step_is_not_lost_in_float16(data, tmp_path):
     assert moved_in("float16", data, tmp_path / "mutant", update_in_backward) < 0.9 * whole
 
 
+def first_gradient(precision, data, folder, **changes):
+    """Return the gradient of the first weights below small other ones, and the run."""
+    run = stand(changed({"gate": None}, {"clip_norm": 1e9}, precision=precision, **changes), data,
+                folder)
+    for p in run.learner.params[1:]:
+        p.weight[...] *= 4e-3
+    batches = [run.training.batch(np.arange(i, i + 8)) for i in (0, 8, 16)]
+    run.learner.step(batches[:run.config.training.accumulate], run.training, 0.0)
+    return run.learner._grads[0].weight, run
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_gradients_too_small_for_float16_are_not_lost(accumulate, data, tmp_path, monkeypatch):
+    """Since the loss is scaled."""
+    whole, _ = first_gradient("float32", data, tmp_path / "whole", accumulate=accumulate)
+    scaled, run = first_gradient("float16", data, tmp_path / "scaled", accumulate=accumulate)
+    assert np.abs(scaled / 65536 - whole).max() < 0.01 * np.abs(whole).max()
+    assert run.learner.scaling.tolist() == [65536, 1, 0]
+    with monkeypatch.context() as patch:
+        patch.setattr(precision, "FIRST_SCALE", 1.0)
+        unscaled, _ = first_gradient("float16", data, tmp_path / "mutant", accumulate=accumulate)
+    assert np.abs(unscaled - whole).max() > 0.1 * np.abs(whole).max()
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_whose_gradient_overflows_is_left_out_and_counted(name, accumulate, data, tmp_path,
+                                                                 monkeypatch):
+    monkeypatch.setattr(precision, "FIRST_SCALE", 2.0**24)
+    config = changed(optimizer={"name": name, "weight_decay": 0.1}, precision="float16",
+                     accumulate=accumulate, batch=2, epochs=1)
+    before, seen = stand(config, data, tmp_path / "before").learner.arrays(), []
+
+    def watch(run):
+        after_steps(run, lambda: seen.append(run.learner.flat.copy()))
+
+    ours = trained(config, data, tmp_path / "after", prepare=watch)
+    left_out = ours.lines[-1]["left_out"]
+    assert 1 < left_out < ours.run.step == ours.lines[-1]["step"]
+    assert ours.lines[-1]["loss_scale"] == 2.0 ** (24 - left_out)
+    assert ours.lines[0].items() >= {"loss_scale": 2.0**24, "left_out": 0}.items()
+    moved = [(a != b).any() for a, b in zip([before["flat"], *seen], seen, strict=False)]
+    assert moved.count(False) == left_out
+    assert not moved[0]
+    assert "left_out" not in trained(RUN, data, tmp_path / "float32").lines[-1]
+
+
 # --- stopped and resumed ------------------------------------------------------------------------
 
 SCHEDULED = {"schedule": "warmup_cosine", "warmup": 5}
@@ -235,6 +282,57 @@ def test_interrupted_anywhere_is_bit_for_bit_the_same(config, waits, data, tmp_p
         stops += 1
     assert stops == whole.run.step or (waits and stops >= whole.run.step / 3)
     assert_bit_for_bit(trained(config, data, tmp_path / "parts"), whole)
+
+
+LANGUAGE = RunConfig(
+    gpt2.GPT2Config(vocabulary=17, positions=8, width=8, depth=2, heads=2, activation="softplus",
+                    dropout=0.2, weight_dropout=0.2, gate=Comet(0.5)),
+    TrainConfig(OptimizerConfig("adamw", clip_norm=0.5, weight_decay=0.1, decay_biases=False),
+                1e-2, "warmup_cosine", 2, batch=3, accumulate=2, epochs=2, evaluations=3,
+                precision="float16", recompute=True))
+
+
+@pytest.fixture
+def restless(monkeypatch):
+    """Let the scale of the loss change often, and steps be left out."""
+    monkeypatch.setattr(precision, "FIRST_SCALE", 2.0**17)
+    monkeypatch.setattr(precision, "GROWTH_INTERVAL", 1)
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["step by step", "in groups"])
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 1, "steps": 9}], ids=str)
+def test_a_language_model_killed_anywhere_is_bit_for_bit_the_same(changes, waits, tmp_path,
+                                                                  monkeypatch, restless):
+    """With all that there is: scaled losses, recomputation, lines within an epoch, dropout."""
+    monkeypatch.setattr(get_backend("numpy"), "waits", waits)
+    config = replace(LANGUAGE, training=replace(LANGUAGE.training, **changes))
+    whole = trained(config, texts(), tmp_path / "whole")
+    assert 0 < whole.lines[-1]["left_out"] < whole.run.step
+    assert len({line["loss_scale"] for line in whole.lines}) > 1
+    epochs = [line["epoch"] for line in whole.lines]
+    assert len(epochs) == (4 if changes else 7)
+    assert any(isinstance(epoch, float) for epoch in epochs)
+    while stopped(config, texts(), tmp_path / "parts"):
+        pass
+    assert_bit_for_bit(trained(config, texts(), tmp_path / "parts"), whole)
+    for at in np.random.default_rng(0).permutation(whole.run.step)[:3] + 1:
+        stopped(config, texts(), tmp_path / "random", at=at)
+    assert_bit_for_bit(trained(config, texts(), tmp_path / "random"), whole)
+    if not changes:
+        kept = replace(config, training=replace(config.training, recompute=False))
+        assert_bit_for_bit(trained(kept, texts(), tmp_path / "kept"), whole)
+
+
+def test_recomputation_is_asked_of_the_model():
+    assert computing(LANGUAGE).recompute
+    assert not computing(replace(LANGUAGE, training=TrainConfig())).recompute
+    kept = replace(LANGUAGE, training=replace(LANGUAGE.training, recompute=False))
+    assert step_work(LANGUAGE) > step_work(kept)
+    many = replace(LANGUAGE.training, batch=1000)
+    assert run_memory(replace(LANGUAGE, training=many)) < run_memory(replace(
+        kept, training=replace(many, recompute=False)))
+    with pytest.raises(UserError, match=r"MLPConfig has no field `recompute`.*train it without"):
+        computing(changed(recompute=True))
 
 
 @pytest.mark.parametrize("augment", ["flip", "crop_flip"])

@@ -8,8 +8,9 @@
 //                p -= lr (u / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)
 //     squared_norm:  sum g^2 in float64, a partial sum a block
 //
-// scale clips the gradient. It, lr and step come from the host, or from the device if their pointer
-// is not null (see `number`).
+// scale clips the gradient, and undoes the scale of the loss; where it is NaN, the step is left out:
+// nothing changes. It, lr and step come from the host, or from the device if their pointer is not
+// null (see `number`).
 
 #define EACH_ELEMENT(i, n)                                                              \
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < n;         \
@@ -26,6 +27,7 @@ template <class T>
 __global__ void sgd(T* p, const T* g, long long n, const double* lr_at, double lr,
                     const double* scale_at, double scale, T decay) {
     const T rate = number(lr_at, lr), factor = number(scale_at, scale);
+    if (factor != factor) return;
     EACH_ELEMENT(i, n) p[i] -= rate * (factor * g[i] + decay * p[i]);
 }
 
@@ -33,6 +35,7 @@ template <class T>
 __global__ void momentum(T* p, const T* g, T* v, long long n, const double* lr_at, double lr,
                          const double* scale_at, double scale, T mu, T decay) {
     const T rate = number(lr_at, lr), factor = number(scale_at, scale);
+    if (factor != factor) return;
     EACH_ELEMENT(i, n) {
         v[i] = mu * v[i] + (factor * g[i] + decay * p[i]);
         p[i] -= rate * v[i];
@@ -52,6 +55,7 @@ __global__ void adam(T* p, const T* g, T* u, T* v, long long n, const double* lr
     }
     __syncthreads();
     const T factor = number(scale_at, scale), added_decay = decoupled ? 0 : decay;
+    if (factor != factor) return;
     EACH_ELEMENT(i, n) {
         const T weight = p[i] * keep, gradient = factor * g[i] + added_decay * weight;
         u[i] = (T)beta1 * u[i] + (T)(1 - beta1) * gradient;

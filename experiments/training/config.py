@@ -183,7 +183,7 @@ def evaluated_at_once(config: RunConfig) -> int:
     """Return how many examples are evaluated at once: as many as a mini-batch has, or more if what
     is kept of them is little.
     """
-    few = MOST_KEPT // max(1, kept_numbers(computing(config)))
+    few = MOST_KEPT // max(1, kept_numbers(config.model))  # nothing is computed again there
     return min(examples.BLOCK, max(config.training.batch, few))
 
 
@@ -194,7 +194,7 @@ def run_memory(config: RunConfig) -> int:
     evaluation, or of a mini-batch, of which the backward pass needs about a third more, or what is
     written at the end. Of a model that does not say what it keeps, the weights alone.
     """
-    model, training = computing(config), config.training
+    model, training = config.model, config.training
     module = module_of(model)
     learned = module.parameter_count(model)
     routing = (stream_shapes(model) if getattr(model, "routing", None) == "stream" else
@@ -202,7 +202,8 @@ def run_memory(config: RunConfig) -> int:
                      if isinstance(getattr(one, "gate", None), Routed)))
     weights = learned + sum(map(elements, routing))
     numbers = weights + learned * (1 + MOMENTS[training.optimizer.name]) + max(
-        weights, max(evaluated_at_once(config), 4 * training.batch // 3) * kept_numbers(model))
+        weights, evaluated_at_once(config) * kept_numbers(model),
+        4 * training.batch // 3 * kept_numbers(computing(config)))
     return numbers * np.dtype(training.formats.master).itemsize
 
 

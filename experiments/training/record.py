@@ -36,6 +36,9 @@ def report(run: Run) -> None:
     if step:
         line |= {"train_loss": run.loss_sum / (step - run.record.last["step"]),
                  "lr": run.rate(run.step - 1)}
+    if run.learner.scaling is not None:
+        scale, _, left_out = run.backend.to_host(run.learner.scaling).tolist()
+        line |= {"loss_scale": scale, "left_out": int(left_out)}
     if run.validation is not None:
         line |= {f"val_{name}": value for name, value in measure(run, run.validation).items()}
     line["seconds"] = round(run.record.seconds["train"], 3)

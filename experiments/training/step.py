@@ -5,10 +5,11 @@ take this one.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ...backends import Backend, backend_of
+from ...backends import Backend, backend_of, xp_of
 from ...gates import Pass
 from ...models import module_of
-from ...optim import OptimizerState, init_state, shrink, update
+from ...optim import OptimizerState, init_state, shrink, squared_norm, update
+from ...precision import adjust, first_scaling, unscaled
 from ...tree import flatten, matrix_elements, zeros_like
 from ..tasks import Batch, Task
 from .config import RunConfig, computing
@@ -28,6 +29,8 @@ class Learner:
     params, fixed : as the model's `init` returns them; the params are views into `flat`
     flat : array (n,)
     state : OptimizerState
+    scaling : array (3,) or None
+        Of the loss, in float16: see `comet_np.precision.first_scaling`.
     """
 
     def __init__(self, config: RunConfig, task: Task, backend: Backend) -> None:
@@ -39,6 +42,7 @@ class Learner:
         self._matrices = matrix_elements(self.params)
         optimizer = config.training.optimizer
         self.state: OptimizerState = init_state(self.flat, optimizer)
+        self.scaling = first_scaling(backend.xp) if formats.compute == "float16" else None
         self._flat_grads: Array | None = None
         self._next, self._grads = self.flat, self.params  # what a backward pass adds into
         # In float16 a gradient times the learning rate would vanish before it is added.
@@ -50,7 +54,8 @@ class Learner:
 
     def arrays(self) -> dict[str, Array]:
         """Return all arrays that training changes, by name."""
-        arrays = {"flat": self.flat, "first": self.state.first, "second": self.state.second}
+        arrays = {"flat": self.flat, "first": self.state.first, "second": self.state.second,
+                  "scaling": self.scaling}
         return {name: array for name, array in arrays.items() if array is not None}
 
     def forward(self, batch: Batch, examples: Examples, train: bool = False,
@@ -97,17 +102,27 @@ class Learner:
                 self.flat[...] = self._next
             self.state = self.state._replace(step=self.state.step + 1)
             return made.loss
-        self._flat_grads.fill(0)
+        backend_of(self._flat_grads).clear(self._flat_grads)
         total = sum(len(batch.rows) for batch in batches)
         mean: Any = 0.0
         for part, batch in enumerate(batches):
             made, share = self.forward(batch, examples, True, part), len(batch.rows) / total
             check(batch, made)
-            self.backward(share, made, self._grads)
+            self.backward(share if self.scaling is None else share * self.scaling[0], made,
+                          self._grads)
             mean = made.loss if share == 1 else mean + share * made.loss
-        self.state = update(self.flat, self._flat_grads, self.state, lr,
-                            self.config.training.optimizer, self._matrices)
+        self._update(self._flat_grads, lr)
         return mean
+
+    def _update(self, g: Array, lr: Array | float) -> None:
+        """Take a step of the optimizer; in float16 it is left out if g (n,) is not finite."""
+        scale: Any = 1.0
+        if self.scaling is not None:
+            finite = xp_of(g).isfinite(squared_norm(g))
+            scale = unscaled(self.scaling, finite)
+            adjust(self.scaling, finite)
+        self.state = update(self.flat, g, self.state, lr, self.config.training.optimizer,
+                            self._matrices, scale)
 
 
 class Forward(NamedTuple):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from comet_np import precision as precisions
 from comet_np.backends import BackendError, get_backend
 from comet_np.experiments import cli, grid, sweep, workers
 from comet_np.experiments.cell import Job
@@ -19,9 +20,19 @@ from comet_np.models import mlp
 from comet_np.models.moe import MoEConfig
 from comet_np.optim import OptimizerConfig
 
-from ..runs import after_steps, assert_bit_for_bit, images, lines, small_data, stopped, trained
+from ..runs import (
+    after_steps,
+    assert_bit_for_bit,
+    images,
+    lines,
+    small_data,
+    stopped,
+    texts,
+    trained,
+)
 from ..test_extension import make_known
 from ..test_loop_oracle import CASES, check, data_for
+from ..test_training import LANGUAGE
 from ..tolerances import assert_close
 from . import shim
 from .strict_cupy import strict_cupy
@@ -135,6 +146,7 @@ CAPTURED = {
     "example-tied": changed({"gate": ExampleTied(0.4, 0.2)}),
     "layer-wise": changed({"gate": Layerwise(0.3)}),
     "top-k": changed({"gate": TopK(0.3)}),
+    "float16": changed(precision="float16", optimizer=OPTIMIZERS["adamw"]),
     "mixture of experts": replace(RUN, model=MIXTURE),
     "mixture of experts, fixed gate": replace(RUN, model=replace(MIXTURE, trainable=False)),
     "mixture of experts, hard gate": replace(
@@ -157,6 +169,27 @@ def test_training_without_graphs_is_bit_for_bit_the_same(gpu, config, tmp_path, 
         short = config.training.epochs
         assert len(counted) == (2 + short if graphs == "1" else runs[-1].run.step)
     assert_bit_for_bit(*runs)
+
+
+def test_a_language_model_in_float16_is_captured_whole(gpu, tmp_path, monkeypatch):
+    """With losses whose scale changes, steps that are left out, recomputation and dropout.
+
+    It equals NumPy's to what float16 rounds elsewhere, and resumes bit for bit.
+    """
+    monkeypatch.setattr(precisions, "FIRST_SCALE", 2.0**18)
+    monkeypatch.setattr(precisions, "GROWTH_INTERVAL", 1)
+    config = replace(LANGUAGE, model=replace(LANGUAGE.model, depth=1),
+                     training=replace(LANGUAGE.training, warmup=0, steps=5))
+    numpys = trained(config, texts(), tmp_path / "numpy")
+    captured = trained(config, texts(), tmp_path / "captured", gpu)
+    assert 0 < captured.lines[-1]["left_out"] < captured.run.step
+    for mine, theirs in zip(captured.lines, numpys.lines, strict=True):
+        assert set(mine) == set(theirs)
+        assert (mine["loss_scale"], mine["left_out"]) == (theirs["loss_scale"], theirs["left_out"])
+        assert mine["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-2)
+    monkeypatch.setenv("COMET_NP_GRAPHS", "0")
+    assert stopped(config, texts(), tmp_path / "plain", gpu, at=2)
+    assert_bit_for_bit(trained(config, texts(), tmp_path / "plain", gpu), captured)
 
 
 @pytest.mark.parametrize(("name", "graphs"), [
