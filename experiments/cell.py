@@ -117,7 +117,7 @@ def less_memory(experiment: Experiment, cell: Cell) -> str:
     lower = [f"--{name}" for name in ("width", "widths", "sizes", "batch", "train", "images")
              if name in known]
     advice = [f"lower {' or '.join(lower)}"]
-    run = getattr(cell.spec, "run", None)
+    run: Any = getattr(cell.spec, "run", None)
     if hasattr(getattr(run, "model", None), "recompute"):
         advice.append("--accumulate makes up for a smaller batch")
         advice += ["or give --recompute true"] * (not run.training.recompute)

@@ -149,7 +149,8 @@ class GPTConfig:
 
     def standard(self, panel: Panel) -> GPT2Config:
         """Return the configuration of the standard model."""
-        return GPT2Config(self.entries, self.positions, **shape(panel.size), gate=None,
+        depth, width, heads = shape(panel.size)
+        return GPT2Config(self.entries, self.positions, width, depth, heads, gate=None,
                           activation=self.activation, dropout=self.dropout,
                           weight_dropout=self.dropout, context=self.context)
 
@@ -161,14 +162,16 @@ class GPTConfig:
             precision=panel.precision, recompute=self.recompute)
 
 
-def shape(size: str) -> dict[str, int]:
+def shape(size: str) -> tuple[int, int, int]:
     """Return depth, width and heads of a size: one of `SIZES`, or as 4x128x4 says them."""
     if size in SIZES:
-        return SIZES[size]
+        found = SIZES[size]
+        return found["depth"], found["width"], found["heads"]
     if not re.fullmatch(r"\d{1,6}x\d{1,6}x\d{1,6}", size):
         raise UserError(f"a size of GPT-2 is one of {', '.join(SIZES)}, or DEPTHxWIDTHxHEADS, as "
                         f'4x128x4, got "{size}"')
-    return dict(zip(("depth", "width", "heads"), map(int, size.split("x")), strict=True))
+    depth, width, heads = map(int, size.split("x"))
+    return depth, width, heads
 
 
 def short_name(corpus: str) -> str:
@@ -187,7 +190,7 @@ def cells(config: GPTConfig, texts: Mapping[str, int] | None = None) -> list[Cel
     return list(found.values())  # a model without p_k has one cell for all of them
 
 
-def cell_of(config: GPTConfig, panel: Panel, model: str, seed: int, texts: int = 1) -> Cell:
+def cell_of(config: Any, panel: Panel, model: str, seed: int, texts: int = 1) -> Cell:
     """Return the cell of one model in a panel; `texts` is how many are trained on."""
     run = config.variants[model](RunConfig(config.standard(panel), config.training(panel), seed),
                                  panel.p_k, config.ties)

@@ -288,5 +288,5 @@ def test_a_folder_without_finished_cells_has_no_figure(tmp_path):
 
 
 def test_a_size_is_a_name_or_three_numbers():
-    assert shape("2x16x4") == {"depth": 2, "width": 16, "heads": 4}
-    assert shape("large") == {"depth": 36, "width": 1280, "heads": 20}
+    assert shape("2x16x4") == (2, 16, 4)
+    assert shape("large") == (36, 1280, 20)
