@@ -168,7 +168,8 @@ def diverged_at(number, folder, waits):
             return np.where(run.learner.state.step == number, np.nan, loss), cache
 
         run.learner.task = types.SimpleNamespace(
-            loss_forward=loss_forward, loss_backward=task.loss_backward, counts=task.counts)
+            loss_forward=loss_forward, loss_backward=task.loss_backward, counts=task.counts,
+            measures=task.measures)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(get_backend("numpy"), "waits", waits)
