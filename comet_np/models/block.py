@@ -134,6 +134,11 @@ def block_backward(dy: Array, cache: BlockCache, p: Block, g: Block, config: Any
     return dx + norm_backward(d, cache.norm, p.attention_norm, g.attention_norm)
 
 
+def mlp_caches(caches: Sequence[BlockCache | BlockInput]) -> tuple[mlp.MLPCache, ...]:
+    """Return the caches of the MLPs of all blocks, but for those that are computed again."""
+    return tuple(cache.branch.mlp for cache in caches if isinstance(cache, BlockCache))
+
+
 def check_heads(heads: int, width: int) -> None:
     """Raise a UserError unless so many heads can share the width of a token."""
     if width % heads:

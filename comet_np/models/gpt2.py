@@ -27,7 +27,15 @@ from ..gates import EVALUATION, Comet, Gate, Pass
 from ..rng import normal, seed_of
 from ..tree import check_shapes, elements
 from . import mlp
-from .block import Block, BlockCache, BlockInput, blocks_backward, blocks_forward, check_heads
+from .block import (
+    Block,
+    BlockCache,
+    BlockInput,
+    blocks_backward,
+    blocks_forward,
+    check_heads,
+    mlp_caches,
+)
 from .branch import check_common, dropped, fresh_norm, undropped
 from .stream import routed, routing_multiply_adds, stream_init
 
@@ -73,7 +81,7 @@ class GPT2Config:
     context : int or None
         Tokens of an example in training, by which work and memory are told; P if not given.
     recompute : bool
-        Whether training keeps of a block its input alone, and computes it again for the backward:
+        Whether a forward pass keeps of a block its input alone, and the backward computes it again:
         the same numbers, bit for bit, from less memory in more time.
     """
 
@@ -160,7 +168,7 @@ class GPT2Cache(NamedTuple):
     @property
     def mlps(self) -> tuple[mlp.MLPCache, ...]:
         """The caches of all MLPs, one a block; none of those that are computed again."""
-        return tuple(block.branch.mlp for block in self.blocks if isinstance(block, BlockCache))
+        return mlp_caches(self.blocks)
 
     @property
     def masks(self) -> tuple[Array | None, ...]:
@@ -259,7 +267,7 @@ def forward(tokens: Array, params: GPT2Params, fixed: Any, config: GPT2Config,
     x, embedding = tokens_forward(tokens, params.embedding)  # (..., T, D)
     x, of_drop = dropped(x, config.dropout, at, "embedding")
     x, blocks = blocks_forward(x, params.blocks, routing, config, at, causal=True,
-                               recompute=config.recompute and at.train)
+                               recompute=config.recompute)
     x, norm = norm_forward(x, params.norm, config.eps)
     logits, head = linear_forward(x, params.head, config.compute)
     return logits, GPT2Cache(embedding, of_drop, blocks, norm, head)

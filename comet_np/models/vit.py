@@ -31,7 +31,15 @@ from ..gates import EVALUATION, Comet, Gate, Pass
 from ..rng import normal
 from ..tree import check_shapes, elements
 from . import mlp
-from .block import Block, BlockCache, BlockInput, blocks_backward, blocks_forward, check_heads
+from .block import (
+    Block,
+    BlockCache,
+    BlockInput,
+    blocks_backward,
+    blocks_forward,
+    check_heads,
+    mlp_caches,
+)
 from .branch import check_common, check_images, dropped, fresh_norm, linear, undropped, unpooled
 from .stream import routed, routing_multiply_adds, stream_init
 
@@ -156,7 +164,7 @@ class ViTCache(NamedTuple):
     @property
     def mlps(self) -> tuple[mlp.MLPCache, ...]:
         """The caches of all MLPs, one a block."""
-        return tuple(block.branch.mlp for block in self.blocks)
+        return mlp_caches(self.blocks)
 
     @property
     def masks(self) -> tuple[Array | None, ...]:

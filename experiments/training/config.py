@@ -183,7 +183,7 @@ def evaluated_at_once(config: RunConfig) -> int:
     """Return how many examples are evaluated at once: as many as a mini-batch has, or more if what
     is kept of them is little.
     """
-    few = MOST_KEPT // max(1, kept_numbers(config.model))  # nothing is computed again there
+    few = MOST_KEPT // max(1, kept_numbers(computing(config)))
     return min(examples.BLOCK, max(config.training.batch, few))
 
 
@@ -202,8 +202,8 @@ def run_memory(config: RunConfig) -> int:
                      if isinstance(getattr(one, "gate", None), Routed)))
     weights = learned + sum(map(elements, routing))
     numbers = weights + learned * (1 + MOMENTS[training.optimizer.name]) + max(
-        weights, evaluated_at_once(config) * kept_numbers(model),
-        4 * training.batch // 3 * kept_numbers(computing(config)))
+        weights, max(evaluated_at_once(config), 4 * training.batch // 3)
+        * kept_numbers(computing(config)))
     return numbers * np.dtype(training.formats.master).itemsize
 
 
