@@ -241,8 +241,10 @@ def run_cell(spec: TextCell, place: Place) -> dict[str, Any]:
     try:
         result = train(spec.run, data, place.folder, place.backend, place.progress, place.stop)
     except Diverged as error:
-        (place.folder / "diverged").unlink()  # the state, which can be had again
+        if place.first:
+            (place.folder / "diverged").unlink()  # the state, which can be had again
         why, _, _ = str(error).partition(";")
         return {"diverged": why, "data": data.digest, "notice": data.notice}
-    tokenizer_of(data).save(place.folder)
+    if place.first:
+        tokenizer_of(data).save(place.folder)
     return result

@@ -8,9 +8,9 @@ SMOKE = {"corpora": ("python-prose",), "tokenizer": "bytes", "sizes": ("1x16x2",
          "seeds": 2, "steps": 10, "warmup": 2, "evaluations": 5, "lr": (1e-2,), "dropout": 0.0,
          "precision": ("float32",)}
 LAPTOP = {"corpora": ("python-code", "python-prose"), "tokenizer": "bpe", "vocabulary": 2048,
-          "sizes": ("4x128x4",), "positions": 128, "train": 16_000, "validation": 500, "batch": 16,
-          "accumulate": (1,), "seeds": 3, "epochs": 1, "warmup": 100, "evaluations": 20,
-          "lr": (3e-3,), "dropout": 0.0, "precision": ("float32",), "filtered": False}
+          "sizes": ("4x128x4",), "positions": 128, "train": 8000, "validation": 300, "batch": 16,
+          "accumulate": (1,), "seeds": 3, "epochs": 1, "warmup": 50, "evaluations": 10,
+          "lr": (1e-3,), "dropout": 0.0, "precision": ("float32",), "filtered": False}
 LAPTOP_SIZES = {"small": "4x64x4", "medium": "4x128x4", "large": "6x192x6"}
 
 TITLES = {"wikitext": "WikiText", "codeparrot": "CodeParrot"}

@@ -309,5 +309,5 @@ def family(name: str, presets: dict[str, dict[str, Any]]) -> Experiment:
                       lambda config, out: draw(config, out, name), table, prepare)
 
 
-EXPERIMENTS = {"gpt": family("gpt", {"smoke": SMOKE, "laptop": LAPTOP})} | {
+EXPERIMENTS = {"gpt": family("gpt", {"smoke": SMOKE, "laptop": LAPTOP | {"lr": (1e-3, 3e-3)}})} | {
     name: family(name, figure.presets) for name, figure in FIGURES.items()}
