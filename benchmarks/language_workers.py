@@ -79,7 +79,7 @@ def imports() -> None:
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)], fused=True)  # imports its compiler
 
 
-def torch_network(config: GPT2Config) -> Any:
+def torch_network(config: Any) -> Any:
     """Return the network of transformers; with a gate, its MLPs replaced by a COMET one."""
     import torch
     import transformers
@@ -122,9 +122,8 @@ def torch_step(run: RunConfig, B: int, made: Callable[[Any], Any] = lambda netwo
     network = torch_network(config).train().to(device)
     decayed = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed}, {"params": others, "weight_decay": 0.0}], lr=LR,
-        weight_decay=WEIGHT_DECAY, fused=True, **of_adam)
+    groups: Any = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LR, weight_decay=WEIGHT_DECAY, fused=True, **of_adam)
     tokens = torch.tensor(texts(B, config.context + 1, config.vocabulary), device=device)
     x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     forward = made(network)
