@@ -1,5 +1,6 @@
 """Tokens of a text and their embedding, the first layer of a GPT: forward and backward."""
 
+import math
 from typing import Any, NamedTuple
 
 from ..backends import overridable, tokens_fit, writeable, xp_of
@@ -72,7 +73,7 @@ def tokens_backward(dx: Array, cache: TokenCache, g: TokenEmbedding, first: int 
     T, D = dx.shape[-2:]
     xp_of(dx).add.at(g.tokens, tokens.reshape(-1), dx.reshape(-1, D))
     dpositions = g.positions[first:first + T]
-    dpositions += dx.reshape(-1, T, D).sum(axis=0)
+    dpositions += dx.reshape(math.prod(dx.shape[:-2]), T, D).sum(axis=0)
 
 
 def check_tokens(tokens: Array, p: TokenEmbedding, first: int) -> None:
