@@ -160,10 +160,10 @@ def gelu_new(a: Array) -> Array:
 
 
 def gelu_new_derivative(a: Array) -> Array:
-    """f'(a) = (1 + t) / 2 + a (1 - t^2) u' / 2 with t = tanh(u)."""
+    """f'(a) = s + 2 a s (1 - s) u' with s = (1 + tanh(u)) / 2, which is sigmoid(2 u)."""
     u, du = _gelu_argument(a)
-    t = xp_of(a).tanh(u)
-    return 0.5 * (1 + t) + 0.5 * a * ((1 - t) * (1 + t)) * du
+    s = sigmoid(2 * u)
+    return s + 2 * a * (s * sigmoid(-2 * u)) * du
 
 
 GELU_CUBIC = 0.044715  # Hendrycks & Gimpel 2016
