@@ -86,9 +86,10 @@ def check_tokens(tokens: Array, p: TokenEmbedding, first: int) -> None:
         raise UserError(f"a text of {first + tokens.shape[-1]} tokens is longer than the context, "
                         f"which is {len(p.positions)}: give fewer tokens, or train a model with "
                         "more positions")
-    raise UserError("an embedding needs integer tokens (..., T), and tables of the vocabulary "
-                    f"(V, D) and of positions (P, D), got {tokens.dtype} {tokens.shape}, "
-                    f"{p.tokens.shape} and {p.positions.shape}")
+    raise UserError("an embedding needs integer tokens (..., T), tables of the vocabulary (V, D) "
+                    "and of positions (P, D), and a first position of at least 0, got "
+                    f"{tokens.dtype} {tokens.shape}, {p.tokens.shape}, {p.positions.shape} and "
+                    f"{first}")
 
 
 @overridable
