@@ -3,7 +3,7 @@ used.
 
 A kernel takes the body that it replaces as its first argument, and calls it for what it does not
 support. None makes the host wait: what they find wrong (a NaN among routing scores, a label that is
-no class) they note on the device, for `check_errors`.
+no class, a token that is not in the vocabulary) they note on the device, for `check_errors`.
 """
 
 import functools
@@ -31,6 +31,7 @@ from .base import (
     mask_fits,
     norm_fits,
     products_fit,
+    tokens_fit,
     weights_shape,
 )
 from .cublas import FORMATS, Cublas
@@ -46,8 +47,10 @@ NULL = np.uint64(0)
 WARP = 32
 BLOCK_ROWS = 8  # of activation.cu: a block is WARP columns by BLOCK_ROWS rows
 WARP_ROWS = 4  # of loss.cu, norm.cu, attention.cu: a block is so many warps, each with a row
+LONG_ROW, ROW_WARPS = 1024, 32  # of loss.cu: so many warps take a row that is longer
+FEATURES = 4  # a thread, of tokens.cu
 WORDS = 8  # random numbers a thread, of dropout.cu
-THREADS = 256  # a block, of the kernels over flat buffers
+THREADS = 256  # a block, of the kernels over flat buffers and of tokens.cu
 MOST_BLOCKS = 1024  # of these: each thread then takes several elements
 MOST_GRID_ROWS = 65535  # CUDA's limit for the second axis of a grid
 SUM_BLOCKS, SUM_ROWS = 128, 32  # column sums: at most so many blocks over the rows, of so many
@@ -60,7 +63,9 @@ TIES = {"strict": 0, "threshold": 1, "index": 2}
 NO_MASK, BYTES, BITS = 0, 1, 2  # kinds of masks, of activation.cu
 
 NO_ERROR = np.uint64(2**64 - 1)
-ERRORS = (
+ERRORS = (  # what follows from another comes after it
+    (UserError, "token {row} of the batch is {low}, which is not in the vocabulary: was the text "
+                "prepared with another tokenizer?"),
     (NaNScore, "routing score {low} of example {row} is NaN, which has no rank: look for NaN or "
                "infinity in the input or in the routing weights"),
     (UserError, "the label of example {row} is {low}, which is no class of the network: check its "
@@ -88,14 +93,15 @@ ACTIVATIONS = tuple(re.findall(r"^ACTIVATION\((\w+)", source("activation"), re.M
 class OfThread:
     """What a thread of the host has of its own on the device, so that several can compute at once.
 
-    errors : places for what its kernels find wrong. nan_score, bad_label : the parts of it. stream,
-    cublas : made when first used.
+    errors : places for what its kernels find wrong. bad_token, nan_score, bad_label : the parts of
+    it. stream, cublas : made when first used.
     """
 
     def __init__(self, cupy: ModuleType) -> None:
         self._cupy = cupy
         self.errors = cupy.full(len(ERRORS), NO_ERROR, dtype=np.uint64)
-        self.nan_score, self.bad_label = self.errors[:1], self.errors[1:]
+        self.bad_token, self.nan_score, self.bad_label = (
+            self.errors[i:i + 1] for i in range(len(ERRORS)))
 
     @functools.cached_property
     def stream(self) -> Any:
@@ -375,6 +381,48 @@ class CupyKernels:
         if total is not db:
             db += total
 
+    # --- tokens ---
+
+    @kernel
+    def check_token_range(self, body: Body, tokens: Array, V: int) -> None:
+        """Do nothing: `tokens_forward` notes bad tokens on the device."""
+
+    @kernel
+    def tokens_forward(self, body: Body, tokens: Array, p: Any, first: int = 0) -> Any:
+        if not tokens_fit(tokens, *p, first):
+            return body(tokens, p, first)  # raises
+        real, (V, D), T = self._check("tokens_forward", *p), p.tokens.shape, tokens.shape[-1]
+        x = self.xp.empty((*tokens.shape, D), dtype=p.tokens.dtype)
+        if x.size:
+            positions = self.xp.ascontiguousarray(p.positions[first:first + T])
+            self.launch("tokens", f"tokens_forward<{real}>", *cells(tokens.size, D),
+                        self._integers(tokens), self.xp.ascontiguousarray(p.tokens), positions, x,
+                        np.int64(tokens.size), np.int32(V), np.int32(T), np.int32(D),
+                        self.mine.bad_token)
+        return x, (tokens,)
+
+    @kernel
+    def tokens_backward(self, body: Body, dx: Array, cache: Any, g: Any, first: int = 0) -> None:
+        tokens = cache.tokens
+        if not tokens_fit(tokens, *g, first) or dx.shape != (*tokens.shape, g.tokens.shape[1]):
+            return body(dx, cache, g, first)  # raises
+        real, T, (V, D) = self._check("tokens_backward", dx, *g), tokens.shape[-1], g.tokens.shape
+        if dx.size == 0:
+            return None
+        dx = self.xp.ascontiguousarray(dx)
+        total = self._sums_of(g.tokens)
+        self.launch("tokens", f"tokens_backward<{real}>",
+                    (tokens.size, -(-D // (THREADS * FEATURES))), (THREADS,), dx,
+                    self._integers(tokens), total, np.int64(tokens.size), np.int32(V), np.int32(D))
+        positions = g.positions[first:first + T]
+        sums = self._sums_of(positions)
+        self._sum_columns(f"column_sum<{real}>", (dx,), (tokens.size // T, T * D),
+                          sums.reshape(-1))
+        for mine, whole in (total, g.tokens), (sums, positions):
+            if mine is not whole:
+                whole += mine
+        return None
+
     # --- layer norm ---
 
     @kernel
@@ -486,39 +534,55 @@ class CupyKernels:
     # --- loss ---
 
     @kernel
-    def check_label_range(self, body: Body, labels: Array, C: int) -> None:
+    def check_label_range(self, body: Body, labels: Array, C: int,
+                          ignored: int | None = None) -> None:
         """Do nothing: `softmax_cross_entropy` notes bad labels on the device."""
 
     @kernel
-    def softmax_cross_entropy(self, body: Body, logits: Array,
-                              labels: Array) -> tuple[Array, Array]:
+    def softmax_cross_entropy(self, body: Body, logits: Array, labels: Array,
+                              ignored: int | None = None,
+                              in_place: bool = False) -> tuple[Array, Array]:
         if not labels_fit(labels, logits):
-            return body(logits, labels)  # raises
-        real = self._check("softmax_cross_entropy", logits)
-        q = self.xp.empty(logits.shape, dtype=logits.dtype)
+            return body(logits, labels, ignored, in_place)  # raises
+        real, C = self._check("softmax_cross_entropy", logits), logits.shape[-1]
+        q = self._over(logits, in_place)
         losses = self.xp.empty(labels.shape, dtype=logits.dtype)
         if labels.size:
-            self.launch("loss", f"softmax_cross_entropy<{real}>", *warps_of(labels.size),
-                        self.xp.ascontiguousarray(logits),
-                        self._labels(labels), q, losses, np.int64(labels.size),
-                        np.int32(logits.shape[-1]), self.mine.bad_label)
-        return losses, q
+            warps, shape = 1, warps_of(labels.size)
+            if C > LONG_ROW:
+                warps, shape = ROW_WARPS, ((labels.size,), (ROW_WARPS * WARP,))
+            self.launch("loss", f"softmax_cross_entropy<{real}, {warps}>", *shape,
+                        self.xp.ascontiguousarray(logits), self._integers(labels), q, losses,
+                        np.int64(labels.size), np.int32(C), *_ignored(ignored),
+                        self.mine.bad_label)
+        return losses, self._written(q, logits, in_place)
 
     @kernel
-    def softmax_cross_entropy_gradient(self, body: Body, q: Array, labels: Array,
-                                       scale: Any) -> Array:
+    def softmax_cross_entropy_gradient(self, body: Body, q: Array, labels: Array, scale: Any,
+                                       ignored: int | None = None,
+                                       in_place: bool = False) -> Array:
         if not labels_fit(labels, q):
-            return body(q, labels, scale)  # raises
+            return body(q, labels, scale, ignored, in_place)  # raises
         real = self._check("softmax_cross_entropy_gradient", q)
-        dlogits = self.xp.empty(q.shape, dtype=q.dtype)
+        dlogits = self._over(q, in_place)
         rows, C = labels.size, q.shape[-1]
         if rows:
             self.launch("loss", f"softmax_cross_entropy_gradient<{real}>", *cells(rows, C),
-                        self.xp.ascontiguousarray(q), self._labels(labels), dlogits,
-                        *self._number(scale), np.int64(rows), np.int32(C))
-        return dlogits
+                        self.xp.ascontiguousarray(q), self._integers(labels), dlogits,
+                        *self._number(scale), np.int64(rows), np.int32(C), *_ignored(ignored))
+        return self._written(dlogits, q, in_place)
 
-    def _labels(self, labels: Array) -> Array:
+    def _over(self, a: Array, in_place: bool) -> Array:
+        """Return what a kernel writes in the place of `a`, or beside it: contiguous memory."""
+        return a if in_place and a.flags.c_contiguous else self.xp.empty(a.shape, dtype=a.dtype)
+
+    def _written(self, made: Array, a: Array, in_place: bool) -> Array:
+        """Return what has been written to `_over`: with `in_place`, a itself."""
+        if in_place and made is not a:
+            a[...] = made
+        return a if in_place else made
+
+    def _integers(self, labels: Array) -> Array:
         return self.xp.ascontiguousarray(labels, dtype=np.int64)
 
     # --- numbers from the host or the device ---
@@ -623,6 +687,11 @@ def _fit(x: Array, W: Array, compute: str | None = None, b: Array | None = None)
 def _readable(x: Array, compute: str | None) -> bool:
     """Return whether cuBLAS reads operands of the dtype of x in the format `compute`."""
     return compute is None or (x.dtype.char, compute) in FORMATS
+
+
+def _ignored(label: int | None) -> tuple[np.int32, np.int64]:
+    """Return the arguments of a kernel of loss.cu for the label that is ignored, if any."""
+    return np.int32(label is not None), np.int64(0 if label is None else label)
 
 
 def cap_shape(N: int) -> tuple[int, int]:

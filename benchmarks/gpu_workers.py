@@ -26,6 +26,7 @@ Clock = Callable[[Call, int], float]  # ms of that many calls
 Times = dict[str, float | str]
 
 OTHERS: dict[str, Any] = {"vision": vision_workers, "language": language_workers}
+VOCABULARY, TOKENS = 50257, 8192  # of GPT-2, and of a mini-batch of 8 of its texts
 GROUPS = 5  # of calls; the time of a call is the median of their means
 STEPS_AHEAD = 1000  # as in training, the order of so many examples is uploaded at once
 COMPILE_SECONDS = 20.0  # no further network is compiled after these
@@ -262,7 +263,7 @@ def kernels(N: int, sizes: Sizes) -> Times:
 def kernel_calls(backend: Any, N: int,
                  numbers: int) -> Iterator[tuple[str, int, Callable[[], Call]]]:
     """Yield each operation's name, the bytes that it must move, and what prepares a call of it."""
-    from ..functional import attention, hidden, loss
+    from ..functional import attention, hidden, loss, tokens
     from ..functional.activations import activation
     from ..functional.dropout import dropout_factor, example_mask
     from ..functional.linear import Linear
@@ -318,20 +319,30 @@ def kernel_calls(backend: Any, N: int,
     # qkv copied (6), dy copied (2), dP (3), dS (5), dq (3), dk (3), dv (3), their copy (6)
     yield ("attention's backward", 4 * 31 * sequences * T**2,
            functools.partial(of_attention, True))
-    for C in (CLASSES, 1000):
-        def labels(C: int = C) -> Array:
-            return backend.xp.zeros(numbers // C, dtype=np.int64)
+    texts = backend.xp.arange(min(TOKENS, numbers // N) // 8 * 8).reshape(8, -1)
+    embedding = tokens.TokenEmbedding(array(VOCABULARY, N), array(texts.shape[1], N))
+    # a row of the table read, x written; positions lie in the cache
+    yield ("embedding of tokens", 8 * texts.size * (N + 1),
+           lambda: functools.partial(tokens.tokens_forward, texts, embedding))
+    # dx read for the tokens and for the positions, both tables read and written
+    yield ("its backward, of 8 texts", 4 * texts.size * (4 * N + 2), lambda: functools.partial(
+        tokens.tokens_backward, array(*texts.shape, N), tokens.TokenCache(texts), embedding))
+    for C in (CLASSES, 1000, VOCABULARY):
+        rows = max(1, numbers // C)
 
-        def cross_entropy(C: int = C) -> Call:
-            return functools.partial(loss.softmax_cross_entropy, array(numbers // C, C), labels(C))
+        def labels(rows: int = rows) -> Array:
+            return backend.xp.zeros(rows, dtype=np.int64)
 
-        def gradient(C: int = C) -> Call:
-            return functools.partial(loss.softmax_cross_entropy_gradient, array(numbers // C, C),
-                                     labels(C), 1.0)
+        def cross_entropy(C: int = C, rows: int = rows) -> Call:
+            return functools.partial(loss.softmax_cross_entropy, array(rows, C), labels(rows))
+
+        def gradient(C: int = C, rows: int = rows) -> Call:
+            return functools.partial(loss.softmax_cross_entropy_gradient, array(rows, C),
+                                     labels(rows), 1.0)
 
         # logits, probabilities, labels, losses
-        yield f"softmax cross-entropy, {C} classes", (8 * C + 12) * (numbers // C), cross_entropy
-        yield f"its gradient, {C} classes", (8 * C + 8) * (numbers // C), gradient
+        yield f"softmax cross-entropy, {C} classes", (8 * C + 12) * rows, cross_entropy
+        yield f"its gradient, {C} classes", (8 * C + 8) * rows, gradient
     yield ("shrunk", 8 * numbers,
            lambda: functools.partial(shrunk, array(numbers), array(numbers), 0.01, 0.01))
     yield ("sgd", 12 * numbers,

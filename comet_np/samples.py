@@ -21,9 +21,11 @@ from .functional.activations import ACTIVATIONS, activation, scaled
 from .functional.attention import attention_forward
 from .functional.hidden import HiddenCache
 from .functional.linear import Linear, LinearCache
+from .functional.loss import counted_labels
 from .functional.norm import Norm, NormCache
 from .functional.packing import pack_masks, unpacked
 from .functional.routing import TIES
+from .functional.tokens import TokenCache, TokenEmbedding
 from .precision import FORMATS
 from .rng import key, stream
 from .tree import leaves, tree_map
@@ -65,7 +67,10 @@ ROWS = [Size(batch, 1, N) for N in (9, 1, 2, 100) for batch in BATCHES] + [
 HEADS = [Size((2, 5), 3, 2), Size((0, 5), 3, 2), Size((2, 3, 4), 1, 1), Size((7,), 4, 3),
          Size((3, 1), 2, 1), Size((40, 33), 2, 3), Size((131,), 31, 2), Size((3, 182), 2, 3)]
 CLASSES = [Size(batch, 1, C) for C in (10, 1, 2, 1000) for batch in BATCHES] + [
-    Size((LARGE,), 1, WIDE)]
+    Size((3,), 1, WIDE), Size((LARGE,), 1, WIDE)]
+# Tokens the last leading axis, the vocabulary, the width: tokens that come often, and none twice.
+TEXTS = [Size((2, 5), 7, 4), Size((0, 5), 7, 4), Size((2, 3, 4), 3, 2), Size((6,), 1, 3),
+         Size((2, 0), 5, 3), Size((3, 1), 50, 33), Size((5, 60), 20, 9)]
 FLAT = [Size((n,), 1, 1) for n in (7, 0, 1, BLOCK + 1, MANY + 1)]
 
 
@@ -339,22 +344,50 @@ def _attention_backward(draw: Draw, sizes: Sequence[Size]) -> Samples:
         yield draw.normal(*y.shape), cache, heads, compute
 
 
+def _tokens(draw: Draw, sizes: Sequence[Size]) -> Iterator[tuple[Array, TokenEmbedding, int]]:
+    for i, ((*lead, T), V, D) in enumerate(sizes):
+        for first in (0, 2)[:2 if i < VARIED else 1]:
+            tokens = draw.stream.integers(0, V, (*lead, T), dtype="uint16" if first else "int64")
+            yield tokens, TokenEmbedding(draw.normal(V, D), draw.normal(T + 3, D)), first
+
+
+def _tokens_backward(draw: Draw, sizes: Sequence[Size]) -> Samples:
+    for tokens, g, first in _tokens(draw, sizes):
+        yield draw.normal(*tokens.shape, g.tokens.shape[1]), TokenCache(tokens), g, first
+
+
+def _check_token_range(draw: Draw, sizes: Sequence[Size]) -> Samples:
+    for tokens, p, _ in _tokens(draw, sizes):
+        yield tokens, len(p.tokens)
+
+
+IGNORED = -100
+
+
 def _softmax_cross_entropy(draw: Draw, sizes: Sequence[Size]) -> Samples:
-    for batch, _, C in sizes:
-        yield 10 * draw.normal(*batch, C), draw.stream.integers(0, C, batch)
-    for batch, _, C in sizes[:VARIED]:
-        yield 1e4 * draw.normal(*batch, C), draw.stream.integers(0, C, batch, dtype="uint16")
+    def labels(size: Size) -> Array:
+        return draw.stream.integers(0, size.N, size.batch)
+
+    for size in sizes:
+        yield 10 * draw.normal(*size.batch, size.N), labels(size), None, False
+    for size in sizes[:VARIED]:
+        yield 1e4 * draw.normal(*size.batch, size.N), labels(size).astype("uint16"), None, False
+    for size in (*sizes[:VARIED], sizes[-1]):
+        some = np.where(draw.mask(*size.batch), labels(size), IGNORED)
+        for ignored, in_place in (IGNORED, False), (None, True), (IGNORED, True):
+            yield (draw.normal(*size.batch, size.N), labels(size) if ignored is None else some,
+                   ignored, in_place)
 
 
 def _softmax_cross_entropy_gradient(draw: Draw, sizes: Sequence[Size]) -> Samples:
-    for logits, labels in _softmax_cross_entropy(draw, sizes):
-        yield np.abs(logits), labels, -0.01
+    for logits, labels, ignored, in_place in _softmax_cross_entropy(draw, sizes):
+        yield np.abs(logits), labels, -0.01, ignored, in_place
 
 
 def _check_label_range(draw: Draw, sizes: Sequence[Size]) -> Samples:
-    for batch, _, C in sizes:
-        if 0 not in batch:  # there is no mean loss of those
-            yield draw.stream.integers(0, C, batch), C
+    for _, labels, ignored, _ in _softmax_cross_entropy(draw, sizes):
+        if counted_labels(labels, ignored).any():  # there is no mean loss of none
+            yield labels, int(labels.max()) + 1, ignored
 
 
 def _dropout_factor(draw: Draw, sizes: Sequence[Size]) -> Samples:
@@ -419,6 +452,9 @@ SAMPLES: dict[str, tuple[Make, Sequence[Size]]] = {
     "norm_backward": (_norm_backward, ROWS),
     "attention_forward": (_attention, HEADS),
     "attention_backward": (_attention_backward, HEADS),
+    "tokens_forward": (_tokens, TEXTS),
+    "tokens_backward": (_tokens_backward, TEXTS),
+    "check_token_range": (_check_token_range, TEXTS),
     "softmax_cross_entropy": (_softmax_cross_entropy, CLASSES),
     "softmax_cross_entropy_gradient": (_softmax_cross_entropy_gradient, CLASSES),
     "check_label_range": (_check_label_range, CLASSES),

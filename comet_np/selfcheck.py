@@ -22,6 +22,7 @@ from .functional.loss import (
 from .functional.norm import Norm, norm_backward, norm_forward
 from .functional.patches import Embedding, embedding_backward, embedding_forward
 from .functional.routing import winners
+from .functional.tokens import TokenEmbedding, tokens_backward, tokens_forward
 from .gates import (
     EVALUATION,
     Bernoulli,
@@ -97,6 +98,13 @@ def check_model_gradients(backend: Backend | None = None) -> Iterator[tuple[str,
         lambda dloss, cache, at: {"logits": softmax_cross_entropy_backward(dloss, cache)},
         {"logits": normal(6, 5)})
 
+    ignored = labels.copy()
+    ignored[2:4] = -100
+    yield "softmax cross-entropy, ignored labels", check_gradients(
+        lambda at: softmax_cross_entropy_forward(at["logits"], ignored, -100),
+        lambda dloss, cache, at: {"logits": softmax_cross_entropy_backward(dloss, cache)},
+        {"logits": normal(6, 5)})
+
     target = normal(6, 5)
     yield "mean squared error", check_gradients(
         lambda at: mean_squared_error_forward(at["y"], target),
@@ -134,6 +142,22 @@ def check_model_gradients(backend: Backend | None = None) -> Iterator[tuple[str,
         lambda at: embedding_forward(at["x"], at["p"]), embedding_gradients,
         {"x": normal(2, 6, 5), "p": Embedding(Linear(normal(4, 5), normal(4)), normal(4),
                                               normal(7, 4))})
+
+    tokens = backend.asarray(draw.integers(0, 5, (2, 6)))
+
+    def tied(at: TokenEmbedding) -> tuple[Array, Any]:
+        x, cache = tokens_forward(tokens, at)
+        logits, of_head = linear_forward(x, Linear(at.tokens, None))
+        return logits, (cache, of_head)
+
+    def tied_gradients(dlogits: Array, caches: Any, at: TokenEmbedding) -> Tree:
+        g, (cache, of_head) = zeros_like(at), caches
+        dx = linear_backward(dlogits, of_head, Linear(at.tokens, None), Linear(g.tokens, None))
+        tokens_backward(dx, cache, g)
+        return g
+
+    yield "embedding of tokens, tied to the head", check_gradients(
+        tied, tied_gradients, TokenEmbedding(normal(7, 4), normal(8, 4)))
 
     x = normal(6, 20)
     at = Pass(train=True, example=backend.asarray(draw.permutation(6)))

@@ -17,6 +17,10 @@ def softplus(a):
     return math.log1p(math.exp(a))
 
 
+def gelu_argument(a):
+    return max(-300.0, min(300.0, math.sqrt(2 / math.pi) * (a + 0.044715 * a**3)))
+
+
 # f of one number, as the papers that introduced them write it.
 ACTIVATIONS = {
     "identity": lambda a: a,
@@ -27,6 +31,8 @@ ACTIVATIONS = {
     "softplus": softplus,
     "silu": lambda a: a / (1 + math.exp(-a)),
     "gelu": lambda a: a * phi(a),
+    "gelu_new": lambda a: 0.5 * a * (
+        1 + math.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3))),
     "elu": lambda a: a if a > 0 else math.exp(a) - 1,
     "selu": lambda a: 1.0507009873554805 * (
         a if a > 0 else 1.6732632423543772 * (math.exp(a) - 1)),
@@ -41,6 +47,8 @@ SLOPES = {  # f' of some of them
     "sigmoid": lambda a: sigmoid(a) * sigmoid(-a),
     "softplus": sigmoid,
     "gelu": lambda a: phi(a) + a * math.exp(-a * a / 2) / math.sqrt(2 * math.pi),
+    "gelu_new": lambda a: sigmoid(2 * gelu_argument(a)) + a * math.sqrt(2 / math.pi) * (
+        1 + 3 * 0.044715 * a * a) / (2 * math.cosh(gelu_argument(a)) ** 2),
 }
 
 
@@ -88,6 +96,12 @@ def norm(x, p, eps=1e-5):
     variance = math.fsum((x_i - mean) ** 2 for x_i in x) / len(x)
     return [(x_i - mean) / math.sqrt(variance + eps) * gain + bias
             for x_i, gain, bias in zip(x, *p, strict=True)]
+
+
+def embedded(tokens, p, first=0):
+    """Return the embeddings (T, D) of the tokens of one text."""
+    return [[p.tokens[v][i] + p.positions[first + t][i] for i in range(len(p.tokens[0]))]
+            for t, v in enumerate(tokens)]
 
 
 def softmax(scores):

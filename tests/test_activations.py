@@ -12,7 +12,8 @@ from tests.tolerances import TOLERANCES, assert_close
 
 LIMITS = {  # f(-1e4) and f(1e4)
     "identity": (-1e4, 1e4), "relu": (0, 1e4), "leaky_relu": (-1e3, 1e4), "tanh": (-1, 1),
-    "sigmoid": (0, 1), "softplus": (0, 1e4), "silu": (0, 1e4), "gelu": (0, 1e4), "elu": (-1, 1e4),
+    "sigmoid": (0, 1), "softplus": (0, 1e4), "silu": (0, 1e4), "gelu": (0, 1e4),
+    "gelu_new": (0, 1e4), "elu": (-1, 1e4),
     "selu": (-1.0507009873554805 * 1.6732632423543772, 1.0507009873554805e4), "mish": (0, 1e4),
     "centred_sigmoid": (-0.5, 0.5), "centred_softplus": (-np.log(2), 1e4 - np.log(2)),
 }

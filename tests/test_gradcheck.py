@@ -558,7 +558,8 @@ def test_every_backward_pass_of_the_project():
     gates = ("Comet", "Layerwise", "TopK of the pre-activation", "TopK of the activation",
              "Bernoulli", "ExampleTied", "Kept")
     assert set(results) == {
-        "linear", "softmax cross-entropy", "mean squared error", "dropout", "layer norm",
+        "linear", "softmax cross-entropy", "softmax cross-entropy, ignored labels",
+        "embedding of tokens, tied to the head", "mean squared error", "dropout", "layer norm",
         "attention", "attention, causal", "patch embedding",
         *(f"hidden {name}" for name in ACTIVATIONS), "hidden softplus, no mask", "MLP, no gate",
         *(f"MLP, {gate}" for gate in gates), *(f"MLP, {gate}, masks frozen" for gate in gates),

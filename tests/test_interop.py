@@ -48,7 +48,8 @@ TORCH_ACTIVATIONS = {
         F.leaky_relu, negative_slope=0.1), "tanh": torch.tanh, "sigmoid": torch.sigmoid,
     # By default PyTorch takes log(1 + exp(a)) for a from 20 on, which is 2e-9 off.
     "softplus": functools.partial(F.softplus, threshold=40),
-    "silu": F.silu, "gelu": F.gelu, "elu": F.elu, "selu": F.selu, "mish": F.mish,
+    "silu": F.silu, "gelu": F.gelu, "gelu_new": functools.partial(F.gelu, approximate="tanh"),
+    "elu": F.elu, "selu": F.selu, "mish": F.mish,
     "centred_sigmoid": lambda a: torch.sigmoid(a) - 0.5,
     "centred_softplus": lambda a: F.softplus(a, threshold=40) - math.log(2),
 }

@@ -101,7 +101,7 @@ def test_kernel_refuses_mixed_dtypes(name):
 
 
 # Their kernels are exact to the rounding of 1 only, as is the body of gelu and as differences are.
-ROUNDED_AT_1 = {"sigmoid", "gelu", "centred_sigmoid", "centred_softplus"}
+ROUNDED_AT_1 = {"sigmoid", "gelu", "gelu_new", "centred_sigmoid", "centred_softplus"}
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -137,6 +137,13 @@ def update_first(body, dy, cache, p, g, *rest):
     """Add the gradient before dx is taken, which matters where `g` is `p`."""
     body(dy, cache, p, g, *rest[:-1], False)
     return body(dy, cache, p, zeros_like(g), *rest)
+
+
+def firsts(tokens):
+    """Return whether each token is the first of its kind."""
+    first = np.zeros(tokens.size, bool)
+    first[np.unique(tokens, return_index=True)[1]] = True
+    return first.reshape(tokens.shape)
 
 
 MUTANTS = {
@@ -197,8 +204,26 @@ MUTANTS = {
     "attention_backward, keys as queries": ("attention_backward", lambda body, dy, cache, *rest:
                                             body(dy, cache._replace(qkv=np.roll(
                                                 cache.qkv, cache.qkv.shape[-1] // 3, -1)), *rest)),
-    "loss summed": ("softmax_cross_entropy", lambda body, a, labels: (
-        body(a, labels)[0] * labels.size, body(a, labels)[1])),
+    "tokens_backward, a token that comes again forgotten": (
+        "tokens_backward", lambda body, dx, cache, g, first: body(
+            dx * firsts(cache.tokens)[..., None], cache, g, first)),
+    "tokens_backward, always from the first position": (
+        "tokens_backward", lambda body, dx, cache, g, first: body(dx, cache, g)),
+    "tokens_backward, gradients overwritten": (
+        "tokens_backward", lambda body, dx, cache, g, first: (
+            [total.fill(0) for total in g], body(dx, cache, g, first))[1]),
+    "loss summed": ("softmax_cross_entropy", lambda body, a, labels, *rest: (
+        body(a, labels, *rest)[0] * labels.size, body(a, labels, *rest)[1])),
+    "loss of ignored labels": ("softmax_cross_entropy", lambda body, a, labels, ignored, *rest:
+                               body(a, labels % a.shape[-1], None, *rest)),
+    "loss never in place": ("softmax_cross_entropy", lambda body, *given: body(*given[:3], False)),
+    "gradient of the loss without the labels": (
+        "softmax_cross_entropy_gradient", lambda body, q, labels, scale, *rest: scale * q),
+    "gradient of ignored labels": (
+        "softmax_cross_entropy_gradient", lambda body, q, labels, scale, ignored, *rest:
+        body(q, labels % q.shape[-1], scale, None, *rest)),
+    "gradient of the loss never in place": (
+        "softmax_cross_entropy_gradient", lambda body, *given: body(*given[:4], False)),
     "dropout of the same elements at each step": (
         "dropout_factor", lambda body, x, rate, key, step: body(x, rate, key, 0)),
     "dropout unscaled": ("dropout_factor", lambda body, *given: (body(*given) > 0).astype(

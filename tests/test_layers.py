@@ -24,6 +24,7 @@ from comet_np.functional.attention import (
 from comet_np.functional.dropout import dropout_factor
 from comet_np.functional.hidden import hidden_backward, hidden_forward
 from comet_np.functional.linear import Linear, linear_backward, linear_forward
+from comet_np.functional.loss import softmax_cross_entropy, softmax_cross_entropy_gradient
 from comet_np.functional.norm import Norm, NormCache, norm_backward, norm_forward
 from comet_np.functional.patches import Embedding, embedding_backward, embedding_forward
 from comet_np.optim import squared_norm
@@ -334,6 +335,9 @@ def of_blocks():
     qkv = normal(10, 98, 3 * 6 * 61)  # in pieces
     y, cache = attention_forward(qkv, 6, True, F)
     yield from (F, y, attention_backward(y, AttentionCache(qkv, cache.weights, F), 6))
+    logits, labels = normal(40, 20000), draw.integers(0, 20000, 40)
+    losses, q = softmax_cross_entropy(logits, labels)
+    yield from (losses, q, softmax_cross_entropy_gradient(q, labels, 0.1, 7))
 
 
 def test_no_result_depends_on_the_number_of_threads():
@@ -343,7 +347,7 @@ def test_no_result_depends_on_the_number_of_threads():
         [sys.executable, "-c", program], cwd=ROOT, text=True, check=True, capture_output=True,
         timeout=60, env=os.environ | {"OMP_NUM_THREADS": threads}).stdout for threads in "12")
     assert one == two
-    assert len(set(one.split())) == 10
+    assert len(set(one.split())) == 13
 
 
 def test_no_result_depends_on_the_order_in_which_blocks_are_done(monkeypatch):

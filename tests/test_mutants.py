@@ -409,6 +409,43 @@ MUTANTS = {
     "the first block of heads again and again": Mutant(
         "backends/numpy_kernels.py", "slice(j, j + heads))", "slice(0, heads))",
         ("test_kernels", "agrees_with_its_body and attention_backward")),
+    # --- tokens, loss, gelu_new -----------------------------------------------------------------
+    "a token that comes again counted once": Mutant(
+        "backends/numpy_kernels.py", "rows[order[start:start + count]].sum(axis=0)",
+        "rows[order[start]]", ("test_tokens", "one_by_one and kernels")),
+    "tokens sorted backwards": Mutant(
+        "backends/numpy_kernels.py", "np.argsort(flat, kind=\"stable\")", "np.argsort(-flat)",
+        ("test_tokens", "one_by_one and kernels")),
+    "positions from the first, backwards": Mutant(
+        "backends/numpy_kernels.py", "positions = g.positions[first:first + T]",
+        "positions = g.positions[:T]", ("test_tokens", "one_by_one and kernels")),
+    "tokens looked up whatever they are": Mutant(
+        "comet_np/functional/tokens.py", "if low < 0 or high >= V:", "if high >= V:",
+        ("test_tokens", "bad_tokens")),
+    "a text longer than the context": Mutant(
+        "backends/base.py", "and first + tokens.shape[-1] <= len(positions))", ")",
+        ("test_tokens", "bad_tokens")),
+    "a mean over ignored labels too": Mutant(
+        "comet_np/functional/loss.py", "return losses.sum() / counted,", "return losses.mean(),",
+        ("test_loss", "left_out")),
+    "a gradient of ignored labels": Mutant(
+        "backends/numpy_kernels.py", "part[left_out[block]] = 0", "pass",
+        ("test_loss", "left_out and kernels")),
+    "a gradient of ignored labels by the body": Mutant(
+        "comet_np/functional/loss.py", "rows[~kept] = 0", "pass",
+        ("test_loss", "left_out and bodies")),
+    "a copy written over": Mutant(
+        "backends/numpy_kernels.py", "and np.may_share_memory(rows, a))", ")",
+        ("test_loss", "every_order_of_memory and kernels")),
+    "what is read-only written over": Mutant(
+        "comet_np/functional/loss.py", "if in_place and not (writeable(array) and", "if not (",
+        ("test_loss", "nothing_can_be_written")),
+    "the cube of gelu_new forgotten": Mutant(
+        "backends/numpy_kernels.py", "square *= 3 * GELU_K", "square *= GELU_K",
+        ("test_hidden", "gelu_new")),
+    "gelu_new that overflows": Mutant(
+        "comet_np/functional/activations.py", "near = xp.minimum(xp.maximum(a, -10), 10)",
+        "near = a", ("test_activations", "overflows")),
     # --- norm, attention, patches ---------------------------------------------------------------
     "eps beside the deviation": Mutant(
         "comet_np/functional/norm.py", "keepdims=True) + eps) ** -0.5",

@@ -23,6 +23,7 @@ from comet_np.functional.loss import (
 )
 from comet_np.functional.packing import pack_masks, unpack_masks
 from comet_np.functional.routing import routing_forward
+from comet_np.functional.tokens import TokenEmbedding, tokens_forward
 from comet_np.gates import (
     Bernoulli,
     Comet,
@@ -147,6 +148,10 @@ ENTRIES = {
     "x of routing": lambda odd: routing_forward(odd(X), V, 0.5, "strict", activation("identity")),
     "logits": lambda odd: softmax_cross_entropy_forward(odd(X), np.zeros(2, int)),
     "labels": lambda odd: softmax_cross_entropy_forward(X, odd(np.zeros((2,), int))),
+    "logits written over": lambda odd: softmax_cross_entropy_forward(
+        odd(X.copy()), np.zeros(2, int), in_place=True),
+    "tokens": lambda odd: tokens_forward(odd(np.zeros((2,), int)), TokenEmbedding(X, X)),
+    "a table of tokens": lambda odd: tokens_forward(np.zeros((2,), int), TokenEmbedding(X, odd(X))),
     "target": lambda odd: mean_squared_error_forward(X, odd(X)),
     "dropout": lambda odd: dropout_forward(odd(X), 0.5, KEY, 0),
     "scores": lambda odd: kwta_mask(odd(X), 2),

@@ -66,6 +66,18 @@ template <int WARPS, class T> __device__ T group_sum(T x, int turn) {
     return x;
 }
 
+// The same for the largest; one a kernel.
+template <int WARPS, class T> __device__ T group_max(T x) {
+    x = warp_max(x);
+    if constexpr (WARPS > 1) {
+        __shared__ T slots[WARPS];
+        if (threadIdx.x % WARP == 0) slots[threadIdx.x / WARP] = x;
+        __syncthreads();
+        for (int warp = 0; warp < WARPS; ++warp) x = slots[warp] > x ? slots[warp] : x;
+    }
+    return x;
+}
+
 // Errors are noted here by kernels, and read by the host when it waits for the device anyway. Each
 // is the place of the first offender: the row in the high 32 bits, the column or value in the low.
 typedef unsigned long long Place;

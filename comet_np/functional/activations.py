@@ -155,20 +155,27 @@ def _normal_cdf(a: Array) -> Array:
 
 def gelu_new(a: Array) -> Array:
     """f(a) = a (1 + tanh(u)) / 2,  u = sqrt(2/pi) (a + 0.044715 a^3): of GPT-2, for gelu."""
-    return 0.5 * a * (1 + xp_of(a).tanh(_gelu_argument(a)))
+    u, _ = _gelu_argument(a)
+    return 0.5 * a * (1 + xp_of(a).tanh(u))
 
 
 def gelu_new_derivative(a: Array) -> Array:
-    t = xp_of(a).tanh(_gelu_argument(a))
-    slope = math.sqrt(2 / math.pi) * (1 + 3 * GELU_CUBIC * a * a)  # du/da
-    return 0.5 * (1 + t) + 0.5 * a * (1 - t * t) * slope
+    """f'(a) = s + 2 a s (1 - s) u' with s = (1 + tanh(u)) / 2, which is sigmoid(2 u)."""
+    u, du = _gelu_argument(a)
+    s = sigmoid(2 * u)
+    return s + 2 * a * (s * sigmoid(-2 * u)) * du
 
 
 GELU_CUBIC = 0.044715  # Hendrycks & Gimpel 2016
 
 
-def _gelu_argument(a: Array) -> Array:
-    return math.sqrt(2 / math.pi) * (a + GELU_CUBIC * a * a * a)
+def _gelu_argument(a: Array) -> tuple[Array, Array]:
+    """Return u and du/da, as if |a| were 10 beyond it: tanh(u) is 1 there, a^3 may overflow."""
+    xp = xp_of(a)
+    near = xp.minimum(xp.maximum(a, -10), 10)
+    square = near * near
+    root = math.sqrt(2 / math.pi)
+    return root * near * (1 + GELU_CUBIC * square), root * (1 + 3 * GELU_CUBIC * square)
 
 
 def elu(a: Array) -> Array:

@@ -38,8 +38,8 @@ def softmax_cross_entropy(logits: Array, labels: Array, ignored: int | None = No
     rows, flat = _wide(logits).reshape(-1, logits.shape[-1]), labels.reshape(-1)
     shifted = rows - rows.real.max(axis=-1, keepdims=True)  # .real: for the complex step
     log_q = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
-    kept = xp.ones(flat.shape, bool) if ignored is None else flat != ignored
-    losses = -log_q[xp.arange(len(rows)), xp.where(kept, flat, 0)] * kept
+    kept = counted_labels(flat, ignored)
+    losses = xp.where(kept, -log_q[xp.arange(len(rows)), xp.where(kept, flat, 0)], 0)
     q = xp.exp(log_q).reshape(logits.shape).astype(logits.dtype)
     if in_place:
         logits[...] = q
@@ -81,7 +81,7 @@ def softmax_cross_entropy_forward(logits: Array, labels: Array, ignored: int | N
     losses, q = softmax_cross_entropy(logits, labels, ignored, in_place)
     if ignored is None:
         return losses.mean(), CrossEntropyCache(q, labels, labels.size, None, in_place)
-    counted = (labels != ignored).sum().astype(losses.dtype)
+    counted = counted_labels(labels, ignored).sum().astype(losses.dtype)
     return losses.sum() / counted, CrossEntropyCache(q, labels, counted, ignored, in_place)
 
 
@@ -105,7 +105,7 @@ def softmax_cross_entropy_gradient(q: Array, labels: Array, scale: Array | float
     check_own_memory(q, in_place)
     xp = xp_of(q)
     rows, flat = (q * scale).reshape(-1, q.shape[-1]), labels.reshape(-1)
-    kept = xp.ones(flat.shape, bool) if ignored is None else flat != ignored
+    kept = counted_labels(flat, ignored)
     rows[xp.arange(len(rows)), xp.where(kept, flat, 0)] -= scale
     rows[~kept] = 0
     dlogits = rows.reshape(q.shape)
@@ -113,6 +113,13 @@ def softmax_cross_entropy_gradient(q: Array, labels: Array, scale: Array | float
         q[...] = dlogits
         dlogits = q
     return dlogits
+
+
+def counted_labels(labels: Array, ignored: int | None) -> Array:
+    """Return which labels are not ignored, bool; unsigned ones are never negative."""
+    if ignored is None:
+        return xp_of(labels).ones(labels.shape, bool)
+    return labels.astype("int64") != ignored
 
 
 def check_labels(labels: Array, logits: Array, ignored: int | None = None) -> None:
@@ -145,7 +152,7 @@ def check_label_range(labels: Array, C: int, ignored: int | None = None) -> None
     But for those that are ignored, and these must not be all.
     """
     if ignored is not None:
-        labels = labels[labels != ignored]
+        labels = labels[counted_labels(labels, ignored)]
         check_not_empty(labels)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= C:

@@ -1,5 +1,6 @@
 """Tokens of a text and their embedding, the first layer of a GPT: forward and backward."""
 
+import math
 from typing import Any, NamedTuple
 
 from ..backends import overridable, tokens_fit, writeable, xp_of
@@ -72,7 +73,7 @@ def tokens_backward(dx: Array, cache: TokenCache, g: TokenEmbedding, first: int 
     T, D = dx.shape[-2:]
     xp_of(dx).add.at(g.tokens, tokens.reshape(-1), dx.reshape(-1, D))
     dpositions = g.positions[first:first + T]
-    dpositions += dx.reshape(-1, T, D).sum(axis=0)
+    dpositions += dx.reshape(math.prod(dx.shape[:-2]), T, D).sum(axis=0)
 
 
 def check_tokens(tokens: Array, p: TokenEmbedding, first: int) -> None:
@@ -85,9 +86,10 @@ def check_tokens(tokens: Array, p: TokenEmbedding, first: int) -> None:
         raise UserError(f"a text of {first + tokens.shape[-1]} tokens is longer than the context, "
                         f"which is {len(p.positions)}: give fewer tokens, or train a model with "
                         "more positions")
-    raise UserError("an embedding needs integer tokens (..., T), and tables of the vocabulary "
-                    f"(V, D) and of positions (P, D), got {tokens.dtype} {tokens.shape}, "
-                    f"{p.tokens.shape} and {p.positions.shape}")
+    raise UserError("an embedding needs integer tokens (..., T), tables of the vocabulary (V, D) "
+                    "and of positions (P, D), and a first position of at least 0, got "
+                    f"{tokens.dtype} {tokens.shape}, {p.tokens.shape}, {p.positions.shape} and "
+                    f"{first}")
 
 
 @overridable

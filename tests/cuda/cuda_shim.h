@@ -63,6 +63,7 @@ inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
     return (unsigned __int128)a * b >> 64;
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 inline unsigned __brev(unsigned x) {
     unsigned result = 0;
     for (int i = 0; i < 32; ++i) result |= (x >> i & 1) << (31 - i);

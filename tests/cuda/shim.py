@@ -30,6 +30,8 @@ ARGUMENTS = {
     "": [""],
     "class T": [f"<{T}>" for T in FLOATS],
     "class T, class F": [f"<{T}, f_{name}>" for T in FLOATS for name in cupy_kernels.ACTIVATIONS],
+    "class T, int WARPS": [f"<{T}, {warps}>" for T in FLOATS
+                           for warps in (1, cupy_kernels.ROW_WARPS)],
     "class T, int WARPS, int ITEMS": [
         f"<{T}, {warps}, {items}>" for T in FLOATS
         for warps, items in (*cupy_kernels.CAPS.values(), cupy_kernels.LONG_CAP)],

@@ -649,6 +649,8 @@ def modules(gpu: Machine) -> dict[str, ModuleType]:
         | {"ndarray": ndarray, "RawModule": RawModule, "asnumpy": asnumpy, "cuda": cuda,
            "get_default_memory_pool": get_default_memory_pool,
            "__version__": SURFACE["version"]})
+    cupy.add.at = lambda a, indices, b: machine.change(
+        lambda: np.add.at(*plain((a, indices, b), "add.at")))
     return {"cupy": cupy, "cupy.cuda": cuda, "cupy.cublas": ModuleType("cupy.cublas"),
             "cupyx": ModuleType("cupyx"),
             "cupyx.scipy": ModuleType("cupyx.scipy"), "cupyx.scipy.special": special}

@@ -12,10 +12,19 @@ from comet_np.functional.attention import AttentionCache, attention_backward, at
 from comet_np.functional.dropout import dropout_factor, example_mask
 from comet_np.functional.hidden import HiddenCache, hidden_backward, hidden_forward
 from comet_np.functional.linear import Linear, LinearCache, linear_backward, linear_forward, project
-from comet_np.functional.loss import softmax_cross_entropy_forward
+from comet_np.functional.loss import (
+    softmax_cross_entropy_backward,
+    softmax_cross_entropy_forward,
+)
 from comet_np.functional.norm import Norm, NormCache, norm_backward, norm_forward
 from comet_np.functional.packing import pack_masks
 from comet_np.functional.routing import cap, kwta_mask
+from comet_np.functional.tokens import (
+    TokenCache,
+    TokenEmbedding,
+    tokens_backward,
+    tokens_forward,
+)
 from comet_np.rng import key, random_bits
 from comet_np.samples import (
     SAMPLES,
@@ -207,7 +216,7 @@ def test_every_activation_is_exact_to_its_own_size(gpu, name):
     a, f = np.linspace(-80, 80, 3201, dtype="float32"), activation(name)
     bits = gpu.asarray(np.packbits(np.ones(a.size, bool)))
     expected = f.forward(a.astype("float64"))
-    differences = name == "gelu" or name.startswith("centred")  # exact to the rounding of 1
+    differences = name.startswith(("gelu", "centred"))  # exact to the rounding of 1
     allowed = TOLERANCES["elementwise"]["float32"] * np.maximum(np.abs(expected), differences)
     assert (np.abs(gpu.to_host(masked(gpu.asarray(a), bits, f)) - expected) <= allowed).all()
 
@@ -320,6 +329,13 @@ def more_samples(name, dtype):
         yield (random(300_000, dtype=dtype),)
     if name == "softmax_cross_entropy":
         yield random(9, 100, dtype=dtype, scale=1e4), np.arange(9, dtype="uint8")
+        yield np.where(random(2, 40) > 0, -np.inf, 1).astype(dtype), np.array([-1, -1]), -1, True
+    if name == "tokens_backward":
+        tokens = np.arange(900).reshape(3, 300) ** 2 % 11
+        yield (random(3, 300, 5, dtype=dtype), TokenCache(tokens),
+               TokenEmbedding(random(11, 5, dtype=dtype), random(300, 5, dtype=dtype)))
+        yield (random(3, 1100, dtype=dtype), TokenCache(np.array([1, 0, 1])),
+               TokenEmbedding(random(2, 1100, dtype=dtype), random(4, 1100, dtype=dtype)))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -377,6 +393,62 @@ def test_bad_label_is_told_when_asked(gpu):
         assert np.isnan(gpu.to_host(loss))
 
 
+def test_bad_token_is_told_when_asked(gpu):
+    p = map_arrays(gpu.asarray, TokenEmbedding(random(5, 3), random(4, 3)))
+    for bad in (5, -1):
+        x, _ = tokens_forward(gpu.asarray(np.array([[0, 1], [bad, 4]])), p)
+        with pytest.raises(UserError, match=f"token 2 of the batch is {bad}, which is not in"):
+            gpu.to_host(x)
+        np.testing.assert_array_equal(np.isnan(gpu.to_host(x)).any(axis=-1), [[0, 0], [1, 0]])
+
+
+def test_tokens_and_the_loss_in_place_are_the_same_within_a_graph(gpu):
+    """With labels that do not count, whose number stays on the device."""
+    labels = gpu.asarray(np.array([[0, -100, 2], [-100, 3, 1]]))
+    tokens, dx = gpu.asarray(np.array([[0, 1, 1], [4, 1, 0]])), gpu.asarray(random(2, 3, 6))
+    p = map_arrays(gpu.asarray, TokenEmbedding(random(5, 6), random(4, 6)))
+    g = TokenEmbedding(*(gpu.xp.zeros((*a.shape, 2), dtype="float32")[..., 0] for a in p))
+
+    def work():
+        x, cache = tokens_forward(tokens, p, 1)
+        tokens_backward(dx, cache, g, 1)
+        logits = x * 2
+        loss, cache = softmax_cross_entropy_forward(logits, labels, -100, in_place=True)
+        assert cache.q is logits
+        dlogits = softmax_cross_entropy_backward(1.0, cache)
+        assert dlogits is logits
+        return loss, dlogits, *g
+
+    captured, results = gpu.capture(work), []
+    for _ in ("ordinary", "captured"):
+        for total in g:
+            total.fill(0)
+        results.append([gpu.to_host(a) for a in captured()])
+    for ordinary, replayed in zip(*results, strict=True):
+        np.testing.assert_array_equal(ordinary, replayed)
+        assert np.abs(replayed).max() > 0
+    rows = np.abs(results[0][1]).max(axis=-1)
+    np.testing.assert_array_equal(rows > 0, gpu.to_host(labels) >= 0)
+
+
+def test_the_loss_of_labels_that_are_all_ignored_is_told_by_a_nan(gpu):
+    logits, labels = gpu.asarray(random(2, 5)), gpu.asarray(np.array([-1, -1]))
+    with np.errstate(invalid="ignore", divide="ignore"):  # the stand-in's; a GPU has no warnings
+        loss, cache = softmax_cross_entropy_forward(logits, labels, -1)
+        dlogits = softmax_cross_entropy_backward(1.0, cache)
+    assert np.isnan(gpu.to_host(loss))
+    np.testing.assert_array_equal(gpu.to_host(dlogits), 0)
+
+
+def test_the_loss_in_place_keeps_to_memory_of_any_order(gpu):
+    logits, labels = random(4, 3), np.array([0, 1, 2, 0])
+    for columns in (gpu.asarray(logits.T.copy()).T, gpu.asarray(logits.repeat(2, 1))[:, ::2]):
+        _, cache = softmax_cross_entropy_forward(columns, gpu.asarray(labels), None, True)
+        assert softmax_cross_entropy_backward(1.0, cache) is columns
+        expected = softmax_cross_entropy_forward(logits, labels)[1]
+        assert_close(gpu.to_host(columns), softmax_cross_entropy_backward(1.0, expected), "sum")
+
+
 def test_norm_and_attention_are_the_same_within_a_graph(gpu):
     """With gradients in memory that is not contiguous, and weights that are dropped."""
     x, dy = (gpu.asarray(random(3, 40, 6, seed=seed)) for seed in range(2))
@@ -416,6 +488,12 @@ def test_sums_are_the_same_bit_for_bit(machine):
         g = map_arrays(gpu.asarray, Norm(np.zeros(5, "float32"), np.zeros(5, "float32")))
         dx = norm_backward(dy, of_norm, p, g)
         sums.add(b"".join(gpu.to_host(a).tobytes() for a in (dx, *g)))
+    assert len(sums) == 1
+    dx, tokens, sums = gpu.asarray(random(300, 5)), gpu.asarray(np.arange(300) % 7), set()
+    for machine.seed in range(3):
+        g = map_arrays(gpu.asarray, TokenEmbedding(np.zeros((7, 5), "f"), np.zeros((300, 5), "f")))
+        tokens_backward(dx, TokenCache(tokens), g)
+        sums.add(b"".join(gpu.to_host(a).tobytes() for a in g))
     assert len(sums) == 1
 
 

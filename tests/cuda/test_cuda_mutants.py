@@ -4,10 +4,18 @@ import numpy as np
 import pytest
 
 from comet_np.backends import cupy_kernels, get_backend
+from comet_np.errors import UserError
 from comet_np.functional.activations import activation, masked
 from comet_np.functional.attention import AttentionCache
 from comet_np.functional.loss import softmax_cross_entropy
 from comet_np.functional.norm import Norm, NormCache
+from comet_np.functional.tokens import (
+    TokenCache,
+    TokenEmbedding,
+    tokens_backward,
+    tokens_forward,
+)
+from comet_np.samples import map_arrays
 
 from ..tolerances import assert_close
 from .test_cuda_kernels import (
@@ -22,6 +30,7 @@ from .test_cuda_kernels import (
 )
 
 ADD_TIES = "if constexpr (WARPS > 1) __syncthreads();\n        for"
+MAXIMUM = "__syncthreads();\n        for (int warp = 0; warp < WARPS; ++warp) x = slots[warp] >"
 # File, the right text, the wrong text, and the check that must fail.
 MUTANTS = {
     "no barrier in a sum of several warps": (
@@ -58,8 +67,49 @@ MUTANTS = {
     "an element that two threads update": (
         "optimizer", "i += (long long)gridDim.x * blockDim.x)", "i += blockDim.x - 1)", "adam"),
     "a bad label that is followed": (
-        "loss", "fits ? log_sum - (z[label] - top) : (T)NOT_A_NUMBER",
-        "log_sum - (z[label] - top)", "label"),
+        "loss", "of_label = NOT_A_NUMBER", "of_label = 0", "label"),
+    "a bad label that is not told": (
+        "loss", "if (counts && !fits)", "if (counts && fits)", "told label"),
+    "the loss of an ignored label": (
+        "loss", "counts ? log_sum - (of_label - top) : 0", "log_sum - (of_label - top)", "ignored"),
+    "the gradient of an ignored label": (
+        "loss", "ignores && label == ignored ? 0 : value", "value", "ignored gradient"),
+    "a loss that overflows": ("loss", "q[r * C + i] = exp(z[i] - top - log_sum)",
+                              "q[r * C + i] = exp(z[i]) / exp(top + log_sum)", "far loss"),
+    "sums before a larger logit kept as they were": (
+        "loss", "sum *= exp(top - value)", "sum *= 1", "ignored"),
+    "the largest logit of one warp for that of the row": (
+        "loss", "top = group_max<WARPS>(top)", "top = warp_max(top)", "long loss"),
+    "sums of warps added as if they had one largest logit": (
+        "loss", "sum * exp(mine - top)", "sum", "long loss"),
+    "no barrier before the largest logit": (
+        "loss", MAXIMUM, MAXIMUM.replace("__syncthreads();", ""), "long loss"),
+    "a logit too many": (
+        "loss", "i < C; i += STEP) {\n        const T value",
+        "i <= C; i += STEP) {\n        const T value", "ignored"),
+    "all texts one": ("tokens", "r % length * n", "r * n", "tokens"),
+    "a bad token that is followed": ("tokens", "fits ? table", "true ? table", "bad token"),
+    "a bad token that is not told": ("tokens", "if (!fits && i == 0)", "if (false)", "bad token"),
+    "a bad token that is followed backwards": (
+        "tokens", "if (token < 0 || token >= V) return;", "", "bad token"),
+    "every place of a token adds up": (
+        "tokens", "if (group_sum<WARPS_OF_BLOCK>(before, 0)) return;",
+        "if (group_sum<WARPS_OF_BLOCK>(before, 0) > 1) return;", "tokens gradient"),
+    "places of the first chunk alone": (
+        "tokens", "start < rows; start += THREADS", "start < place + 1; start += THREADS",
+        "tokens gradient"),
+    "no barrier before the places are read": (
+        "tokens", "        __syncthreads();\n", "", "tokens gradient"),
+    "one list of places for all chunks": (
+        "tokens", "turn = 1 - turn", "turn = 0", "tokens gradient"),
+    "places of a chunk as if of the first warp": (
+        "tokens", "start + warp * WARP + __ffs", "start + __ffs", "tokens gradient"),
+    "a feature too many": (
+        "tokens", "if (first + k * THREADS < n) dtable", "if (first + k * THREADS <= n) dtable",
+        "tokens gradient"),
+    "features of the first thread alone": (
+        "tokens", "sums[k] += dx[r * n + first + k * THREADS]", "sums[k] += dx[r * n + first]",
+        "tokens gradient"),
     "the row after the NaN's": (
         "masks", "(Place)row << 32", "(Place)(row + 1) << 32", "NaN"),
     "the place of a NaN in its warp alone": (
@@ -132,6 +182,29 @@ def check(gpu, what):
     elif what == "label":
         logits, labels = gpu.asarray(random(2, 3)), gpu.asarray(np.array([0, 3]))
         assert np.isnan(gpu.xp.asnumpy(softmax_cross_entropy(logits, labels)[0])[1])
+    elif what == "told label":
+        softmax_cross_entropy(*map(gpu.asarray, (random(2, 3), np.array([0, 3]))))
+        with pytest.raises(UserError, match="label of example 1 is 3"):
+            gpu.check_errors()
+    elif what in ("ignored", "far loss", "long loss"):
+        C, scale = (1100, 1) if what == "long loss" else (40, 300 if what == "far loss" else 1)
+        compare(gpu, "softmax_cross_entropy", (random(3, C, scale=scale), np.array([-1, 3, 39]),
+                                               -1, False))
+    elif what == "ignored gradient":
+        compare(gpu, "softmax_cross_entropy_gradient", (random(3, 40), np.array([-1, 3, 39]), 0.5,
+                                                        -1, True))
+    elif what == "tokens":
+        compare(gpu, "tokens_forward", (TOKENS.reshape(3, 200), embedding_of(40)))
+    elif what == "tokens gradient":
+        compare(gpu, "tokens_backward", (random(3, 200, 300), TokenCache(TOKENS.reshape(3, 200)),
+                                         embedding_of(300)))
+    elif what == "bad token":
+        tokens, p = gpu.asarray(np.array([0, 1, 7])), map_arrays(gpu.asarray, embedding_of(40))
+        x, cache = tokens_forward(tokens, p)
+        tokens_backward(x, cache, p)
+        assert np.isnan(gpu.xp.asnumpy(x)).all(axis=-1).tolist() == [False, False, True]
+        with pytest.raises(UserError, match="token 2 of the batch is 7, which is not in the voc"):
+            gpu.check_errors()
     elif what == "dropout":
         check_dropout(gpu)
     elif what == "norm":
@@ -151,6 +224,14 @@ def check(gpu, what):
     else:
         p, g, u, v = (random(700, seed=i) for i in range(4))
         compare(gpu, "adam", (p, g, u, v * v, 3, 0.1, 0.9, 0.999, 1e-8, 0.01, True, 1.0))
+
+
+TOKENS = np.random.default_rng(0).integers(0, 7, 600)
+
+
+def embedding_of(D):
+    """Return the embedding of a vocabulary of 7, of texts of 200 tokens."""
+    return TokenEmbedding(random(7, D, seed=2), random(200, D, seed=3))
 
 
 def norm_of(D):
