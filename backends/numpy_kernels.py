@@ -408,7 +408,8 @@ DERIVATIVE_INTO = {"softplus": _sigmoid_into, "tanh": _tanh_derivative_into,
 @kernel
 def tokens_backward(body: Body, dx: Array, cache: Any, g: Any, first: int = 0) -> None:
     tokens = cache.tokens
-    if (not tokens_fit(tokens, *g, first) or dx.shape != (*tokens.shape, g.tokens.shape[1])
+    if (not tokens_fit(tokens, g.tokens, g.positions, first)
+            or dx.shape != (*tokens.shape, g.tokens.shape[1])
             or not all(total.flags.writeable for total in g)):
         return body(dx, cache, g, first)  # raises
     check_float("tokens_backward", dx, *g)
