@@ -389,7 +389,7 @@ class CupyKernels:
 
     @kernel
     def tokens_forward(self, body: Body, tokens: Array, p: Any, first: int = 0) -> Any:
-        if not tokens_fit(tokens, *p, first):
+        if not tokens_fit(tokens, p.tokens, p.positions, first):
             return body(tokens, p, first)  # raises
         real, (V, D), T = self._check("tokens_forward", *p), p.tokens.shape, tokens.shape[-1]
         x = self.xp.empty((*tokens.shape, D), dtype=p.tokens.dtype)
@@ -404,7 +404,8 @@ class CupyKernels:
     @kernel
     def tokens_backward(self, body: Body, dx: Array, cache: Any, g: Any, first: int = 0) -> None:
         tokens = cache.tokens
-        if not tokens_fit(tokens, *g, first) or dx.shape != (*tokens.shape, g.tokens.shape[1]):
+        if (not tokens_fit(tokens, g.tokens, g.positions, first)
+                or dx.shape != (*tokens.shape, g.tokens.shape[1])):
             return body(dx, cache, g, first)  # raises
         real, T, (V, D) = self._check("tokens_backward", dx, *g), tokens.shape[-1], g.tokens.shape
         if dx.size == 0:

@@ -365,39 +365,37 @@ def _tanh_derivative_into(a: Array, y: Array) -> None:
     np.subtract(1, y, out=y)
 
 
-# gelu_new: tanh(u) is 1 for |a| > 10, where a^3 may overflow. u = a (C + K a^2).
-
-GELU_C = (2 / np.pi) ** 0.5
+GELU_C = (2 / np.pi) ** 0.5  # of gelu_new: u = a (C + K a^2)
 GELU_K = 0.044715 * GELU_C
 
 
 def _gelu_new_into(a: Array, y: Array) -> None:
-    np.clip(a, -10, 10, out=y)
-    square = y * y
-    square *= GELU_K
-    square += GELU_C
-    y *= square
-    np.tanh(y, out=y)
+    _gelu_tanh_into(a, y)
     y += 1
     y *= a
     y *= 0.5
 
 
-def _gelu_new_derivative_into(a: Array, y: Array) -> None:
-    near = np.clip(a, -10, 10)
-    square = near * near
-    np.multiply(square, GELU_K, out=y)
+def _gelu_tanh_into(a: Array, y: Array) -> None:
+    np.multiply(a, a, out=y)
+    y *= GELU_K
     y += GELU_C
-    y *= near
+    y *= a
     np.tanh(y, out=y)
-    square *= 3 * GELU_K  # a du/da
-    square += GELU_C
-    square *= near
-    np.multiply(y, y, out=near)
-    np.subtract(1, near, out=near)
-    square *= near
+
+
+def _gelu_new_derivative_into(a: Array, y: Array) -> None:
+    """Write ``(1 + t + (1 - t^2) a du/da) / 2``, t = tanh(u), into y."""
+    _gelu_tanh_into(a, y)
+    slope = a * a
+    slope *= 3 * GELU_K
+    slope += GELU_C
+    slope *= a
+    rest = y * y
+    np.subtract(1, rest, out=rest)
+    slope *= rest
     y += 1
-    y += square
+    y += slope
     y *= 0.5
 
 

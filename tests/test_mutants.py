@@ -413,9 +413,6 @@ MUTANTS = {
     "a token that comes again counted once": Mutant(
         "backends/numpy_kernels.py", "rows[order[start:start + count]].sum(axis=0)",
         "rows[order[start]]", ("test_tokens", "one_by_one and kernels")),
-    "tokens sorted backwards": Mutant(
-        "backends/numpy_kernels.py", "np.argsort(flat, kind=\"stable\")", "np.argsort(-flat)",
-        ("test_tokens", "one_by_one and kernels")),
     "positions from the first, backwards": Mutant(
         "backends/numpy_kernels.py", "positions = g.positions[first:first + T]",
         "positions = g.positions[:T]", ("test_tokens", "one_by_one and kernels")),
@@ -441,11 +438,8 @@ MUTANTS = {
         "comet_np/functional/loss.py", "if in_place and not (writeable(array) and", "if not (",
         ("test_loss", "nothing_can_be_written")),
     "the cube of gelu_new forgotten": Mutant(
-        "backends/numpy_kernels.py", "square *= 3 * GELU_K", "square *= GELU_K",
+        "backends/numpy_kernels.py", "slope *= 3 * GELU_K", "slope *= GELU_K",
         ("test_hidden", "gelu_new")),
-    "gelu_new that overflows": Mutant(
-        "comet_np/functional/activations.py", "near = xp.minimum(xp.maximum(a, -10), 10)",
-        "near = a", ("test_activations", "overflows")),
     # --- norm, attention, patches ---------------------------------------------------------------
     "eps beside the deviation": Mutant(
         "comet_np/functional/norm.py", "keepdims=True) + eps) ** -0.5",

@@ -52,15 +52,13 @@ template <class T> __device__ T cdf(T a) { return (T)0.5 * (1 + erf(a * (T)0.707
 template <class T> __device__ T pdf(T a) { return exp((T)-0.5 * a * a) * (T)0.3989422804014327; }
 template <class T> __device__ T square(T a) { return a * a; }
 
-// u of gelu_new and du/da, as if |a| were 10 beyond it: tanh(u) = 2 sigmoid(2 u) - 1 is 1 there.
-template <class T> __device__ T near(T a) { return fmin(fmax(a, (T)-10), (T)10); }
-template <class T> __device__ T gelu_argument(T a) {
-    return (T)0.7978845608028654 * a * (1 + (T)0.044715 * a * a);
+// (1 + tanh(u)) / 2 of gelu_new, which is sigmoid(2 u), and 2 du/da.
+template <class T> __device__ T gelu_gate(T a) {
+    return sigmoid((T)1.5957691216057308 * a * (1 + (T)0.044715 * a * a));
 }
 template <class T> __device__ T gelu_slope(T a) {
-    return (T)0.7978845608028654 * (1 + 3 * (T)0.044715 * a * a);
+    return (T)1.5957691216057308 * (1 + 3 * (T)0.044715 * a * a);
 }
-template <class T> __device__ T gelu_gate(T a) { return sigmoid(2 * gelu_argument(near(a))); }
 
 #define ACTIVATION(name, value, derivative)                                  \
     struct f_##name {                                                        \
@@ -77,7 +75,7 @@ ACTIVATION(softplus, softplus(a), sigmoid(a))
 ACTIVATION(silu, a * sigmoid(a), sigmoid(a) + a * (sigmoid(a) * sigmoid(-a)))
 ACTIVATION(gelu, a * cdf(a), cdf(a) + a * pdf(a))
 ACTIVATION(gelu_new, a * gelu_gate(a),
-           gelu_gate(a) + 2 * a * (gelu_gate(a) * gelu_gate(-a)) * gelu_slope(near(a)))
+           gelu_gate(a) + a * (gelu_gate(a) * gelu_gate(-a)) * gelu_slope(a))
 ACTIVATION(elu, a > 0 ? a : expm1(a), a > 0 ? 1 : exp(a))
 constexpr double SELU_ALPHA = 1.6732632423543772, SELU_SCALE = 1.0507009873554805;
 ACTIVATION(selu, (T)SELU_SCALE * (a > 0 ? a : (T)SELU_ALPHA * expm1(a)),
