@@ -427,8 +427,9 @@ def _momentum(draw: Draw, sizes: Sequence[Size]) -> Samples:
 def _adam(draw: Draw, sizes: Sequence[Size]) -> Samples:
     for p, g, lr, weight_decay, scale in _sgd(draw, sizes):
         for step, decoupled in (1, False), (7, True):
-            yield (p, g, draw.normal(p.size), draw.normal(p.size) ** 2, step, lr, 0.9, 0.999, 1e-8,
-                   weight_decay, decoupled, scale)
+            u = draw.normal(p.size)
+            v = u**2 + draw.normal(p.size) ** 2  # at least the square of the first
+            yield p, g, u, v, step, lr, 0.9, 0.999, 1e-8, weight_decay, decoupled, scale
 
 
 def _squared_norm(draw: Draw, sizes: Sequence[Size]) -> Samples:
