@@ -178,7 +178,9 @@ def probabilities(logits: np.ndarray, temperature: float = 1.0, top_k: int | Non
         least one: Holtzman et al., 'The curious case of neural text degeneration', 2020.
     """
     check_choice(temperature, top_k, top_p)
-    scores = logits.astype("float64") / temperature
+    scores = logits.astype("float64")
+    with np.errstate(over="ignore"):  # the smallest temperatures leave the most probable token
+        scores = (scores - scores.max(axis=-1, keepdims=True)) / temperature
     V = scores.shape[-1]
     if top_k is not None and top_k < V:
         kth = np.partition(scores, V - top_k, axis=-1)[..., V - top_k, None]

@@ -141,6 +141,7 @@ def test_probabilities_by_hand():
     assert_close(tied, [0, 1 / 3, 1 / 3, 1 / 3], "elementwise")
     large = probabilities(np.array([[1e4, 0.0], [-1e4, 0.0]], "float32"), 0.01)
     np.testing.assert_array_equal(large, [[1, 0], [0, 1]])
+    np.testing.assert_array_equal(probabilities(logits, 1e-320), [0, 1, 0, 0])
 
 
 def test_tokens_are_chosen_with_their_probabilities(draw):
