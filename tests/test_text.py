@@ -181,6 +181,15 @@ def test_tokens_are_those_of_gpt2(packages, tmp_path, official):
         assert ours.encode(text_).tolist() == theirs(text_)["input_ids"], text_
 
 
+def test_a_saved_tokenizer_neither_cuts_nor_fills_up(packages, tmp_path):
+    saved = load_tokenizer(gpt2_files(tmp_path))
+    saved._bpe.enable_truncation(3)
+    saved._bpe.enable_padding(length=9)
+    saved.save(tmp_path)
+    assert [len(tokens) for tokens in load_tokenizer(tmp_path).encode_all(["abcdef", "a"])] == [
+        6, 1]
+
+
 def test_long_texts_are_cut_where_no_token_is(packages, tmp_path, monkeypatch, draw):
     merges = ("h e", "he l", "Ġ w", "Ġ Ġ", "Ċ Ċ", "Ġ Ċ")  # white joins white, were it let
     ours = load_tokenizer(gpt2_files(tmp_path, merges))

@@ -236,6 +236,8 @@ def _from_file(folder: Path) -> Tokenizer:
     except Exception as error:  # the package raises this very class
         raise UserError(f"{path} is damaged, or of a newer version of the package tokenizers "
                         f"({one_line(error)})") from error
+    bpe.no_truncation()  # what a file of Hugging Face's may ask for
+    bpe.no_padding()
     return Tokenizer(bpe.get_vocab_size(), bpe)
 
 
