@@ -281,8 +281,8 @@ MUTANTS = {
         "comet_np/generation.py", "before < top_p", "before + ranked <= top_p",
         ("test_generation", "by_hand")),
     "--temperature ignored": Mutant(
-        "comet_np/generation.py", 'axis=-1, keepdims=True)) / temperature', "axis=-1, keepdims=True))",
-        ("test_generation", "by_hand")),
+        "comet_np/generation.py", "axis=-1, keepdims=True)) / temperature",
+        "axis=-1, keepdims=True))", ("test_generation", "by_hand")),
     "one text for all seeds": Mutant(
         "comet_np/generation.py", 'stream(seed, "generation")', 'stream(0, "generation")',
         ("test_generation", "a_seed_says")),
