@@ -167,7 +167,7 @@ def shape(size: str) -> tuple[int, int, int]:
     if size in SIZES:
         found = SIZES[size]
         return found["depth"], found["width"], found["heads"]
-    if not re.fullmatch(r"\d{1,6}x\d{1,6}x\d{1,6}", size):
+    if not re.fullmatch(r"\d{1,3}x\d{1,6}x\d{1,6}", size):
         raise UserError(f"a size of GPT-2 is one of {', '.join(SIZES)}, or DEPTHxWIDTHxHEADS, as "
                         f'4x128x4, got "{size}"')
     depth, width, heads = map(int, size.split("x"))

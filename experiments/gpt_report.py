@@ -42,9 +42,9 @@ class Curve(NamedTuple):
         return float("nan") if self.diverged else float(self.value[-1])
 
     @property
-    def speed(self) -> float:
-        """Tokens per second of training; NaN if there was none."""
-        return float(self.tokens[-1] / self.seconds[-1]) if self.seconds[-1] else float("nan")
+    def speed(self) -> float | None:
+        """Tokens per second of training; None if there was none."""
+        return float(self.tokens[-1] / self.seconds[-1]) if self.seconds[-1] else None
 
 
 Curves = dict[int, Curve]  # by seed
@@ -160,9 +160,10 @@ def table(config: GPTConfig, out: Path) -> str:
 def _values(curves: Curves) -> tuple[str, str, str]:
     best = interval(np.array([curve.best for curve in curves.values()]))
     lasts = np.array([curve.last for curve in curves.values()])
+    speeds = [curve.speed for curve in curves.values() if curve.speed is not None]
     return (f"{best.mean:.2f}{_reach(best, 2)}",
             "diverged" if np.isnan(lasts).all() else f"{np.nanmean(lasts):.2f}",
-            f"{np.mean([curve.speed for curve in curves.values()]):,.0f}")
+            f"{np.mean(speeds):,.0f}" if speeds else "-")
 
 
 def _reach(found: Interval, digits: int = 1) -> str:

@@ -88,6 +88,7 @@ def test_the_panels_are_all_settings_and_the_models_without_p_k_have_one_cell():
 
 @pytest.mark.parametrize(("flags", "message"), [
     ({"sizes": ("huge",)}, r'a size of GPT-2 is one of small, .* as 4x128x4, got "huge"'),
+    ({"sizes": ("1000x8x2",)}, 'got "1000x8x2"'),
     ({"sizes": ("2x10x3",)}, "heads"),
     ({"tokenizer": "words"}, "unknown tokenizer"),
     ({"tokenizer": "bpe", "vocabulary": 0}, "vocabulary"),
@@ -280,6 +281,12 @@ def test_the_table_and_the_figure_with_seeds_missing_and_diverged(tmp_path, save
     np.testing.assert_array_equal(right.lines[1].get_xydata(), [[4, 30], [6, 20]])
     assert left.get_yscale() == "log"
     assert left.get_ylim()[1] < 99  # what is before the first tenth leaves the figure
+
+
+@pytest.mark.parametrize(("standard", "speed"), [(([99],), "-"), (([99, 50, 30, 20], [99]), "16")])
+def test_the_speed_is_that_of_the_cells_that_took_a_step(tmp_path, standard, speed):
+    finish(tmp_path, {"standard": standard})
+    assert re.split("  +", gpt_report.table(CONFIG, tmp_path).splitlines()[1])[3] == speed
 
 
 def test_a_folder_without_finished_cells_has_no_figure(tmp_path):
