@@ -170,6 +170,10 @@ def test_a_diverged_run_is_a_result(text, capsys, saved):
                      out)
     assert re.search(r"lr 1e\+30, p_k = 0.5: standard \(1 diverged\) .* diverged ", out)
     assert not list(Path("runs").glob("**/diverged"))
+    left, = Path("runs/gpt-smoke/cells").glob("*lr1e+30*")
+    assert main(["generate", str(left), "--prompt", "one"]) == 2
+    assert re.search(r"left no network \(training diverged at step \d .*\): there is no model",
+                     capsys.readouterr().err)
     crosses = [[line.get_marker() for line in axes.lines].count("x") for axes in saved[-1].axes]
     assert crosses == [0, 0, 1, 1]
 

@@ -238,8 +238,9 @@ def load_run(folder: str | Path, backend: str | Backend = "numpy",
     except (FileNotFoundError, NotADirectoryError):
         raise _no_run(folder) from None
     if WEIGHTS not in files:
-        raise UserError(f"{folder} is of an experiment that trains no network: there is no model "
-                        "in it")
+        what = (f"a run that left no network ({result['diverged']})" if "diverged" in result else
+                "an experiment that trains no network")
+        raise UserError(f"{folder} is of {what}: there is no model in it")
     with believed(folder / RESULT):
         if not all(isinstance(value, Real) for value in result["last"].values()):
             raise TypeError("the last metrics are no numbers")
