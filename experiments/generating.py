@@ -58,8 +58,10 @@ def _of_huggingface(folder: Path) -> bool:
         return False
     try:
         values = json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError, RecursionError):
+    except OSError:
         return False
+    except (ValueError, RecursionError):
+        return True  # what reads it says what is wrong
     return isinstance(values, dict) and "model_type" in values
 
 

@@ -365,6 +365,8 @@ def test_bad_folders(cell, tmp_path, capsys):
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     assert "bert" in told(tmp_path / "bert")
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": ')
+    assert "config.json is no JSON" in told(tmp_path / "bert")
 
 
 def test_a_tokenizer_of_another_model(cell, monkeypatch):

@@ -362,7 +362,7 @@ def test_documents_of_ones_own_are_split_by_project_or_by_tens(tmp_path, name):
 
 @pytest.mark.parametrize(("name", "content", "words"), [
     ("a.txt", b"", ("expected at least one", "training")),
-    ("a.txt", b"abc", ("expected at least one", "running text of 4 tokens")),
+    ("a.txt", b"abc", ("expected at least one", "running text of 4 tokens", "in 1 piece:")),
     ("a.txt", b"abcdefgh\n" * 9 + b"\xff\xfe\xfa", ("not in UTF-8", "iconv")),
     ("a.jsonl", b"", ("expected at least one", "training")),
     ("a.jsonl", b'{"text": "a"}\n' * 20, ("18 tokens in 18 documents",)),

@@ -299,9 +299,9 @@ def _write(texts: Iterator[Text], corpus: Corpus, tokenizer: Tokenizer, settings
         if part not in streams:
             raise _too_short(corpus, settings, part)
         if not streams[part].texts:
-            kind = "pieces" if corpus.running else "documents"
-            raise _too_short(corpus, settings, part,
-                             f"{streams[part].tokens} tokens in {streams[part].documents} {kind}")
+            count, kind = streams[part].documents, "piece" if corpus.running else "document"
+            raise _too_short(corpus, settings, part, f"{streams[part].tokens} tokens in {count} "
+                                                     f"{kind}{'s' * (count != 1)}")
     return {part: stream.known() for part, stream in streams.items() if stream.texts}
 
 
