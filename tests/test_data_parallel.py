@@ -164,9 +164,9 @@ def test_a_stop_asked_of_one_rank_stops_all_and_the_run_goes_on(tmp_path):
     unstopped = train_on(2, CONFIG, small_data(), tmp_path / "unstopped")
 
     def ask(run):
-        by_step(run, 1, 4, lambda: stops[-1].ask(signal.SIGTERM))
+        by_step(run, 1, 4, lambda: stops[threading.get_ident()].ask(signal.SIGTERM))
 
-    stops = []
+    stops = {}  # by the thread of a rank
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "stop_on_signals", lambda given: _kept(given, stops))
         answers = train_on(2, CONFIG, small_data(), tmp_path / "run", ask)
@@ -179,7 +179,7 @@ def test_a_stop_asked_of_one_rank_stops_all_and_the_run_goes_on(tmp_path):
 
 
 def _kept(given, stops):
-    stops.append(given)
+    stops[threading.get_ident()] = given
     return contextlib.nullcontext(given)
 
 
@@ -272,7 +272,7 @@ def test_the_first_rank_says_whether_a_cell_is_to_be_run(tmp_path, monkeypatch):
     local = threading.local()
     monkeypatch.setattr(cell, "of_command", lambda: local.ranks)
     monkeypatch.setattr(loop, "of_command", lambda: local.ranks)
-    monkeypatch.setattr(loop, "stop_on_signals", lambda given: _kept(Stop(), []))
+    monkeypatch.setattr(loop, "stop_on_signals", lambda given: _kept(Stop(), {}))
     for outcomes in on_ranks(2, work):
         assert outcomes == [Outcome(one.name, "done"), Outcome(one.name, "found")]
     assert not (tmp_path / "elsewhere").exists()
