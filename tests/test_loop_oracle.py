@@ -225,7 +225,7 @@ def validation_as_test(run):
     return record.finish(run)
 
 
-def numbered_from_0_in_each_block(self):
+def numbered_from_0_in_each_block(self, ranks=None):
     for block in examples.blocks(len(self), examples.BLOCK):
         x = self._task.inputs(self.x[block], *self._scale, self._dtype)
         yield step.Batch(x, self.y[block], self.rows[:len(x)])

@@ -74,8 +74,6 @@ class Ranks:
 
     def agree(self, stop: Stop) -> None:
         """Let a stop that one rank was asked for be asked of all."""
-        if number := max(self.gather(stop.asked and stop.number)):
-            stop.ask(number)
 
     def same(self, settings: dict[str, Any]) -> None:
         """Raise a UserError unless the settings are the same on all ranks."""
@@ -130,6 +128,10 @@ class Connected(Ranks):
         backend = backend_of(array)
         losses = self._exchange(float(backend.to_host(loss)), array)
         return backend.asarray(sum(losses), dtype=array.dtype)
+
+    def agree(self, stop: Stop) -> None:
+        if number := max(self.gather(stop.asked and stop.number)):
+            stop.ask(number)
 
     def copy_(self, array: Array) -> None:
         host = backend_of(array).to_host(array)

@@ -188,8 +188,8 @@ def _restore(run: Run) -> None:
         length, loss_sum = int(description["metrics_bytes"]), float(description["loss_sum"])
         last = dict(description["last"])
         seconds = {name: float(value) for name, value in description["seconds"].items()}
-        if min(step, length) < 0:
-            raise ValueError(f"step {step}, {length} bytes")
+        if min(step, length, step - int(last["step"])) < 0:
+            raise ValueError(f"step {step}, {length} bytes, last line {last}")
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise checkpoint.CheckpointError(
             f"the checkpoint in {record.folder} does not hold what a run writes ({error!r}): move "
