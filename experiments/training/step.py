@@ -117,6 +117,7 @@ class Learner:
             self.backward(share if self.scaling is None else share * self.scaling[0], made,
                           self._grads)
             mean = made.loss if share == 1 else mean + share * made.loss
+            del made  # before the next forward pass keeps as much
         mean = self.ranks.sum_(self._flat_grads, mean)
         self._update(self._flat_grads, lr)
         return mean
@@ -157,6 +158,7 @@ def evaluate(learner: Learner, examples: Examples,
         found |= {name: to_host(count).item()
                   for name, count in learner.counts(made, batch).items()}
         ours.append(found)
+        del made  # before the next forward pass keeps as much
     sums: dict[str, float] = {}
     for found in learner.ranks.in_order(ours):  # so the sums do not depend on the ranks
         for name, value in found.items():
