@@ -70,13 +70,11 @@ class Corpus(NamedTuple):
 class Kind(NamedTuple):
     """What is known of a corpus before it is looked for.
 
-    title : what it is
     find : function (folder or None, filtered) -> Corpus
     status : function (folder or None) -> what is there of it in a word or two, and where
-    source : where it comes from
+    source : what it is, or where it comes from
     """
 
-    title: str
     find: Callable[[Path | None, bool], Corpus]
     status: Callable[[Path | None], tuple[str, Path | None]]
     source: str
@@ -91,8 +89,8 @@ def find(name: str, folder: Path | None, filtered: bool = False) -> Corpus:
     folder : Path, optional
         Of the data sets.
     filtered : bool
-        Use only those documents of code that name pandas, sklearn, matplotlib or seaborn, as the
-        Hugging Face course does.
+        Of documents use only those that name pandas, sklearn, matplotlib or seaborn, as the
+        Hugging Face course does; prose is taken whole.
 
     Raises
     ------
@@ -110,12 +108,6 @@ def find(name: str, folder: Path | None, filtered: bool = False) -> Corpus:
 def is_file_name(name: str) -> bool:
     """Return whether the name of a corpus is that of a file of one's own."""
     return name.lower().endswith(SUFFIXES)
-
-
-def _no_filter(name: str, filtered: bool) -> None:
-    if filtered:
-        raise UserError(f"{name} is prose, and only documents of code can be filtered by the "
-                        "libraries that they use: leave the filter out")
 
 
 def _kept(text: str, filtered: bool) -> bool:
@@ -165,7 +157,6 @@ def _python_code(folder: Path | None, filtered: bool) -> Corpus:
 
 
 def _python_prose(folder: Path | None, filtered: bool) -> Corpus:
-    _no_filter("python-prose", filtered)
     files = _modules(wants_topics=True)
     return Corpus("python-prose", tuple(files), True, partial(_of_library, files, _prose))
 
@@ -283,7 +274,6 @@ def _locate_wikitext(pattern: str, folder: Path) -> WikiText | None:
 
 
 def _wikitext(name: str, pattern: str, folder: Path | None, filtered: bool) -> Corpus:
-    _no_filter(name, filtered)
     folder = _needed(name, folder, WIKITEXT)
     wiki = _locate_wikitext(pattern, folder)
     if wiki is None:
@@ -390,7 +380,9 @@ def _of_documents(files: tuple[Path, ...], validation: tuple[Path, ...], filtere
                 for document in documents()), ""
     if len(every - {""}) < 2:
         return (("val" if number % 10 == 9 else "train", document.text)
-                for number, document in enumerate(documents())), ""
+                for number, document in enumerate(documents())), "" if not validation else (
+            "the official parts share their only project, so every tenth document of all files is "
+            "for validation instead")
     apart = held_out(every - {""})
     notice = "" if not validation else (
         f"the official parts share {len(shared - {''})} projects, so validation is on all files of "
@@ -445,7 +437,6 @@ def _own(name: str, filtered: bool) -> Corpus:
     size = file_size(path)
     if path.suffix.lower() != ".txt":
         return Corpus(name, (path,), False, partial(_of_documents, (path,), (), filtered), passes=2)
-    _no_filter(name, filtered)
 
     def texts(tick: Tick) -> tuple[Iterator[Text], str]:
         cut = _line_end(path, size * 9 // 10)
@@ -480,34 +471,26 @@ def _built_in(folder: Path | None) -> tuple[str, Path | None]:
     return "built in", library()
 
 
-def _of_wikitext(name: str, pattern: str, title: str, source: str) -> Kind:
-    return Kind(title, partial(_wikitext, name, pattern), partial(_wikitext_status, pattern),
-                source)
+def _of_wikitext(name: str, pattern: str, source: str) -> Kind:
+    return Kind(partial(_wikitext, name, pattern), partial(_wikitext_status, pattern), source)
 
 
 CORPORA: dict[str, Kind] = {
-    "python-code": Kind("the source of Python's standard library", _python_code, _built_in,
-                        "Python's standard library"),
-    "python-prose": Kind("the documentation strings of Python's standard library and the topics of "
-                         "its help", _python_prose, _built_in, "Python's standard library"),
-    "wikitext": _of_wikitext("wikitext", "wikitext-*", "the larger of WikiText-2 and -103 found",
-                             "wikitext-2 or wikitext-103"),
-    "wikitext-2": _of_wikitext("wikitext-2", "wikitext-2*", "articles of Wikipedia, 2 M words",
-                               "wikitext-2-v1.zip"),
-    "wikitext-103": _of_wikitext("wikitext-103", "wikitext-103*",
-                                 "articles of Wikipedia, 103 M words", "wikitext-103-v1.zip"),
-    "codeparrot": Kind("files of Python from GitHub, as lines of JSON", _codeparrot,
-                       _codeparrot_status,
+    "python-code": Kind(_python_code, _built_in, "Python's standard library"),
+    "python-prose": Kind(_python_prose, _built_in,
+                         "documentation strings of Python's standard library, topics of its help"),
+    "wikitext": _of_wikitext("wikitext", "wikitext-*", "the larger of wikitext-2 and wikitext-103"),
+    "wikitext-2": _of_wikitext("wikitext-2", "wikitext-2*", "wikitext-2-v1.zip"),
+    "wikitext-103": _of_wikitext("wikitext-103", "wikitext-103*", "wikitext-103-v1.zip"),
+    "codeparrot": Kind(_codeparrot, _codeparrot_status,
                        "https://huggingface.co/datasets/codeparrot/codeparrot-clean"),
 }
 
 
 def report(folder: Path | None) -> list[tuple[str, str, str, str]]:
     """Return, for each corpus, its name, status, where it lies, and where it comes from."""
-    rows: list[tuple[str, str, str, str]] = []
+    rows = []
     for name, kind in CORPORA.items():
         status, place = kind.status(folder)
         rows.append((name, status, str(place or "-"), kind.source))
     return rows
-
-
