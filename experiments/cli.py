@@ -247,8 +247,11 @@ def _run(options: argparse.Namespace) -> int:
     out = _out(options)
 
     def unfinished() -> list[Cell]:
+        """Return the cells to run; what is told of each is what is done and needed on a machine."""
         missing = [cell.result(out) is None for cell in cells] if ranks.first else None
-        return list(itertools.compress(cells, ranks.broadcast(missing)))
+        each = 1 if backend.waits else ranks.neighbours  # on GPUs each rank has one of its own
+        return [cell._replace(work=cell.work / ranks.size, memory=cell.memory * each)
+                for cell in itertools.compress(cells, ranks.broadcast(missing))]
 
     if ranks.first:
         make_folder(out)

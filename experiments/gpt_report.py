@@ -64,19 +64,21 @@ def read(config: GPTConfig, out: Path) -> Found:
 
 
 def _read(cell: Cell, out: Path) -> Curve | None:
-    training = cell.spec.run.training
-    tokens = training.examples_a_step * cell.spec.context  # of a step
-
-    def of_result(result: dict[str, Any]) -> tuple[str | None, str]:
-        return result.get("diverged"), str(result["data"])
+    def of_result(result: dict[str, Any]) -> tuple[tuple[str, int], str | None, str]:
+        texts = result.get("texts")  # of an epoch, whose last step may be short
+        return (("epoch", int(texts)) if texts is not None else
+                ("step", cell.spec.run.training.examples_a_step),  # earlier results lack it
+                result.get("diverged"), str(result["data"]))
 
     def of_lines(lines: list[dict[str, Any]]) -> np.ndarray:
-        table = np.array([(tokens * line["step"], line["val_perplexity"], line["seconds"])
-                          for line in lines], np.float64)
+        table = np.array([(line[unit] * texts * cell.spec.context, line["val_perplexity"],
+                           line["seconds"]) for line in lines], np.float64)
         return table.reshape(-1, 3).T
 
-    result = cell.result(out, of_result)
-    return None if result is None else Curve(*cell.metrics(out, of_lines), *result)
+    if (result := cell.result(out, of_result)) is None:
+        return None
+    (unit, texts), *rest = result
+    return Curve(*cell.metrics(out, of_lines), *rest)
 
 
 # --- comparisons --------------------------------------------------------------------------------
