@@ -88,6 +88,9 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one sentence, without the usage."""
 
     def error(self, message: str) -> NoReturn:
+        if message.endswith("expected one argument"):
+            flag = message.split()[1].rstrip(":").split("/")[0]
+            message += f"; one that begins with a dash is written {flag}=-x"
         raise UserError(f"{message} (see {self.prog} --help)")
 
 

@@ -344,6 +344,8 @@ def one_sentence(arguments, capsys):
     (["--prompt", "a", "--tokens", "0"], "--tokens is the number of tokens to make, at least 1"),
     (["--prompt", "a", "--tokens", "x"], "argument --tokens: invalid int value: 'x'"),
     (["--prompt", "a", "--backend", "nump"], 'unknown backend "nump"'),
+    (["--prompt", "-x"], "--prompt: expected one argument; one that begins with a dash is written "
+                         "--prompt=-x (see"),
     ([], "the following arguments are required: --prompt"),
     (["--promt", "a"], "required: --prompt")])
 def test_bad_options(options, message, cell, capsys):

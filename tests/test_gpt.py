@@ -196,7 +196,8 @@ def test_what_is_missing_is_said_before_any_work(text, capsys, monkeypatch):
 
 @pytest.mark.parametrize(("flags", "advice"), [
     ([], ", or give --recompute true\n"), (["--recompute", "true"], "\n"),
-    (["--batch", "8"], ", or give --recompute true, or run fewer cells at once with --jobs 1\n")])
+    (["--sizes", "medium", "--batch", "16"],
+     ", or give --recompute true, or run fewer cells at once with --jobs 1\n")])
 def test_too_little_memory_is_said_before_the_start(text, capsys, monkeypatch, flags, advice):
     monkeypatch.setattr(sweep, "physical_memory", lambda: 16e9)
     assert main(["run", "fig14", "--preset", "paper", "--jobs", "2", *flags]) == 2
