@@ -46,11 +46,12 @@ def load_writer(folder: str | Path, backend: Backend) -> Writer:
     if tokenizer.vocabulary > described.vocabulary:  # a table of a model may be longer, as 50304
         raise UserError(f"the tokenizer in {folder} has {tokenizer.vocabulary} entries, and the "
                         f"model {described.vocabulary}: put the one there that it was trained with")
-    if not of_hub:
-        return Writer(*load_run(folder, backend), tokenizer)
-    config, params, fixed = load_huggingface_gpt2(folder)
-    return Writer(config, tree_map(backend.asarray, params), tree_map(backend.asarray, fixed),
-                  tokenizer)
+    if of_hub:
+        config, params, fixed = load_huggingface_gpt2(folder)
+        params, fixed = tree_map(backend.asarray, params), tree_map(backend.asarray, fixed)
+    else:
+        config, params, fixed = load_run(folder, backend)
+    return Writer(config, params, fixed, tokenizer)
 
 
 def _of_huggingface(folder: Path) -> bool:

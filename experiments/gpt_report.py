@@ -64,20 +64,20 @@ def read(config: GPTConfig, out: Path) -> Found:
 
 
 def _read(cell: Cell, out: Path) -> Curve | None:
-    def of_result(result: dict[str, Any]) -> tuple[tuple[str, int], str | None, str]:
-        texts = result.get("texts")  # of an epoch, whose last step may be short
-        return (("epoch", int(texts)) if texts is not None else
-                ("step", cell.spec.run.training.examples_a_step),  # earlier results lack it
-                result.get("diverged"), str(result["data"]))
+    def of_result(result: dict[str, Any]) -> tuple[int | None, str | None, str]:
+        return result.get("texts"), result.get("diverged"), str(result["data"])
 
     def of_lines(lines: list[dict[str, Any]]) -> np.ndarray:
-        table = np.array([(line[unit] * texts * cell.spec.context, line["val_perplexity"],
-                           line["seconds"]) for line in lines], np.float64)
+        table = np.array([(each * line[unit], line["val_perplexity"], line["seconds"])
+                          for line in lines], np.float64)
         return table.reshape(-1, 3).T
 
     if (result := cell.result(out, of_result)) is None:
         return None
-    (unit, texts), *rest = result
+    texts, *rest = result  # of an epoch, whose last step may be short; not in earlier results
+    unit, count = (("step", cell.spec.run.training.examples_a_step) if texts is None else
+                   ("epoch", texts))
+    each = count * cell.spec.context
     return Curve(*cell.metrics(out, of_lines), *rest)
 
 

@@ -30,7 +30,7 @@ Text = tuple[str, str]  # of which part it is ("train", "val" or "test"), and th
 JSON_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 SUFFIXES = (".txt", *JSON_SUFFIXES)
 KEYS = ("content", "text")
-HELD_OUT = 10  # of so many packages or projects, or fewer, one is held out
+HELD_OUT = 10  # of so many packages, projects or documents, or fewer, one is held out
 LIBRARIES = ("pandas", "sklearn", "matplotlib", "seaborn")  # of the Hugging Face course's filter
 READ = 1 << 20  # bytes
 NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
@@ -374,21 +374,23 @@ def _of_documents(files: tuple[Path, ...], validation: tuple[Path, ...], filtere
     projects: dict[bool, set[str]] = {False: set(), True: set()}
     for document in documents():
         projects[document.validation].add(document.project)
-    every, shared = projects[False] | projects[True], projects[False] & projects[True]
-    if validation and not shared - {""}:
-        return (("val" if document.validation else "train", document.text)
-                for document in documents()), ""
-    if len(every - {""}) < 2:
-        return (("val" if number % 10 == 9 else "train", document.text)
-                for number, document in enumerate(documents())), "" if not validation else (
-            "the official parts share their only project, so every tenth document of all files is "
-            "for validation instead")
-    apart = held_out(every - {""})
-    notice = "" if not validation else (
-        f"the official parts share {len(shared - {''})} projects, so validation is on all files of "
-        f"{len(apart)} of the {len(every - {''})} projects instead")
-    return (("val" if document.project in apart else "train", document.text)
-            for document in documents()), notice
+    named = (projects[False] | projects[True]) - {""}
+    shared = (projects[False] & projects[True]) - {""}
+
+    def split(is_held: Callable[[int, Document], bool], notice: str) -> tuple[Iterator[Text], str]:
+        return (("val" if is_held(number, document) else "train", document.text)
+                for number, document in enumerate(documents())), notice if validation else ""
+
+    if validation and not shared:
+        return split(lambda _, document: document.validation, "")
+    if len(named) < 2:
+        return split(lambda number, _: number % HELD_OUT == HELD_OUT - 1,
+                     "the official parts share their only project, so every tenth document of all "
+                     "files is for validation instead")
+    apart = held_out(named)
+    return split(lambda _, document: document.project in apart,
+                 f"the official parts share {len(shared)} projects, so validation is on all files "
+                 f"of {len(apart)} of the {len(named)} projects instead")
 
 
 CODEPARROT = ("put files of https://huggingface.co/datasets/codeparrot/codeparrot-clean-train and "
