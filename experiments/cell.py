@@ -130,5 +130,5 @@ def less_memory(experiment: Experiment, cell: Cell, alone: bool) -> str:
     if "float64" in json.dumps(dataclasses.asdict(cell.spec)):
         advice.append("or the --precision")
     advice += ["or run fewer cells at once with --jobs 1"] * (not alone)
-    advice += ["or start fewer ranks on a machine"] * (of_command().neighbours > 1)
+    advice += ["or start fewer ranks on each machine"] * (of_command().neighbours > 1)
     return ", ".join(advice)

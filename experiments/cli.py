@@ -250,10 +250,9 @@ def _run(options: argparse.Namespace) -> int:
     out = _out(options)
 
     def unfinished() -> list[Cell]:
-        """Return the cells to run; what is told of each is what is done and needed on a machine."""
+        """Return the cells to run; their work is one rank's, their memory of all its neighbours."""
         missing = [cell.result(out) is None for cell in cells] if ranks.first else None
-        each = 1 if backend.waits else ranks.neighbours  # on GPUs each rank has one of its own
-        return [cell._replace(work=cell.work / ranks.size, memory=cell.memory * each)
+        return [cell._replace(work=cell.work / ranks.size, memory=cell.memory * ranks.neighbours)
                 for cell in itertools.compress(cells, ranks.broadcast(missing))]
 
     if ranks.first:

@@ -327,9 +327,22 @@ def test_what_ranks_share_and_what_each_needs_is_told(tmp_path, monkeypatch, cap
         assert (shared.work, shared.memory) == (alone.work / 2, alone.memory * 2)
     monkeypatch.setattr(sweep, "physical_memory", lambda: 1.5 * max(c.memory for c in told[0]))
     assert cli.main([*ARGUMENTS, "--accumulate", "2"]) == 2
-    assert capsys.readouterr().err.endswith("or --train, or start fewer ranks on a machine\n")
+    assert capsys.readouterr().err.endswith("or --train, or start fewer ranks on each machine\n")
     monkeypatch.setattr(ranks, "_of_command", ranks.ALONE)
     assert cli.main([*ARGUMENTS, "--accumulate", "2"]) == 0
+
+
+@pytest.mark.parametrize(("ranks_here", "devices", "sharing"), [(3, 2, 2), (2, 2, 1), (1, 4, 1)])
+def test_ranks_share_the_memory_of_a_gpu_if_it_has_too_few(ranks_here, devices, sharing):
+    used = []
+    cuda = SimpleNamespace(
+        runtime=SimpleNamespace(getDeviceCount=lambda: devices),
+        Device=lambda number: SimpleNamespace(use=lambda: used.append(number)))
+    of_run = Connected(Threads(0, SimpleNamespace(values=[None], barrier=threading.Barrier(1))),
+                       ranks_here - 1, ranks_here)
+    of_run.place(SimpleNamespace(waits=True, xp=SimpleNamespace(cuda=cuda)))
+    assert (used, of_run.neighbours, of_run._crowded) == (
+        [(ranks_here - 1) % devices], sharing, sharing > 1)
 
 
 def mpiexec(*arguments):

@@ -35,7 +35,7 @@ class Ranks:
     ----------
     rank, size : int
     neighbours : int
-        How many of them this machine has.
+        How many of them share the memory of this one: that of the machine, or of a GPU.
     """
 
     rank, size, neighbours = 0, 1, 1
@@ -113,6 +113,7 @@ class Connected(Ranks):
     local : int
         The rank among those of this machine.
     neighbours : int
+        How many ranks this machine has.
     """
 
     def __init__(self, comm: Any, local: int = 0, neighbours: int = 1) -> None:
@@ -162,7 +163,8 @@ class Connected(Ranks):
             cuda = backend.xp.cuda
             devices = cuda.runtime.getDeviceCount()
             cuda.Device(self._local % devices).use()
-            self._crowded = any(self.gather(self.neighbours > devices))
+            self.neighbours = -(-self.neighbours // devices)
+            self._crowded = max(self.gather(self.neighbours)) > 1
 
     def _exchange(self, value: Any, array: Array = None, work: Any = None,
                   error: BaseException | None = None) -> list[Any]:
