@@ -78,7 +78,7 @@ def advance(tokens: Array, first: int, kept: tuple[Kept, ...], params: GPT2Param
 
 def generate(prompt: Array, params: GPT2Params, fixed: Any, config: GPT2Config, count: int,
              temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-             seed: int = 0) -> Iterator[np.ndarray]:
+             seed: int = 0, entries: int | None = None) -> Iterator[np.ndarray]:
     """Return an iterator over the tokens that go on from a prompt, each as soon as it is chosen.
 
     ``token ~ softmax(logits / temperature)``, of the most probable ones if told so
@@ -100,6 +100,9 @@ def generate(prompt: Array, params: GPT2Params, fixed: Any, config: GPT2Config, 
     top_k, top_p
         See `probabilities`.
     seed : int
+    entries : int, optional
+        Choose among the first so many entries of the vocabulary only: those of the tokenizer, if
+        the model's table was made longer.
 
     Yields
     ------
@@ -124,25 +127,26 @@ def generate(prompt: Array, params: GPT2Params, fixed: Any, config: GPT2Config, 
                         f"{config.positions}: give fewer tokens, the last ones say most")
     if not isinstance(count, Integral) or count < 1:
         raise UserError(f"count is the number of tokens to make, at least 1, got {count!r}")
+    if not isinstance(seed, Integral):
+        raise UserError(f"a seed is a whole number, got {seed!r}")
+    if entries is not None and (not isinstance(entries, Integral)
+                                or not 1 <= entries <= config.vocabulary):
+        raise UserError(f"entries is a number of tokens, 1 to {config.vocabulary}, got {entries!r}")
     check_choice(temperature, top_k, top_p)
-    return _tokens(tokens, backend, params, fixed, config,
-                   min(int(count), config.positions - T + 1), temperature, top_k, top_p, seed)
+    total = min(int(count), config.positions - T + 1)
 
+    def made() -> Iterator[np.ndarray]:
+        draw, new, first = stream(seed, "generation"), np.atleast_2d(tokens).astype("int64"), 0
+        kept = room_for(len(new), T + total - 1, config, backend, params.norm.gain.dtype)
+        for _ in range(total):
+            logits = backend.to_host(
+                advance(backend.asarray(new), first, kept, params, fixed, config))
+            first += new.shape[1]
+            chosen = choose(logits[:, :entries], draw, temperature, top_k, top_p)
+            yield chosen.reshape(tokens.shape[:-1]).copy()
+            new = chosen[:, None]
 
-def _tokens(prompt: np.ndarray, backend: Backend, params: GPT2Params, fixed: Any,
-            config: GPT2Config, count: int, temperature: float, top_k: int | None,
-            top_p: float | None, seed: int) -> Iterator[np.ndarray]:
-    draw, tokens = stream(seed, "generation"), np.atleast_2d(prompt).astype("int64")
-    kept = room_for(len(tokens), tokens.shape[1] + count - 1, config, backend,
-                    params.norm.gain.dtype)
-    first = 0
-    for _ in range(count):
-        logits = backend.to_host(
-            advance(backend.asarray(tokens), first, kept, params, fixed, config))
-        first += tokens.shape[1]
-        chosen = choose(logits, draw, temperature, top_k, top_p)
-        yield chosen.reshape(prompt.shape[:-1]).copy()
-        tokens = chosen[:, None]
+    return made()
 
 
 def choose(logits: np.ndarray, draw: np.random.Generator, temperature: float = 1.0,
@@ -185,7 +189,8 @@ def probabilities(logits: np.ndarray, temperature: float = 1.0, top_k: int | Non
     if top_k is not None and top_k < V:
         kth = np.partition(scores, V - top_k, axis=-1)[..., V - top_k, None]
         scores = np.where(scores >= kth, scores, -math.inf)
-    p = _softmax(scores)
+    p = np.exp(scores)
+    p /= p.sum(axis=-1, keepdims=True)
     if top_p is not None and top_p < 1:
         order = np.argsort(-p, axis=-1, kind="stable")
         ranked = np.take_along_axis(p, order, axis=-1)
@@ -193,11 +198,6 @@ def probabilities(logits: np.ndarray, temperature: float = 1.0, top_k: int | Non
         np.put_along_axis(p, order, np.where(before < top_p, ranked, 0), axis=-1)
         p /= p.sum(axis=-1, keepdims=True)
     return p
-
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    p = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return p / p.sum(axis=-1, keepdims=True)
 
 
 def check_choice(temperature: float, top_k: int | None, top_p: float | None) -> None:

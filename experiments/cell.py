@@ -23,13 +23,14 @@ from .training.ranks import of_command
 
 
 class Job(NamedTuple):
-    """A cell for a worker: the experiment's name, the cell, and where."""
+    """A cell for a worker: the experiment's name, the cell, and where; `alone`: one at a time."""
 
     experiment: str
     cell: Cell
     out: Path
     backend: str
     data: str | None
+    alone: bool = False
 
 
 class Outcome(NamedTuple):
@@ -58,7 +59,7 @@ def run_job(job: Job, progress: Any, stop: Stop | None = None) -> Outcome:
             return Outcome(cell.name, "done")
     except OutOfMemory as error:
         return Outcome(cell.name, "failed",
-                       f"{error}: {less_memory(experiment(job.experiment), cell)}")
+                       f"{error}: {less_memory(experiment(job.experiment), cell, job.alone)}")
     except UserError as error:
         return Outcome(cell.name, "failed", str(error))
     except OSError as error:
@@ -111,9 +112,14 @@ def _run(job: Job, folder: Path, progress: Any, stop: Stop | None) -> None:
         (folder / "error.txt").unlink(missing_ok=True)
 
 
-def less_memory(experiment: Experiment, cell: Cell) -> str:
-    """Return the advice to use less memory, by flags that this experiment has."""
+def less_memory(experiment: Experiment, cell: Cell, alone: bool) -> str:
+    """Return the advice to use less memory, by flags that this experiment has.
+
+    With `alone`, fewer cells at once are none.
+    """
     known = {name for name, _ in flags(experiment.config)}
+    if hasattr(cell.spec, "corpus"):
+        known -= {"train"}  # texts stay on disk
     lower = [f"--{name}" for name in ("width", "widths", "sizes", "batch", "train", "images")
              if name in known]
     advice = [f"lower {' or '.join(lower)}"]
@@ -123,4 +129,6 @@ def less_memory(experiment: Experiment, cell: Cell) -> str:
         advice += ["or give --recompute true"] * (not run.training.recompute)
     if "float64" in json.dumps(dataclasses.asdict(cell.spec)):
         advice.append("or the --precision")
-    return ", ".join([*advice, "or run fewer cells at once with --jobs 1"])
+    advice += ["or run fewer cells at once with --jobs 1"] * (not alone)
+    advice += ["or start fewer ranks on each machine"] * (of_command().neighbours > 1)
+    return ", ".join(advice)

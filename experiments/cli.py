@@ -88,6 +88,9 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one sentence, without the usage."""
 
     def error(self, message: str) -> NoReturn:
+        if message.endswith("expected one argument"):
+            flag = message.split()[1].rstrip(":").split("/")[0]
+            message += f"; one that begins with a dash is written {flag}=-x"
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
@@ -247,8 +250,10 @@ def _run(options: argparse.Namespace) -> int:
     out = _out(options)
 
     def unfinished() -> list[Cell]:
+        """Return the cells to run; their work is one rank's, their memory of all its neighbours."""
         missing = [cell.result(out) is None for cell in cells] if ranks.first else None
-        return list(itertools.compress(cells, ranks.broadcast(missing)))
+        return [cell._replace(work=cell.work / ranks.size, memory=cell.memory * ranks.neighbours)
+                for cell in itertools.compress(cells, ranks.broadcast(missing))]
 
     if ranks.first:
         make_folder(out)

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 from ..backends import Backend, get_backend
 from ..errors import UserError, user_path
-from ..generation import generate
-from ..interop.huggingface import load_huggingface_gpt2
+from ..generation import check_choice, generate
+from ..interop.huggingface import huggingface_gpt2_config, load_huggingface_gpt2
 from ..models.gpt2 import GPT2Config, GPT2Params
 from ..tree import tree_map
 from .datasets.tokenizer import Tokenizer, load_tokenizer
 from .files import CONFIG, RESULT
-from .training.model import load_run
+from .training.model import load_run, run_of
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # of bytes that are no UTF-8, or not yet
 
@@ -37,18 +37,20 @@ def load_writer(folder: str | Path, backend: Backend) -> Writer:
         If there is none, or its tokenizer is missing or of another model.
     """
     folder = user_path(folder)
-    if _of_huggingface(folder):
+    of_hub = _of_huggingface(folder)
+    described = huggingface_gpt2_config(folder) if of_hub else run_of(folder).model
+    if not isinstance(described, GPT2Config):
+        raise UserError(f"{folder} holds a model of {type(described).__name__}, and text can be "
+                        "had of a GPT-2: name a cell that trained one")
+    tokenizer = load_tokenizer(folder)  # before the weights, which take longer
+    if tokenizer.vocabulary > described.vocabulary:  # a table of a model may be longer, as 50304
+        raise UserError(f"the tokenizer in {folder} has {tokenizer.vocabulary} entries, and the "
+                        f"model {described.vocabulary}: put the one there that it was trained with")
+    if of_hub:
         config, params, fixed = load_huggingface_gpt2(folder)
         params, fixed = tree_map(backend.asarray, params), tree_map(backend.asarray, fixed)
     else:
         config, params, fixed = load_run(folder, backend)
-        if not isinstance(config, GPT2Config):
-            raise UserError(f"{folder} holds a model of {type(config).__name__}, and text can be "
-                            "had of a GPT-2: name a cell that trained one")
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.vocabulary != config.vocabulary:
-        raise UserError(f"the tokenizer in {folder} has {tokenizer.vocabulary} entries, and the "
-                        f"model {config.vocabulary}: put the one there that it was trained with")
     return Writer(config, params, fixed, tokenizer)
 
 
@@ -70,9 +72,12 @@ def write_text(folder: str, prompt: str, count: int, temperature: float, top_k: 
     """Print a prompt and the tokens that go on from it, each as soon as it is chosen."""
     if not prompt:
         raise UserError("--prompt needs some text to go on from, got nothing")
+    if count < 1:
+        raise UserError(f"--tokens is the number of tokens to make, at least 1, got {count}")
+    check_choice(temperature, top_k, top_p)
     config, params, fixed, tokenizer = load_writer(folder, get_backend(backend))
     tokens = generate(tokenizer.encode(prompt).astype("int64"), params, fixed, config, count,
-                      temperature, top_k, top_p, seed)
+                      temperature, top_k, top_p, seed, tokenizer.vocabulary)
     print(prompt, end="", flush=True)
     made = 0
 

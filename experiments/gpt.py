@@ -244,7 +244,8 @@ def run_cell(spec: TextCell, place: Place) -> dict[str, Any]:
         if place.first:
             (place.folder / "diverged").unlink()  # the state, which can be had again
         why, _, _ = str(error).partition(";")
-        return {"diverged": why, "data": data.digest, "notice": data.notice}
-    if place.first:
-        tokenizer_of(data).save(place.folder)
-    return result
+        result = {"diverged": why, "data": data.digest, "notice": data.notice}
+    else:
+        if place.first:
+            tokenizer_of(data).save(place.folder)
+    return result | {"texts": len(data.x_train)}

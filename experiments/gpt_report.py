@@ -64,19 +64,21 @@ def read(config: GPTConfig, out: Path) -> Found:
 
 
 def _read(cell: Cell, out: Path) -> Curve | None:
-    training = cell.spec.run.training
-    tokens = training.examples_a_step * cell.spec.context  # of a step
-
-    def of_result(result: dict[str, Any]) -> tuple[str | None, str]:
-        return result.get("diverged"), str(result["data"])
+    def of_result(result: dict[str, Any]) -> tuple[int | None, str | None, str]:
+        return result.get("texts"), result.get("diverged"), str(result["data"])
 
     def of_lines(lines: list[dict[str, Any]]) -> np.ndarray:
-        table = np.array([(tokens * line["step"], line["val_perplexity"], line["seconds"])
+        table = np.array([(each * line[unit], line["val_perplexity"], line["seconds"])
                           for line in lines], np.float64)
         return table.reshape(-1, 3).T
 
-    result = cell.result(out, of_result)
-    return None if result is None else Curve(*cell.metrics(out, of_lines), *result)
+    if (result := cell.result(out, of_result)) is None:
+        return None
+    texts, *rest = result  # of an epoch, whose last step may be short; not in earlier results
+    unit, count = (("step", cell.spec.run.training.examples_a_step) if texts is None else
+                   ("epoch", texts))
+    each = count * cell.spec.context
+    return Curve(*cell.metrics(out, of_lines), *rest)
 
 
 # --- comparisons --------------------------------------------------------------------------------

@@ -42,8 +42,8 @@ class Sweep(NamedTuple):
     def run(self) -> list[Outcome]:
         """Run all cells that are not finished and return what became of each."""
         progress = Progress(sum(cell.work for cell in self.cells), cells=len(self.cells))
-        jobs = [Job(self.experiment, cell, self.out, self.backend, self.data)
-                for cell in self.cells]
+        jobs = [Job(self.experiment, cell, self.out, self.backend, self.data,
+                    self.mpi or self.jobs == 1) for cell in self.cells]
         try:
             if self.mpi:
                 return by_mpi(jobs, progress)
@@ -97,7 +97,7 @@ def at_once(experiment: Experiment, cells: list[Cell], backend: Backend, asked: 
         several = f"{min(jobs, len(cells))} cells at a time need" if jobs > 1 else "a cell needs"
         raise UserError(f"{several} about {needed / 1e9:.1f} GB of memory beside the data, and "
                         f"{device['device']} has {memory / 1e9:.1f} GB: "
-                        f"{less_memory(experiment, largest)}")
+                        f"{less_memory(experiment, largest, jobs == 1 or largest.memory > memory)}")
     return jobs
 
 

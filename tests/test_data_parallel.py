@@ -17,7 +17,7 @@ import pytest
 
 from comet_np.backends import get_backend
 from comet_np.errors import UserError
-from comet_np.experiments import cell, cli
+from comet_np.experiments import cell, cli, sweep
 from comet_np.experiments.cell import Job, Outcome
 from comet_np.experiments.datasets import Dataset
 from comet_np.experiments.progress import Progress
@@ -304,6 +304,45 @@ def test_what_ranks_cannot_do_is_refused(tmp_path, monkeypatch, capsys, argument
     out, err = capsys.readouterr()
     assert message in err and err.count("\n") == 1
     assert "there is one rank only" in out
+
+
+class Two(ranks.Ranks):
+    """Two ranks on one machine, as the first sees them that hears of no other."""
+
+    size = neighbours = 2
+
+
+def test_what_ranks_share_and_what_each_needs_is_told(tmp_path, monkeypatch, capsys):
+    """The time of a cell is shared out, and on a CPU each rank needs the memory of one."""
+    told = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ranks, "joined", contextlib.nullcontext)
+    monkeypatch.setattr(sweep.Sweep, "run", lambda sweep: [])
+    monkeypatch.setattr(sweep, "expected_seconds", lambda cells, *rest: told.append(cells) or 0)
+    for of_run in ranks.ALONE, Two():
+        monkeypatch.setattr(ranks, "_of_command", of_run)
+        assert cli.main([*ARGUMENTS, "--accumulate", "2"]) == 0
+    capsys.readouterr()
+    for alone, shared in zip(*told, strict=True):
+        assert (shared.work, shared.memory) == (alone.work / 2, alone.memory * 2)
+    monkeypatch.setattr(sweep, "physical_memory", lambda: 1.5 * max(c.memory for c in told[0]))
+    assert cli.main([*ARGUMENTS, "--accumulate", "2"]) == 2
+    assert capsys.readouterr().err.endswith("or --train, or start fewer ranks on each machine\n")
+    monkeypatch.setattr(ranks, "_of_command", ranks.ALONE)
+    assert cli.main([*ARGUMENTS, "--accumulate", "2"]) == 0
+
+
+@pytest.mark.parametrize(("ranks_here", "devices", "sharing"), [(3, 2, 2), (2, 2, 1), (1, 4, 1)])
+def test_ranks_share_the_memory_of_a_gpu_if_it_has_too_few(ranks_here, devices, sharing):
+    used = []
+    cuda = SimpleNamespace(
+        runtime=SimpleNamespace(getDeviceCount=lambda: devices),
+        Device=lambda number: SimpleNamespace(use=lambda: used.append(number)))
+    of_run = Connected(Threads(0, SimpleNamespace(values=[None], barrier=threading.Barrier(1))),
+                       ranks_here - 1, ranks_here)
+    of_run.place(SimpleNamespace(waits=True, xp=SimpleNamespace(cuda=cuda)))
+    assert (used, of_run.neighbours, of_run._crowded) == (
+        [(ranks_here - 1) % devices], sharing, sharing > 1)
 
 
 def mpiexec(*arguments):

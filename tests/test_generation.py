@@ -341,9 +341,11 @@ def one_sentence(arguments, capsys):
     (["--prompt", "a", "--temperature", "nan"], "temperature is a finite number of at least 0"),
     (["--prompt", "a", "--top-k", "0"], "top_k is a number of tokens, at least 1, got 0"),
     (["--prompt", "a", "--top-p", "1.5"], "top_p is a probability above 0, up to 1, got 1.5"),
-    (["--prompt", "a", "--tokens", "0"], "count is the number of tokens to make, at least 1"),
+    (["--prompt", "a", "--tokens", "0"], "--tokens is the number of tokens to make, at least 1"),
     (["--prompt", "a", "--tokens", "x"], "argument --tokens: invalid int value: 'x'"),
     (["--prompt", "a", "--backend", "nump"], 'unknown backend "nump"'),
+    (["--prompt", "-x"], "--prompt: expected one argument; one that begins with a dash is written "
+                         "--prompt=-x (see"),
     ([], "the following arguments are required: --prompt"),
     (["--promt", "a"], "required: --prompt")])
 def test_bad_options(options, message, cell, capsys):
@@ -377,6 +379,38 @@ def test_a_tokenizer_of_another_model(cell, monkeypatch):
         generating.load_writer(cell, get_backend("numpy"))
 
 
+@pytest.mark.parametrize("options", [("--tokens", "0"), ("--top-k", "0"), ("--temperature", "-1"),
+                                     ("--top-p", "2"), ()])
+def test_flags_and_the_tokenizer_are_checked_before_the_weights_are_read(options, cell, tmp_path,
+                                                                         capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(cell, folder)
+    (folder / "weights.npz").unlink()
+    if not options:
+        (folder / "tokenizer.json").write_text("{")
+    assert "weights" not in one_sentence([folder, "--prompt", "a", *options], capsys)
+
+
+def test_entries_that_the_tokenizer_lacks_are_never_chosen(cell, monkeypatch, capsys):
+    """A table of tokens is made longer, as 50304 for 50257, to be faster."""
+    config = replace(MODEL, vocabulary=512)
+
+    def padded(*arguments):
+        _, params, fixed = load_run(*arguments)
+        table = np.concatenate([params.embedding.tokens, 9 * params.embedding.tokens])
+        return config, params._replace(embedding=params.embedding._replace(tokens=table)), fixed
+
+    arguments = ["generate", str(cell), "--prompt", "a t", "--tokens", "9"]
+    assert main(arguments) == 0
+    expected = capsys.readouterr().out
+    monkeypatch.setattr(generating, "run_of", lambda folder: RunConfig(config))
+    monkeypatch.setattr(generating, "load_run", padded)
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == expected
+    _, params, fixed = padded(cell)
+    assert max(generate(np.array([1]), params, fixed, config, 15, temperature=9.0)) > 255
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"prompt": np.zeros(0, int)}, "a prompt is an array of at least one token"),
     ({"prompt": np.zeros((1, 2, 3), int)}, r"integers \(T,\), or \(B, T\) .* got int64 \(1, 2, 3"),
@@ -386,6 +420,8 @@ def test_a_tokenizer_of_another_model(cell, monkeypatch):
     ({"params": ()}, "this GPT2Config needs GPT2Params"),
     ({"count": 2.5}, "count is the number of tokens to make, .* got 2.5"),
     ({"temperature": "hot"}, "temperature is a finite number .* got 'hot'"),
+    ({"seed": "s"}, "a seed is a whole number, got 's'"),
+    ({"entries": 0}, r"entries is a number of tokens, 1 to 13, got 0"),
     ({"top_k": 2.5}, "top_k is a number of tokens"), ({"top_p": 0}, "top_p is a probability")])
 def test_bad_arguments_are_told_at_once(change, message, draw):
     _, params, fixed, _ = network(GPT2, draw)

@@ -24,6 +24,7 @@ from comet_np.experiments.training.model import load_run
 from comet_np.gates import Comet
 from comet_np.models.gpt2 import GPT2Config, parameter_count
 from comet_np.optim import OptimizerConfig
+from comet_np.records import read_json
 from tests.runs import lines, stopped
 
 # --- the settings -------------------------------------------------------------------------------
@@ -136,6 +137,7 @@ def test_a_run_trains_draws_and_leaves_what_generates(text, capsys):
     assert [line["step"] for line in metrics] == [0, 2, 4, 6, 8, 10]
     assert metrics[-1]["val_perplexity"] == pytest.approx(math.exp(metrics[-1]["val_loss"]))
     assert metrics[-1]["val_perplexity"] < 0.8 * metrics[0]["val_perplexity"]
+    assert read_json(folder / "result.json")["texts"] == 200
     Path("runs/gpt-smoke/gpt.png").unlink()
     Path("text.txt").unlink()
     assert main(["plot", "gpt", "--preset", "smoke"]) == 0
@@ -171,6 +173,7 @@ def test_a_diverged_run_is_a_result(text, capsys, saved):
     assert re.search(r"lr 1e\+30, p_k = 0.5: standard \(1 diverged\) .* diverged ", out)
     assert not list(Path("runs").glob("**/diverged"))
     left, = Path("runs/gpt-smoke/cells").glob("*lr1e+30*")
+    assert read_json(left / "result.json")["texts"] == 200
     assert main(["generate", str(left), "--prompt", "one"]) == 2
     assert re.search(r"left no network \(training diverged at step \d .*\): there is no model",
                      capsys.readouterr().err)
@@ -192,7 +195,9 @@ def test_what_is_missing_is_said_before_any_work(text, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("flags", "advice"), [
-    ([], ", or give --recompute true, or run fewer"), (["--recompute", "true"], ", or run fewer")])
+    ([], ", or give --recompute true\n"), (["--recompute", "true"], "\n"),
+    (["--sizes", "medium", "--batch", "16"],
+     ", or give --recompute true, or run fewer cells at once with --jobs 1\n")])
 def test_too_little_memory_is_said_before_the_start(text, capsys, monkeypatch, flags, advice):
     monkeypatch.setattr(sweep, "physical_memory", lambda: 16e9)
     assert main(["run", "fig14", "--preset", "paper", "--jobs", "2", *flags]) == 2
@@ -252,7 +257,7 @@ CONFIG = GPTConfig(corpora=("wikitext",), sizes=("1x8x2",), tokenizer="bytes", b
                    accumulate=(1,), context=8, seeds=3)
 
 
-def finish(out, curves):
+def finish(out, curves, **result):
     """Write the files of finished cells with these perplexities, a step apart."""
     panel, = CONFIG.panels
     for model, of_seeds in curves.items():
@@ -263,7 +268,7 @@ def finish(out, curves):
                 {"epoch": i, "step": i, "val_perplexity": value, "seconds": 2.0 * i}) + "\n"
                 for i, value in enumerate(values)))
             ended = {} if len(values) == 4 else {"diverged": "at step 3"}
-            write_result(folder, {"data": "d"} | ended)
+            write_result(folder, {"data": "d"} | ended | result)
 
 
 def test_the_table_and_the_figure_with_seeds_missing_and_diverged(tmp_path, saved):
@@ -285,6 +290,12 @@ def test_the_table_and_the_figure_with_seeds_missing_and_diverged(tmp_path, save
     np.testing.assert_array_equal(right.lines[1].get_xydata(), [[4, 30], [6, 20]])
     assert left.get_yscale() == "log"
     assert left.get_ylim()[1] < 99  # what is before the first tenth leaves the figure
+
+
+def test_tokens_are_those_of_the_texts_though_the_last_step_of_an_epoch_is_short(tmp_path):
+    finish(tmp_path, {"standard": ([99, 50, 30, 20], [99, 60, 40])}, texts=3)  # 3 of a batch of 4
+    found = gpt_report.read(CONFIG, tmp_path)[CONFIG.panels[0], "standard"]
+    assert [curve.tokens[-1] for curve in found.values()] == [3 * 3 * 8, 2 * 3 * 8]
 
 
 @pytest.mark.parametrize(("standard", "speed"), [(([99],), "-"), (([99, 50, 30, 20], [99]), "16")])

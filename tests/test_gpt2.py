@@ -359,6 +359,8 @@ def test_each_array_is_drawn_for_itself_in_every_dtype(config):
     ({"vocabulary": 0}, "vocabulary is an integer of at least 1, got 0"),
     ({"positions": 2.5}, "positions is an integer of at least 1, got 2.5"),
     ({"context": 0}, "context is an integer of at least 1, got 0"),
+    ({"context": 8}, "a text of 8 tokens, the context, is longer than the 7 positions"),
+    ({"recompute": "yes"}, "recompute is True or False, got 'yes'"),
     ({"dropout": 1.0}, r"dropout rate is a probability in \[0, 1\), got 1.0"),
     ({"weight_dropout": -1}, "dropout rate is a probability"),
     ({"routing": "blocks"}, 'unknown routing "blocks"'),

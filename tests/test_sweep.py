@@ -21,7 +21,7 @@ from comet_np.backends import get_backend
 from comet_np.backends.cpu import threads
 from comet_np.experiments import cell as cells_module
 from comet_np.experiments import files, quickstart, sweep, workers
-from comet_np.experiments.cell import Job, Outcome, run_job
+from comet_np.experiments.cell import Job, Outcome, less_memory, run_job
 from comet_np.experiments.files import write_result
 from comet_np.experiments.progress import Progress
 from comet_np.experiments.registry import experiment
@@ -274,6 +274,17 @@ def test_too_little_memory_names_flags_that_the_experiment_has(tmp_path, monkeyp
     outcome = run_job(jobs_of(tmp_path, name, **flags)[0], Progress(1))
     assert outcome.message.startswith("too little memory (Unable to allocate 9 EiB; ")
     assert advice in outcome.message
+
+
+@pytest.mark.parametrize("flags", [{"jobs": 1}, {"jobs": 2, "mpi": True}])
+def test_cells_that_run_alone_are_not_told_to_run_alone(tmp_path, monkeypatch, flags):
+    told = []
+    monkeypatch.setattr(sweep, "in_turn", lambda jobs, progress: told.extend(jobs))
+    monkeypatch.setattr(sweep, "by_mpi", lambda jobs, progress: told.extend(jobs))
+    small_sweep(tmp_path)._replace(**flags).run()
+    assert all(job.alone for job in told)
+    assert less_memory(experiment("quickstart"), told[0].cell, told[0].alone) == (
+        "lower --widths or --batch or --train")
 
 
 # --- several at a time --------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -271,7 +272,6 @@ def test_the_library_is_split_by_packages_and_leaves_out_tests(library):
     assert all(found in both for found in ("Module 3.\n\n", "The if", "Of a class.", "\\d"))
     assert "x = " not in both and "no" not in both
     assert set(prose["val"]).isdisjoint(prose["train"])
-    refused(lambda: corpora.find("python-prose", None, True), "filter")
     for file in library.rglob("*.py"):
         file.unlink()
     refused(lambda: corpora.find("python-code", None), "no source", library)
@@ -303,7 +303,6 @@ def test_wikitext_is_the_larger_and_says_what_is_cut(tmp_path):
     assert status["wikitext-2"] == "found" and status["wikitext-103"] == "partial"
     wikitext(tmp_path / "wikitext-103-raw", train_raw="x" * 50, valid_raw="raw", test_raw="t")
     assert all_texts("wikitext-103", tmp_path)[0]["val"] == ["raw"]
-    refused(lambda: corpora.find("wikitext", tmp_path, True), "filter")
 
 
 def project(i, name, content=""):
@@ -326,6 +325,12 @@ def test_codeparrot_is_as_published_unless_its_parts_share_projects(tmp_path):
     assert len(of["val"]) == 2 and of["val"].isdisjoint(of["train"])
     assert sum(map(len, parts.values())) == 42
     assert "share 1 projects" in notice and "2 of the 13" in notice
+    alone = tmp_path / "alone"
+    for part, count in ("train", 20), ("valid", 1):
+        lines(alone / f"codeparrot-clean-{part}" / "file-000000000001.json",
+              *(project(i, 1) for i in range(count)))
+    parts, notice = all_texts("codeparrot", alone)
+    assert len(parts["val"]) == 2 and "share their only project" in notice
     assert corpora.CORPORA["codeparrot"].status(tmp_path) == ("partial", valid.parent.with_name(
         "codeparrot-clean-train"))
     refused(lambda: text_data("codeparrot", "bytes", 256, 4, tmp_path, True), "pandas")
@@ -518,6 +523,19 @@ def test_a_cache_that_cannot_be_written(public, monkeypatch):
     refused(lambda: own(path), "cannot write", public / "cache", "COMET_CACHE")
 
 
+def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path, cache):
+    path = tmp_path / "a.txt"
+    path.write_text("abcdefg\n" * 40)
+    for name, age, file_age in ("new", 0, 0), ("old", 2, 2), ("at work", 2, 0):
+        made = cache / f".making-{name}" / "made"
+        made.mkdir(parents=True)
+        (made / "train.bin").write_text("half")
+        for each, days in (made / "train.bin", file_age), (made, age), (made.parent, age):
+            os.utime(each, (time.time() - days * 86_400 - 60,) * 2)
+    own(path)
+    assert {each.name for each in cache.glob(".making-*")} == {".making-new", ".making-at work"}
+
+
 def test_where_streams_are_kept(monkeypatch):
     monkeypatch.delenv("COMET_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
@@ -540,12 +558,17 @@ def test_long_work_is_spoken_of_and_short_work_is_not(tmp_path, monkeypatch, cap
     own(path, 7)
     assert heard and "tokens of" in heard[0]
     assert "tokens of" in capsys.readouterr().err
+    monkeypatch.setattr(text, "train_bpe", lambda texts, vocabulary: list(texts) and (
+        tokenizer.Tokenizer(vocabulary)))
+    text_data(str(path), "bpe", 300, 4, progress=heard)
+    assert heard[-1] == f"{path} is read; now its tokenizer of 300 entries is trained"
 
 
 @pytest.mark.parametrize(("options", "words"), [
     ({"tokenizer": "words"}, ('unknown tokenizer "words"', "bytes")),
     ({"vocabulary": 257}, ("has 256 entries", 257)),
     ({"context": 1}, ("at least 2", 1)),
+    ({"context": 2.5}, ("a whole number of at least 2", 2.5)),
     ({"corpus": "pythoncode"}, ("unknown corpus", "did you mean", "python-code")),
     ({"tokenizer": "gpt2"}, ("--data",)),
     ({"tokenizer": "gpt2", "folder": "."}, ("GPT-2's tokenizer is not in", "vocab.bpe")),

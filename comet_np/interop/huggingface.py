@@ -62,10 +62,13 @@ def load_huggingface_gpt2(folder: str | Path) -> tuple[GPT2Config, GPT2Params, A
     return _load(folder, gpt2_config_from_huggingface, gpt2_from_torch)
 
 
-def _load(folder: str | Path, described: Callable[[Any], Any],
-          from_torch: Callable[[Mapping[str, Any], Any], tuple[Any, Any]]) -> tuple[Any, Any, Any]:
-    """Return configuration, parameters and fixed weights of the model in a folder."""
-    folder = user_path(folder)
+def huggingface_gpt2_config(folder: Path) -> GPT2Config:
+    """Return the configuration that `load_huggingface_gpt2` does; the weights are not read."""
+    config: GPT2Config = _config(folder, gpt2_config_from_huggingface)
+    return config
+
+
+def _config(folder: Path, described: Callable[[Any], Any]) -> Any:
     file = folder / CONFIG
     try:
         values = json.loads(file.read_bytes())
@@ -74,9 +77,16 @@ def _load(folder: str | Path, described: Callable[[Any], Any],
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is no JSON ({one_line(error)}): get it again") from None
     try:
-        config = described(values)
+        return described(values)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
+
+
+def _load(folder: str | Path, described: Callable[[Any], Any],
+          from_torch: Callable[[Mapping[str, Any], Any], tuple[Any, Any]]) -> tuple[Any, Any, Any]:
+    """Return configuration, parameters and fixed weights of the model in a folder."""
+    folder = user_path(folder)
+    config = _config(folder, described)
     for name in OTHERS:
         if (folder / name).exists() and not (folder / WEIGHTS).exists():
             raise UserError(f"{folder} holds its weights in {name}, and one file {WEIGHTS} was "

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..backends import Backend, backend_of, get_backend
-from ..errors import unknown
+from ..errors import UserError, unknown
 from ..functional.attention import SelfAttention
 from ..functional.dropout import DropoutCache
 from ..functional.linear import (
@@ -110,6 +110,12 @@ class GPT2Config:
         check_common(self, ("vocabulary", "positions", "width", "depth", "heads", "hidden",
                             "context"), ("dropout", "hidden_dropout", "weight_dropout"))
         check_heads(self.heads, self.width)
+        if (self.context or 0) > self.positions:
+            raise UserError(f"a text of {self.context} tokens, the context, is longer than the "
+                            f"{self.positions} positions of this GPT-2: lower the one, or raise "
+                            "the other")
+        if not isinstance(self.recompute, bool):
+            raise UserError(f"recompute is True or False, got {self.recompute!r}")
         self.mlps  # noqa: B018 (what does not fit is refused now)
 
     @functools.cached_property

@@ -30,7 +30,7 @@ Text = tuple[str, str]  # of which part it is ("train", "val" or "test"), and th
 JSON_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 SUFFIXES = (".txt", *JSON_SUFFIXES)
 KEYS = ("content", "text")
-HELD_OUT = 10  # of so many packages or projects, or fewer, one is held out
+HELD_OUT = 10  # of so many packages, projects or documents, or fewer, one is held out
 LIBRARIES = ("pandas", "sklearn", "matplotlib", "seaborn")  # of the Hugging Face course's filter
 READ = 1 << 20  # bytes
 NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
@@ -70,13 +70,11 @@ class Corpus(NamedTuple):
 class Kind(NamedTuple):
     """What is known of a corpus before it is looked for.
 
-    title : what it is
     find : function (folder or None, filtered) -> Corpus
     status : function (folder or None) -> what is there of it in a word or two, and where
-    source : where it comes from
+    source : what it is, or where it comes from
     """
 
-    title: str
     find: Callable[[Path | None, bool], Corpus]
     status: Callable[[Path | None], tuple[str, Path | None]]
     source: str
@@ -91,8 +89,8 @@ def find(name: str, folder: Path | None, filtered: bool = False) -> Corpus:
     folder : Path, optional
         Of the data sets.
     filtered : bool
-        Use only those documents of code that name pandas, sklearn, matplotlib or seaborn, as the
-        Hugging Face course does.
+        Of documents use only those that name pandas, sklearn, matplotlib or seaborn, as the
+        Hugging Face course does; prose is taken whole.
 
     Raises
     ------
@@ -110,12 +108,6 @@ def find(name: str, folder: Path | None, filtered: bool = False) -> Corpus:
 def is_file_name(name: str) -> bool:
     """Return whether the name of a corpus is that of a file of one's own."""
     return name.lower().endswith(SUFFIXES)
-
-
-def _no_filter(name: str, filtered: bool) -> None:
-    if filtered:
-        raise UserError(f"{name} is prose, and only documents of code can be filtered by the "
-                        "libraries that they use: leave the filter out")
 
 
 def _kept(text: str, filtered: bool) -> bool:
@@ -165,7 +157,6 @@ def _python_code(folder: Path | None, filtered: bool) -> Corpus:
 
 
 def _python_prose(folder: Path | None, filtered: bool) -> Corpus:
-    _no_filter("python-prose", filtered)
     files = _modules(wants_topics=True)
     return Corpus("python-prose", tuple(files), True, partial(_of_library, files, _prose))
 
@@ -283,7 +274,6 @@ def _locate_wikitext(pattern: str, folder: Path) -> WikiText | None:
 
 
 def _wikitext(name: str, pattern: str, folder: Path | None, filtered: bool) -> Corpus:
-    _no_filter(name, filtered)
     folder = _needed(name, folder, WIKITEXT)
     wiki = _locate_wikitext(pattern, folder)
     if wiki is None:
@@ -384,19 +374,23 @@ def _of_documents(files: tuple[Path, ...], validation: tuple[Path, ...], filtere
     projects: dict[bool, set[str]] = {False: set(), True: set()}
     for document in documents():
         projects[document.validation].add(document.project)
-    every, shared = projects[False] | projects[True], projects[False] & projects[True]
-    if validation and not shared - {""}:
-        return (("val" if document.validation else "train", document.text)
-                for document in documents()), ""
-    if len(every - {""}) < 2:
-        return (("val" if number % 10 == 9 else "train", document.text)
-                for number, document in enumerate(documents())), ""
-    apart = held_out(every - {""})
-    notice = "" if not validation else (
-        f"the official parts share {len(shared - {''})} projects, so validation is on all files of "
-        f"{len(apart)} of the {len(every - {''})} projects instead")
-    return (("val" if document.project in apart else "train", document.text)
-            for document in documents()), notice
+    named = (projects[False] | projects[True]) - {""}
+    shared = (projects[False] & projects[True]) - {""}
+
+    def split(is_held: Callable[[int, Document], bool], notice: str) -> tuple[Iterator[Text], str]:
+        return (("val" if is_held(number, document) else "train", document.text)
+                for number, document in enumerate(documents())), notice if validation else ""
+
+    if validation and not shared:
+        return split(lambda _, document: document.validation, "")
+    if len(named) < 2:
+        return split(lambda number, _: number % HELD_OUT == HELD_OUT - 1,
+                     "the official parts share their only project, so every tenth document of all "
+                     "files is for validation instead")
+    apart = held_out(named)
+    return split(lambda _, document: document.project in apart,
+                 f"the official parts share {len(shared)} projects, so validation is on all files "
+                 f"of {len(apart)} of the {len(named)} projects instead")
 
 
 CODEPARROT = ("put files of https://huggingface.co/datasets/codeparrot/codeparrot-clean-train and "
@@ -445,7 +439,6 @@ def _own(name: str, filtered: bool) -> Corpus:
     size = file_size(path)
     if path.suffix.lower() != ".txt":
         return Corpus(name, (path,), False, partial(_of_documents, (path,), (), filtered), passes=2)
-    _no_filter(name, filtered)
 
     def texts(tick: Tick) -> tuple[Iterator[Text], str]:
         cut = _line_end(path, size * 9 // 10)
@@ -480,34 +473,26 @@ def _built_in(folder: Path | None) -> tuple[str, Path | None]:
     return "built in", library()
 
 
-def _of_wikitext(name: str, pattern: str, title: str, source: str) -> Kind:
-    return Kind(title, partial(_wikitext, name, pattern), partial(_wikitext_status, pattern),
-                source)
+def _of_wikitext(name: str, pattern: str, source: str) -> Kind:
+    return Kind(partial(_wikitext, name, pattern), partial(_wikitext_status, pattern), source)
 
 
 CORPORA: dict[str, Kind] = {
-    "python-code": Kind("the source of Python's standard library", _python_code, _built_in,
-                        "Python's standard library"),
-    "python-prose": Kind("the documentation strings of Python's standard library and the topics of "
-                         "its help", _python_prose, _built_in, "Python's standard library"),
-    "wikitext": _of_wikitext("wikitext", "wikitext-*", "the larger of WikiText-2 and -103 found",
-                             "wikitext-2 or wikitext-103"),
-    "wikitext-2": _of_wikitext("wikitext-2", "wikitext-2*", "articles of Wikipedia, 2 M words",
-                               "wikitext-2-v1.zip"),
-    "wikitext-103": _of_wikitext("wikitext-103", "wikitext-103*",
-                                 "articles of Wikipedia, 103 M words", "wikitext-103-v1.zip"),
-    "codeparrot": Kind("files of Python from GitHub, as lines of JSON", _codeparrot,
-                       _codeparrot_status,
+    "python-code": Kind(_python_code, _built_in, "Python's standard library"),
+    "python-prose": Kind(_python_prose, _built_in,
+                         "documentation strings of Python's standard library, topics of its help"),
+    "wikitext": _of_wikitext("wikitext", "wikitext-*", "the larger of wikitext-2 and wikitext-103"),
+    "wikitext-2": _of_wikitext("wikitext-2", "wikitext-2*", "wikitext-2-v1.zip"),
+    "wikitext-103": _of_wikitext("wikitext-103", "wikitext-103*", "wikitext-103-v1.zip"),
+    "codeparrot": Kind(_codeparrot, _codeparrot_status,
                        "https://huggingface.co/datasets/codeparrot/codeparrot-clean"),
 }
 
 
 def report(folder: Path | None) -> list[tuple[str, str, str, str]]:
     """Return, for each corpus, its name, status, where it lies, and where it comes from."""
-    rows: list[tuple[str, str, str, str]] = []
+    rows = []
     for name, kind in CORPORA.items():
         status, place = kind.status(folder)
         rows.append((name, status, str(place or "-"), kind.source))
     return rows
-
-

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from ...records import DamagedRecord, believed, digests, read_json, write_json
 from ..progress import Progress
 from . import existing, named
 from .base import Dataset
-from .corpora import CORPORA, LIBRARIES, Corpus, Text, Tick, find, is_file_name
+from .corpora import LIBRARIES, Corpus, Text, find
 from .tokenizer import (
     FILE,
     TOKENIZERS,
@@ -30,13 +31,13 @@ from .tokenizer import (
     train_bpe,
 )
 
-__all__ = ["CORPORA", "TextDataset", "cache_folder", "is_file_name", "text_data", "tokenizer_of"]
-
 VERSION = 1  # of the streams; another makes them anew
 META = "meta.json"
 PARTS = ("train", "val", "test")
 AT_ONCE = 1 << 21  # characters that are encoded at once, on all cores
 SILENT = 2.0  # seconds; what takes less is not spoken of
+MAKING = ".making-"  # how folders begin in which streams are made
+LEFT = 86_400.0  # seconds after which one that nobody writes into was left by a killed process
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def text_data(corpus: str, tokenizer: str, vocabulary: int, context: int,
     folder : path, optional
         Of the data sets; the environment's COMET_DATA if not given.
     filtered : bool
-        Use only documents of code that name pandas, sklearn, matplotlib or seaborn.
+        Of documents use only those that name pandas, sklearn, matplotlib or seaborn.
     progress : object with a method ``message``, optional
         To be told of long work; a line on standard error if not given.
 
@@ -107,8 +108,9 @@ def text_data(corpus: str, tokenizer: str, vocabulary: int, context: int,
     """
     if tokenizer not in TOKENIZERS:
         raise unknown("tokenizer", tokenizer, TOKENIZERS)
-    if context < 2:
-        raise UserError(f"a text needs a context of at least 2 tokens, got {context}")
+    if not isinstance(context, int) or context < 2:
+        raise UserError("the context is how many tokens a text has, a whole number of at least 2, "
+                        f"got {context!r}")
     where = named(folder)
     data = None if where is None else existing(where)
     found = find(corpus, data, filtered)
@@ -230,12 +232,13 @@ def _make(corpus: Corpus, ready: Tokenizer | None, settings: dict[str, Any], pla
     """Make the streams in a temporary folder, which then takes its place."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(place.parent)
         with _Line(f"tokens of {corpus.name}, once, for {place}",
                    corpus.size * (2 if ready is None else 1), progress) as line, \
-                tempfile.TemporaryDirectory(prefix=".making-", dir=place.parent) as temporary:
+                tempfile.TemporaryDirectory(prefix=MAKING, dir=place.parent) as temporary:
             made = Path(temporary) / "made"
             made.mkdir()
-            tokenizer = ready or train_bpe(_training(corpus, settings, line.tick),
+            tokenizer = ready or train_bpe(_training(corpus, settings, line),
                                            settings["vocabulary"])
             tokenizer.save(made)
             texts, notice = corpus.texts(line.tick)
@@ -251,6 +254,15 @@ def _make(corpus: Corpus, ready: Tokenizer | None, settings: dict[str, Any], pla
         raise UserError(of_system("write", place, error, "COMET_CACHE")) from error
 
 
+def _remove_left(cache: Path) -> None:
+    """Remove what processes that were killed have left."""
+    for folder in cache.glob(f"{MAKING}*"):
+        with suppress(OSError):
+            last = max(each.stat().st_mtime for each in (folder, *folder.rglob("*")))
+            if time.time() - last > LEFT:
+                shutil.rmtree(folder)
+
+
 def _put(made: Path, place: Path, temporary: Path, settings: dict[str, Any]) -> None:
     """Let what was made take its place, unless another process was faster; what is damaged goes."""
     for _ in range(10):
@@ -264,14 +276,16 @@ def _put(made: Path, place: Path, temporary: Path, settings: dict[str, Any]) -> 
     os.replace(made, place)
 
 
-def _training(corpus: Corpus, settings: dict[str, Any], tick: Tick) -> Iterator[str]:
-    texts, _ = corpus.texts(tick)
+def _training(corpus: Corpus, settings: dict[str, Any], line: "_Line") -> Iterator[str]:
+    texts, _ = corpus.texts(line.tick)
     training = (text for part, text in texts if part == "train")
     first = next(training, None)
     if first is None:
         raise _too_short(corpus, settings, "train")
     yield first
     yield from training
+    line.say(f"{corpus.name} is read; now its tokenizer of {settings['vocabulary']:,} entries is "
+             "trained")
 
 
 def _too_short(corpus: Corpus, settings: dict[str, Any], part: str, found: str = "") -> UserError:
@@ -368,9 +382,8 @@ class _Stream:
     def known(self) -> dict[str, Any]:
         """Return what is known of it, once it is closed."""
         info = os.stat(self._file.name)
-        return {"texts": self.texts, "tokens": self.tokens,
-                "dropped": self.tokens - self.texts * self._context, "bytes": info.st_size,
-                "time": info.st_mtime_ns, "sha256": self._digest.hexdigest()}
+        return {"texts": self.texts, "bytes": info.st_size, "time": info.st_mtime_ns,
+                "sha256": self._digest.hexdigest()}
 
 
 class _Line:
@@ -390,11 +403,16 @@ class _Line:
     def tick(self, size: int) -> None:
         """Count so many bytes that were read."""
         self._waiting += size
-        if time.monotonic() - self._start < SILENT:
-            return
-        self._progress.message(self._what)
-        self._progress.advance(self._waiting, self._what, self._waiting / 1e3)
-        self._waiting = 0
+        if self.say(self._what):
+            self._progress.advance(self._waiting, self._what, self._waiting / 1e3)
+            self._waiting = 0
+
+    def say(self, text: str) -> bool:
+        """Print a line once, if the work is long; return whether it is."""
+        is_long = time.monotonic() - self._start >= SILENT
+        if is_long:
+            self._progress.message(text)
+        return is_long
 
 
 class _Messages:

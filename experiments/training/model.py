@@ -233,14 +233,7 @@ def load_run(folder: str | Path, backend: str | Backend = "numpy",
         If there is no finished run, or one of its files is damaged.
     """
     folder = user_path(folder)
-    try:
-        result, files = read_result(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        raise _no_run(folder) from None
-    if WEIGHTS not in files:
-        what = (f"a run that left no network ({result['diverged']})" if "diverged" in result else
-                "an experiment that trains no network")
-        raise UserError(f"{folder} is of {what}: there is no model in it")
+    result, files = _result(folder)
     with believed(folder / RESULT):
         if not all(isinstance(value, Real) for value in result["last"].values()):
             raise TypeError("the last metrics are no numbers")
@@ -267,6 +260,24 @@ def read_weights(folder: Path, config: Any, backend: Backend) -> tuple[Any, Any]
     named, _ = read_arrays(io.BytesIO(file.read_bytes()), str(file))
     params, fixed = weights_of(named, config)
     return tree_map(backend.asarray, params), tree_map(backend.asarray, fixed)
+
+
+def run_of(folder: Path) -> RunConfig:
+    """Return what a finished cell says of its run; its weights are not read."""
+    return _described(folder / CONFIG, _result(folder)[1], ())[0]
+
+
+def _result(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the result of a run that left a model, and the hashes of its files."""
+    try:
+        result, files = read_result(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _no_run(folder) from None
+    if WEIGHTS not in files:
+        what = (f"a run that left no network ({result['diverged']})" if "diverged" in result else
+                "an experiment that trains no network")
+        raise UserError(f"{folder} is of {what}: there is no model in it")
+    return result, files
 
 
 def _described(file: Path, files: dict[str, str],

@@ -34,9 +34,11 @@ class Ranks:
     Attributes
     ----------
     rank, size : int
+    neighbours : int
+        How many of them share the memory of this one: that of the machine, or of a GPU.
     """
 
-    rank, size = 0, 1
+    rank, size, neighbours = 0, 1, 1
 
     @property
     def first(self) -> bool:
@@ -114,7 +116,7 @@ class Connected(Ranks):
 
     def __init__(self, comm: Any, local: int = 0, neighbours: int = 1) -> None:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
-        self._comm, self._local, self._neighbours = comm, local, neighbours
+        self._comm, self._local, self.neighbours = comm, local, neighbours
         self._nccl: Any = None
         self._crowded = False  # whether ranks share a GPU, which NCCL refuses
         self._told: BaseException | None = None  # the error that all ranks raise
@@ -163,7 +165,8 @@ class Connected(Ranks):
             cuda = backend.xp.cuda
             devices = cuda.runtime.getDeviceCount()
             cuda.Device(self._local % devices).use()
-            self._crowded = any(self.gather(self._neighbours > devices))
+            self.neighbours = -(-self.neighbours // devices)
+            self._crowded = max(self.gather(self.neighbours)) > 1
 
     def _exchange(self, value: Any, array: Array = None, work: Any = None,
                   error: BaseException | None = None) -> list[Any]:
