@@ -69,7 +69,7 @@ def lines(path, *documents):
     """Write documents as lines of JSON, gzipped if the name says so."""
     content = "".join(json.dumps(document) + "\n" for document in documents).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
     return path
 
 
@@ -378,7 +378,7 @@ def test_documents_of_ones_own_are_split_by_project_or_by_tens(tmp_path, name):
     ("a.jsonl", b'{"text": "\xff"}\n', ("line 1", "utf-8")),
     ("a.jsonl", b"[" * 100_000, ("line 1", "JSON object")),
     ("a.json.gz", b"no gzip", ("damaged",)),
-    ("a.json.gz", gzip.compress(b'{"text": "abcdefgh"}\n' * 99)[:-12], ("damaged",)),
+    ("a.json.gz", gzip.compress(b'{"text": "abcdefgh"}\n' * 99, mtime=0)[:-12], ("damaged",)),
     ("b.txt", None, ("there is no file",)),
     ("a.csv", None, ("unknown corpus", "python-code", ".jsonl.gz"))])
 def test_bad_files_are_refused_and_nothing_is_left(tmp_path, cache, name, content, words):
