@@ -7,6 +7,14 @@ from comet_np.experiments.training import examples, loop
 from comet_np.rng import stream
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Keep streams of tokens out of the home folder, in one that all tests of a process share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMET_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def draw(request):
     """Return a random stream of the test's own, so that a new test does not move its neighbours."""

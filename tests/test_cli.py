@@ -30,7 +30,6 @@ PLOT = ("plot", "quickstart", "--preset", "smoke")
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COMET_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("COMET_DATA", raising=False)
 
 
