@@ -117,6 +117,7 @@ def draw(results: Results, preset: str, title: str, file: Path) -> str:
         axes.grid(visible=False, axis="x")
         axes.set_title(name)
     panels[0][0].set_ylabel("tokens per second")
-    panels[0][0].legend(fontsize=7)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4,
+                  fontsize=7)
     figure.suptitle(title, fontsize=8)
     return f"figure: {figures.save(figure, file)}"
