@@ -30,12 +30,13 @@ class Twist(NamedTuple):
     laptop: dict[str, Any]
 
 
-COURSE = Twist("a tokenizer of its own", {"tokenizer": "bpe"}, {})
-GPT2 = Twist("GPT-2's tokenizer", {}, {"tokenizer": "gpt2", "train": 4000, "seeds": 2})
+COURSE = Twist("a tokenizer of its own", {"tokenizer": "bpe"}, {"train": 5000, "warmup": 32})
+GPT2 = Twist("GPT-2's tokenizer", {}, {"tokenizer": "gpt2", "train": 4000, "warmup": 25,
+                                       "seeds": 2})
 TENFOLD = Twist("lr 1e-3", {"lr": (1e-3,)}, {"lr": (1e-3, 1e-2)})
 QUARTER = Twist("batch 32 x 2", {"accumulate": (2,)}, {"batch": 8, "accumulate": (4, 1)})
 FP32 = Twist("float32", {"precision": ("float32",)}, {"precision": ("float16", "float32"),
-                                                      "seeds": 2})
+                                                      "train": 3000, "warmup": 20, "seeds": 2})
 
 
 class Figure(NamedTuple):
