@@ -17,6 +17,7 @@ from .errors import UserError
 from .functional.attention import attention_forward, query_attention, split_heads
 from .functional.linear import linear_forward
 from .functional.norm import norm_forward
+from .functional.softmax import softmax
 from .functional.tokens import check_token_range, tokens_forward
 from .gates import EVALUATION
 from .models.branch import branch_forward
@@ -189,8 +190,7 @@ def probabilities(logits: np.ndarray, temperature: float = 1.0, top_k: int | Non
     if top_k is not None and top_k < V:
         kth = np.partition(scores, V - top_k, axis=-1)[..., V - top_k, None]
         scores = np.where(scores >= kth, scores, -math.inf)
-    p = np.exp(scores)
-    p /= p.sum(axis=-1, keepdims=True)
+    p = softmax(scores, axis=-1)
     if top_p is not None and top_p < 1:
         order = np.argsort(-p, axis=-1, kind="stable")
         ranked = np.take_along_axis(p, order, axis=-1)

@@ -18,7 +18,16 @@ from comet_np.models.gpt2 import GPT2Config
 from comet_np.selfcheck import SMALL_GPT2, check_network_gradients
 from comet_np.tree import leaves, named_leaves, tree_map, zeros_like
 from tests import naive
-from tests.test_vit_mixer import EVERY_GATE, both, branch, cases, counted_products, plus, streamed
+from tests.test_vit_mixer import (
+    EVERY_GATE,
+    assert_adds_gradients_alone,
+    both,
+    branch,
+    cases,
+    counted_products,
+    plus,
+    streamed,
+)
 from tests.tolerances import TOLERANCES, assert_close
 
 GPT2 = SMALL_GPT2
@@ -171,18 +180,8 @@ def test_the_table_of_tokens_has_the_gradients_of_both_its_places(draw):
 @both
 @cases(CASES)
 def test_gradients_are_added_and_nothing_else_is_written(config, kernels, draw):
-    tokens, params, fixed, dy = network(config, draw)
     with np.errstate() if kernels else reference():
-        _, _, once = run(config, tokens, params, fixed, dy, at=IN_TRAINING)
-        for array in (tokens, dy, *leaves((params, fixed))):
-            array.flags.writeable = False
-        _, cache = gpt2.forward(tokens, params, fixed, config, at=IN_TRAINING)
-        before, grads = copy.deepcopy(cache), tree_map(np.ones_like, params)
-        gpt2.backward(dy, cache, params, grads, config)
-    for ours, theirs in zip(leaves(cache), leaves(before), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    for ours, theirs in zip(leaves(grads), leaves(once), strict=True):
-        assert_close(ours, theirs + 1, "sum", np.abs(theirs) + 1)
+        assert_adds_gradients_alone(config, *network(config, draw), IN_TRAINING)
 
 
 @cases({"GPT-2": DROPPING, "recomputed": replace(DROPPING, recompute=True)})

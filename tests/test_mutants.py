@@ -111,7 +111,7 @@ MUTANTS = {
     "loss of one rank": Mutant(
         "experiments/training/ranks.py", "sum(losses)", "losses[0]", OF_ONE_PROCESS),
     "a block that each rank evaluates": Mutant(
-        "experiments/training/examples.py", "each[ranks.rank::ranks.size]", "each",
+        "experiments/training/examples.py", "(each[i] for i in ranks.parts(len(each)))", "each",
         OF_ONE_PROCESS),
     "files of all ranks": Mutant(
         "experiments/training/run.py", "Record(folder, ranks.first,", "Record(folder, True,",

@@ -241,15 +241,19 @@ def test_a_step_of_sgd_inside_the_backward_pass(config, train, draw):
 @both
 @cases()
 def test_gradients_are_added_and_nothing_else_is_written(config, kernels, draw):
-    x, params, fixed, dy = network(config, draw)
-    model, at = module_of(config), Pass(train=True)
     with np.errstate() if kernels else reference():
-        _, _, once = run(config, x, params, fixed, dy, at=at)
-        for array in (x, dy, *leaves((params, fixed))):
-            array.flags.writeable = False
-        _, cache = model.forward(x, params, fixed, config, at=at)
-        before, grads = copy.deepcopy(cache), tree_map(np.ones_like, params)
-        model.backward(dy, cache, params, grads, config)
+        assert_adds_gradients_alone(config, *network(config, draw), Pass(train=True))
+
+
+def assert_adds_gradients_alone(config, x, params, fixed, dy, at):
+    """Assert that gradients are added, and that nothing else is written."""
+    model, once = module_of(config), zeros_like(params)
+    model.backward(dy, model.forward(x, params, fixed, config, at=at)[1], params, once, config)
+    for array in (x, dy, *leaves((params, fixed))):
+        array.flags.writeable = False
+    _, cache = model.forward(x, params, fixed, config, at=at)
+    before, grads = copy.deepcopy(cache), tree_map(np.ones_like, params)
+    model.backward(dy, cache, params, grads, config)
     for ours, theirs in zip(leaves(cache), leaves(before), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     for ours, theirs in zip(leaves(grads), leaves(once), strict=True):

@@ -14,6 +14,7 @@ from ..functional.attention import (
     self_attention_forward,
 )
 from ..functional.dropout import DropoutCache
+from ..functional.linear import Linear
 from ..functional.norm import Norm, NormCache, norm_backward, norm_forward
 from ..functional.packing import unpacked
 from ..gates import Pass
@@ -72,6 +73,20 @@ class BlockInput(NamedTuple):
     def mask(self) -> Array | None:
         """m of the MLP, bool (..., T, H), or None."""
         return self.m if self.m is None else unpacked(self.m, self.hidden)
+
+
+def block_shapes(config: Any, qkv_bias: bool) -> tuple[Block, ...]:
+    """Return the shapes of the parameters of all blocks."""
+    D = config.width
+    norm = Norm((D,), (D,))
+    attention = SelfAttention(Linear((3 * D, D), (3 * D,) if qkv_bias else None),
+                              Linear((D, D), (D,)))
+    return config.depth * (Block(norm, attention, norm, mlp.shapes(config.mlps[0])),)
+
+
+def block_multiply_adds(T: int, D: int, H: int) -> int:
+    """Return the multiply-adds of a block's forward pass on T tokens: its maps, and attention."""
+    return T * D * (4 * D + 2 * H) + 2 * T * T * D
 
 
 def blocks_forward(x: Array, params: Sequence[Block], routing: Sequence[tuple[Masks, Tree]],

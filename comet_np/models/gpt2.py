@@ -24,13 +24,15 @@ from ..functional.linear import (
 from ..functional.norm import Norm, NormCache, norm_backward, norm_forward
 from ..functional.tokens import TokenCache, TokenEmbedding, tokens_backward, tokens_forward
 from ..gates import EVALUATION, Comet, Gate, Pass
-from ..rng import normal, seed_of
+from ..rng import normal
 from ..tree import check_shapes, elements
 from . import mlp
 from .block import (
     Block,
     BlockCache,
     BlockInput,
+    block_multiply_adds,
+    block_shapes,
     blocks_backward,
     blocks_forward,
     check_heads,
@@ -185,11 +187,9 @@ class GPT2Cache(NamedTuple):
 @functools.cache
 def shapes(config: GPT2Config) -> GPT2Params:
     """Return the shapes of the parameters, a tree like the parameters themselves."""
-    D, norm = config.width, Norm((config.width,), (config.width,))
-    attention = SelfAttention(Linear((3 * D, D), (3 * D,)), Linear((D, D), (D,)))
+    D = config.width
     embedding = TokenEmbedding((config.vocabulary, D), (config.positions, D))
-    return GPT2Params(embedding, config.depth * (
-        Block(norm, attention, norm, mlp.shapes(config.mlps[0])),), norm)
+    return GPT2Params(embedding, block_shapes(config, True), Norm((D,), (D,)))
 
 
 def init(config: GPT2Config, seed: int = 0, backend: Backend | None = None,
@@ -227,10 +227,8 @@ def init(config: GPT2Config, seed: int = 0, backend: Backend | None = None,
     params = GPT2Params(embedding, tuple(blocks), fresh_norm(backend, dtype, D))
     if config.routing == "stream":
         return params, stream_init(config, seed, backend, dtype)
-    return params, tuple(
-        () if one.gate is None else one.gate.init(one.widths, seed_of(seed, "block", i), backend,
-                                                  dtype)
-        for i, one in enumerate(config.mlps))
+    return params, tuple(mlp.init_gate(one, seed, backend, dtype, ("block", i))
+                         for i, one in enumerate(config.mlps))
 
 
 def forward(tokens: Array, params: GPT2Params, fixed: Any, config: GPT2Config,
@@ -327,7 +325,7 @@ def kept_numbers(config: GPT2Config) -> int:
 def multiply_adds(config: GPT2Config) -> tuple[int, int]:
     """Return the multiply-adds of one example in a training step: trained maps, routing."""
     T, D, H = config.context or 0, config.width, config.hidden or 0
-    block = T * D * (4 * D + 2 * H) + 2 * T * T * D
     times = 4 if config.recompute else 3
-    trained = times * config.depth * block + 3 * T * D * config.vocabulary
+    trained = (times * config.depth * block_multiply_adds(T, D, H)
+               + 3 * T * D * config.vocabulary)
     return trained, routing_multiply_adds(config, config.depth * (T,), 0)

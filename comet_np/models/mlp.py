@@ -160,9 +160,15 @@ def init(config: MLPConfig, seed: int = 0, backend: Backend | None = None,
         Linear(draw(backend, dtype, W[1], W, seed, *name, "W", layer),
                None if b is None else draw(backend, dtype, W[1], b, seed, *name, "b", layer))
         for layer, (W, b) in enumerate(shapes(config), start=1))
-    gate = config.gate
-    return params, () if gate is None else gate.init(config.widths, seed_of(seed, *name), backend,
-                                                     dtype)
+    return params, init_gate(config, seed, backend, dtype, name)
+
+
+def init_gate(config: MLPConfig, seed: int, backend: Backend, dtype: str,
+              name: tuple[str | int, ...] = ()) -> Fixed:
+    """Return the gate's fixed weights as `init` does, of a model with other laws of W and b."""
+    if config.gate is None:
+        return ()
+    return config.gate.init(config.widths, seed_of(seed, *name), backend, dtype)
 
 
 def _he(backend: Backend, dtype: str, N_in: int, shape: tuple[int, ...], seed: int,

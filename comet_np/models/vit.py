@@ -35,6 +35,8 @@ from .block import (
     Block,
     BlockCache,
     BlockInput,
+    block_multiply_adds,
+    block_shapes,
     blocks_backward,
     blocks_forward,
     check_heads,
@@ -176,15 +178,11 @@ class ViTCache(NamedTuple):
 def shapes(config: ViTConfig) -> ViTParams:
     """Return the shapes of the parameters, a tree like the parameters themselves."""
     D, P = config.width, patch_width(config.image, config.patch)
-    norm = Norm((D,), (D,))
-    attention = SelfAttention(Linear((3 * D, D), (3 * D,) if config.qkv_bias else None),
-                              Linear((D, D), (D,)))
     embedding = Embedding(Linear((D, P), (D,)), (D,) if config.pooling == "class" else None,
                           (config.tokens, D))
-    return ViTParams(embedding,
-                     config.depth * (Block(norm, attention, norm, mlp.shapes(config.mlps[0])),),
-                     norm if config.final_norm else None, Linear((config.classes, D),
-                                                                 (config.classes,)))
+    return ViTParams(embedding, block_shapes(config, config.qkv_bias),
+                     Norm((D,), (D,)) if config.final_norm else None,
+                     Linear((config.classes, D), (config.classes,)))
 
 
 def init(config: ViTConfig, seed: int = 0, backend: Backend | None = None,
@@ -334,6 +332,6 @@ def multiply_adds(config: ViTConfig) -> tuple[int, int]:
     """Return the multiply-adds of one example in a training step: trained maps, routing."""
     T, D = config.tokens, config.width
     P, patches = patch_width(config.image, config.patch), patch_count(config.image, config.patch)
-    block = T * D * (4 * D + 2 * config.hidden) + 2 * T * T * D
-    trained = 2 * patches * P * D + 3 * (config.depth * block + D * config.classes)
+    blocks = config.depth * block_multiply_adds(T, D, config.hidden)
+    trained = 2 * patches * P * D + 3 * (blocks + D * config.classes)
     return trained, routing_multiply_adds(config, config.depth * (T,), patches)

@@ -22,6 +22,7 @@ from . import existing, named
 from .base import Dataset
 from .corpora import LIBRARIES, Corpus, Text, find
 from .tokenizer import (
+    BEFORE_WHITE,
     FILE,
     TOKENIZERS,
     Tokenizer,
@@ -337,7 +338,7 @@ def _batches(texts: Iterator[Text], is_running: bool) -> Iterator[list[Text]]:
 
 
 def _recut(texts: Iterator[Text]) -> Iterator[Text]:
-    """Yield running texts cut where what is white follows what is not."""
+    """Yield running texts cut at the last place where a text may be, see `BEFORE_WHITE`."""
     before, rest = "", ""
     for part, text in texts:
         if part != before:
@@ -347,8 +348,7 @@ def _recut(texts: Iterator[Text]) -> Iterator[Text]:
         rest += text
         if len(rest) < AT_ONCE // 4:
             continue
-        cut = next((i for i in range(len(rest) - 1, 0, -1)
-                    if rest[i] in " \n" and not rest[i - 1].isspace()), 0)
+        cut = max((match.start() for match in BEFORE_WHITE.finditer(rest)), default=0)
         if cut:
             yield part, rest[:cut]
             rest = rest[cut:]

@@ -125,22 +125,22 @@ def writable(text: str) -> str:
     return text
 
 
+# GPT-2's pattern never joins what is not white to white behind it, so there a text may be cut.
+BEFORE_WHITE = re.compile(r"(?<=\S)[ \n]")
+
+
 def pieces(text: str, size: int = PIECE) -> list[str]:
     """Return a text in pieces that are encoded as they would be together.
 
-    GPT-2's pattern never joins what is not white to white behind it, so there a text may be cut.
     """
     found, start = [], 0
     while len(text) - start > size:
-        match = _BEFORE_WHITE.search(text, start + size)
+        match = BEFORE_WHITE.search(text, start + size)
         if match is None:
             break
         found.append(text[start:match.start()])
         start = match.start()
     return [*found, text[start:]]
-
-
-_BEFORE_WHITE = re.compile(r"(?<=\S)[ \n]")
 
 
 def package() -> Any:

@@ -6,6 +6,7 @@ import numpy as np
 
 from ...backends import xp_of
 from ...functional.loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
+from ...functional.softmax import softmax
 from ..datasets.base import Preparation
 from .base import Array, Metric, Task
 
@@ -26,8 +27,7 @@ class Classification(Task):
         return numbers if preparation.classes is None else np.array(preparation.classes)[numbers]
 
     def probabilities(self, output: np.ndarray) -> np.ndarray:
-        powers = np.exp(output - output.max(axis=-1, keepdims=True))
-        return powers / powers.sum(axis=-1, keepdims=True)
+        return softmax(output, axis=-1)
 
     def counts(self, output: Array, y: Array) -> dict[str, Array]:
         return {"accuracy": (xp_of(output).argmax(output, axis=-1) == y).sum()}

@@ -7,6 +7,7 @@ import numpy as np
 
 from ...backends import Backend, xp_of
 from ...functional.loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
+from ...functional.softmax import softmax
 from .base import Array, Metric, Task
 
 
@@ -36,8 +37,7 @@ class Language(Task):
         return means | {"perplexity": math.exp(loss) if loss < 700 else math.inf}
 
     def probabilities(self, output: np.ndarray) -> np.ndarray:
-        powers = np.exp(output - output.max(axis=-1, keepdims=True))
-        return powers / powers.sum(axis=-1, keepdims=True)
+        return softmax(output, axis=-1)
 
     def predicted(self, output: np.ndarray, preparation: Any) -> np.ndarray:
         return xp_of(output).argmax(output, axis=-1)

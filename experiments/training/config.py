@@ -85,15 +85,18 @@ class TrainConfig:
         Lines are evenly spread over an epoch, or over the whole run where its steps are given, and
         the last stands at its end; where there are more lines than steps, each step has one.
         """
-        span = self.steps_an_epoch(examples) if self.steps is None else self.steps
+        span = self._span(examples)
         first = step - step % span
         k = (step - first) * self.evaluations // span + 1  # of the span's lines
         return first + -(-k * span // self.evaluations)
 
+    def _span(self, examples: int) -> int:
+        """Return over how many steps the evaluations are spread."""
+        return self.steps_an_epoch(examples) if self.steps is None else self.steps
+
     def lines(self, examples: int) -> int:
         """Return how many lines the metrics of a run have, that before training included."""
-        span = self.steps_an_epoch(examples) if self.steps is None else self.steps
-        each = min(self.evaluations, span)
+        each = min(self.evaluations, self._span(examples))
         return 1 + (each * self.epochs if self.steps is None else each)
 
 

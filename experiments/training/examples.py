@@ -92,6 +92,6 @@ class Examples:
     def blocks(self, ranks: Ranks = ALONE) -> Iterator[Batch]:
         """Yield all examples in order, or this rank's share of them, many at a time."""
         each = list(blocks(len(self), self._block))
-        for block in each[ranks.rank::ranks.size]:
+        for block in (each[i] for i in ranks.parts(len(each))):
             x = self._task.inputs(self.x[block], *self._scale, self._dtype)
             yield Batch(x, self.y[block], self.rows[block])
