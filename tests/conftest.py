@@ -1,7 +1,10 @@
 """What all tests share."""
 
+from contextlib import nullcontext
+
 import pytest
 
+from comet_np.backends import reference
 from comet_np.experiments import figures
 from comet_np.experiments.training import examples, loop
 from comet_np.rng import stream
@@ -19,6 +22,15 @@ def own_cache(tmp_path_factory):
 def draw(request):
     """Return a random stream of the test's own, so that a new test does not move its neighbours."""
     return stream(0, request.node.name)
+
+
+@pytest.fixture
+def bodies_or_kernels(request):
+    """Turn kernels off for the tests that are asked for bodies."""
+    callspec = getattr(request.node, "callspec", None)
+    kernels = callspec is None or callspec.params.get("kernels", True)
+    with nullcontext() if kernels else reference():
+        yield
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
 """Attention: values one by one, gradients, PyTorch, causality, dropout, and what it refuses."""
 
 import re
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
-from comet_np.backends import BackendError, numpy_kernels, reference
+from comet_np.backends import BackendError, numpy_kernels
 from comet_np.errors import UserError
 from comet_np.functional.attention import (
     SelfAttention,
@@ -29,14 +28,7 @@ T, D, H = 6, 8, 2
 KEY = key(0, "test attention")
 both = pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "bodies"])
 causal_or_not = pytest.mark.parametrize("causal", [True, False], ids=["causal", "both ways"])
-
-
-@pytest.fixture(autouse=True)
-def bodies_or_kernels(request):
-    """Turn kernels off for the tests that are asked for bodies."""
-    callspec = getattr(request.node, "callspec", None)
-    with nullcontext() if callspec is None or callspec.params.get("kernels", True) else reference():
-        yield
+pytestmark = pytest.mark.usefixtures("bodies_or_kernels")
 
 
 def packed(draw, batch=(2,), tokens=T):

@@ -88,15 +88,7 @@ token_by_token = pytest.mark.parametrize("layer", [OfLinear, OfHidden, OfNorm])
 every_layer = pytest.mark.parametrize(
     "layer", [OfLinear, OfHidden, OfNorm, OfAttention, OfEmbedding])
 both = pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "bodies"])
-
-
-@pytest.fixture(autouse=True)
-def bodies_or_kernels(request):
-    """Turn kernels off for the tests that are asked for bodies."""
-    kernels = request.node.callspec.params.get("kernels", True) if hasattr(
-        request.node, "callspec") else True
-    with np.errstate() if kernels else reference():
-        yield
+pytestmark = pytest.mark.usefixtures("bodies_or_kernels")
 
 
 def arguments(draw, batch=(2, 3), dtype="float64", layer=OfLinear):

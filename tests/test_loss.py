@@ -2,7 +2,6 @@
 
 import math
 import re
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -19,14 +18,7 @@ from comet_np.gradcheck import check_gradients
 from tests.tolerances import TOLERANCES, assert_close
 
 both = pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "bodies"])
-
-
-@pytest.fixture(autouse=True)
-def bodies_or_kernels(request):
-    """Turn kernels off for the tests that are asked for bodies."""
-    callspec = getattr(request.node, "callspec", None)
-    with nullcontext() if callspec is None or callspec.params.get("kernels", True) else reference():
-        yield
+pytestmark = pytest.mark.usefixtures("bodies_or_kernels")
 
 
 def cross_entropy(labels, ignored=None):

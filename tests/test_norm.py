@@ -1,12 +1,11 @@
 """The layer norm: values one by one, gradients, PyTorch, and what it refuses."""
 
 import re
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
-from comet_np.backends import BackendError, reference
+from comet_np.backends import BackendError
 from comet_np.errors import UserError
 from comet_np.functional.norm import Norm, norm_backward, norm_forward
 from comet_np.gradcheck import check_gradients
@@ -15,14 +14,7 @@ from tests import naive
 from tests.tolerances import TOLERANCES, assert_close
 
 both = pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "bodies"])
-
-
-@pytest.fixture(autouse=True)
-def bodies_or_kernels(request):
-    """Turn kernels off for the tests that are asked for bodies."""
-    callspec = getattr(request.node, "callspec", None)
-    with nullcontext() if callspec is None or callspec.params.get("kernels", True) else reference():
-        yield
+pytestmark = pytest.mark.usefixtures("bodies_or_kernels")
 
 
 def point(draw, D=5):

@@ -1,6 +1,5 @@
 """Odd arrays given to what users call: the right result, or one sentence, and nothing lost."""
 
-import contextlib
 import re
 
 import numpy as np
@@ -46,15 +45,7 @@ from tests.tolerances import assert_close
 KEY = key(0, "odd arrays")
 modes = pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "bodies"])
 operations = pytest.mark.parametrize("name", sorted(SAMPLES))
-
-
-@pytest.fixture(autouse=True)
-def bodies_or_kernels(request):
-    """Turn kernels off for the tests that are asked for bodies."""
-    callspec = getattr(request.node, "callspec", None)
-    kernels = callspec is None or callspec.params.get("kernels", True)
-    with contextlib.nullcontext() if kernels else reference():
-        yield
+pytestmark = pytest.mark.usefixtures("bodies_or_kernels")
 
 
 def refused(message):

@@ -1,12 +1,10 @@
 """Patches and their embedding: values one by one, PyTorch's convolution, gradients, refusals."""
 
 import re
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
-from comet_np.backends import reference
 from comet_np.errors import UserError
 from comet_np.functional.linear import Linear
 from comet_np.functional.patches import (
@@ -26,14 +24,7 @@ D = 5
 both = pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "bodies"])
 kinds = pytest.mark.parametrize(("token", "positions"), [
     (True, True), (False, True), (True, False), (False, False)])
-
-
-@pytest.fixture(autouse=True)
-def bodies_or_kernels(request):
-    """Turn kernels off for the tests that are asked for bodies."""
-    callspec = getattr(request.node, "callspec", None)
-    with nullcontext() if callspec is None or callspec.params.get("kernels", True) else reference():
-        yield
+pytestmark = pytest.mark.usefixtures("bodies_or_kernels")
 
 
 def point(draw, token=True, positions=True, batch=(2,)):

@@ -1,12 +1,11 @@
 """The embedding of tokens: values one by one, gradients, a tied head, and what it refuses."""
 
 import re
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
-from comet_np.backends import BackendError, reference
+from comet_np.backends import BackendError
 from comet_np.errors import UserError
 from comet_np.functional.linear import Linear, linear_backward, linear_forward
 from comet_np.functional.tokens import (
@@ -22,14 +21,7 @@ from tests.tolerances import TOLERANCES, assert_close
 
 both = pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "bodies"])
 TOKENS = np.array([[0, 3, 3, 6], [3, 5, 0, 3]])  # one four times, one twice, two once, others never
-
-
-@pytest.fixture(autouse=True)
-def bodies_or_kernels(request):
-    """Turn kernels off for the tests that are asked for bodies."""
-    callspec = getattr(request.node, "callspec", None)
-    with nullcontext() if callspec is None or callspec.params.get("kernels", True) else reference():
-        yield
+pytestmark = pytest.mark.usefixtures("bodies_or_kernels")
 
 
 def embedding(draw, V=7, P=6, D=3, dtype="float64"):
