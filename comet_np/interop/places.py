@@ -164,7 +164,7 @@ def check_names(named: Mapping[str, Array], places: Tree, config: Any) -> None:
     given = {str(name): tuple(array.shape) if hasattr(array, "shape") else None
              for name, array in named.items()}
     missing = [f"{name} {shape}" for name, shape in wanted.items() if name not in given]
-    unknown = [f"{name} {shape}" for name, shape in given.items() if name not in wanted]
+    unknown = [f"{name} {given[name]}" for name in sorted(given.keys() - wanted.keys())]
     other = [f"{name} {given[name]}, which should be {shape}" for name, shape in wanted.items()
              if given.get(name) not in (None, shape)]  # what is no array has an error of its own
     kinds = {"missing": missing, "unexpected": unknown, "of another shape": other}
