@@ -512,7 +512,7 @@ SPEC = "transformer.h.0.mlp.spec.weight"
     (lambda named: named | {"score.weight": np.ones((2, 8))}, UserError,
      "1 unexpected (score.weight (2, 8))"),
     (lambda named: named | {"transformer.h.0.attn.c_attn.masked_bias": np.ones(1), 3: np.ones(1)},
-     UserError, "2 unexpected (transformer.h.0.attn.c_attn.masked_bias (1,), 3 (1,))"),
+     UserError, "2 unexpected (3 (1,), transformer.h.0.attn.c_attn.masked_bias (1,))"),
     (lambda named: {f"module.{name}": array for name, array in named.items()}, UserError,
      'the names have a prefix: pass {name.removeprefix("module."): array for'),
     (lambda named: named | {HEAD: named[TABLE] + 1e-9}, UserError,
