@@ -1,0 +1,1 @@
+"""Checks of other implementations: which mistake explains an output, and test vectors."""
