@@ -1,13 +1,28 @@
 """What all tests share."""
 
+import gc
+import os
 from contextlib import nullcontext
 
 import pytest
+
+# The tests' products are small, and so few cores are shared by several of them: threads of
+# OpenBLAS, which reads this when NumPy is imported, would spin and wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from comet_np.backends import reference
 from comet_np.experiments import figures
 from comet_np.experiments.training import examples, loop
 from comet_np.rng import stream
+
+
+def pytest_collection_finish():
+    """Spare the garbage collector what lives to the end: modules (of PyTorch, of JAX) and tests.
+
+    A search for cycles would take a third of a second, and each cell of a sweep asks for one.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
