@@ -27,9 +27,11 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
-    """Keep streams of tokens out of the home folder, in one that all tests of a process share."""
+    """Keep streams of tokens out of the home folder, in one that all workers of xdist share."""
+    folder = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COMET_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("COMET_CACHE", str(
+            (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache"))
         yield
 
 
