@@ -1,8 +1,14 @@
 """What all tests share."""
 
+import gc
+import os
 from contextlib import nullcontext
 
 import pytest
+
+# The tests' products are small, and so few cores are shared by several of them: threads of
+# OpenBLAS, which reads this when NumPy is imported, would spin and wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from comet_np.backends import reference
 from comet_np.experiments import figures
@@ -10,11 +16,22 @@ from comet_np.experiments.training import examples, loop
 from comet_np.rng import stream
 
 
+def pytest_collection_finish():
+    """Spare the garbage collector what lives to the end: modules (of PyTorch, of JAX) and tests.
+
+    A search for cycles would take a third of a second, and each cell of a sweep asks for one.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
-    """Keep streams of tokens out of the home folder, in one that all tests of a process share."""
+    """Keep streams of tokens out of the home folder, in one that all workers of xdist share."""
+    folder = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COMET_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("COMET_CACHE", str(
+            (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache"))
         yield
 
 

@@ -17,6 +17,7 @@
 #include <ucontext.h>
 
 #include <cstdio>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -51,7 +52,7 @@ struct Touch {
 constexpr unsigned SEVERAL = ~0u;  // readers
 
 std::vector<Fiber> fibers;
-std::vector<char> stacks;
+std::unique_ptr<char[]> stacks;  // not set to zero, which would make all their pages resident
 unsigned current, threads;
 ucontext_t start;
 jmp_buf scheduler;
@@ -210,7 +211,7 @@ void access(const void* pointer, size_t bytes, bool write) {
         const char* first = static_cast<const char*>(begin);
         return at >= first && at + bytes <= first + size;
     };
-    if (within(stacks.data(), stacks.size()) || within(&builtins, sizeof builtins)) return;
+    if (within(stacks.get(), LARGEST_BLOCK * STACK) || within(&builtins, sizeof builtins)) return;
     const bool shared = within(__bss_start, _end - __bss_start);
     bool known = shared;
     for (const Array& array : arrays) known = known || within(array.begin, array.bytes);
@@ -272,7 +273,7 @@ int shim_launch(int i, const unsigned* grid, const unsigned* block, void** value
     threads = block[0] * block[1] * block[2];
     if (threads > LARGEST_BLOCK) fail("more than 1024 threads a block");
     fibers.resize(LARGEST_BLOCK);
-    stacks.resize(LARGEST_BLOCK * STACK);
+    if (!stacks) stacks.reset(new char[LARGEST_BLOCK * STACK]);
     random_state = seed * 2654435761u + 1;
     watching = watch;
     running = true;
