@@ -16,6 +16,13 @@ from comet_np.experiments.training import examples, loop
 from comet_np.rng import stream
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config):
+    """Let a worker of pytest-xdist that has nothing left take tests from another."""
+    if getattr(config.option, "dist", "no") == "load":  # what -n chooses
+        config.option.dist = "worksteal"
+
+
 def pytest_collection_finish():
     """Spare the garbage collector what lives to the end: modules (of PyTorch, of JAX) and tests.
 
