@@ -48,7 +48,7 @@ def by_pytorch(x: np.ndarray, V: Sequence[np.ndarray], gate: Comet) -> list[np.n
                                torch.frexp(top).exponent.clamp(-100, 100) - bits)
             z = (z / unit).round().clamp(1 - 2**bits, 2**bits - 1) * unit
         c, k = z @ V_l.T, winners(gate.p_k, N)
-        m = c > c.sort().values[:, N - k - 1, None] if k < N else torch.ones(c.shape, dtype=bool)
+        m = c > c.sort().values[:, N - k - 1, None] if k < N else c == c
         masks.append(m.numpy())
         z = c * m
     return masks
