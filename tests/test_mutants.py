@@ -194,6 +194,31 @@ MUTANTS = {
     "routing of a stream counted once": Mutant(
         "comet_np/models/stream.py", "return 2 * sum(each) -", "return sum(each) -",
         ("test_vit_mixer", "of_the_products")),
+    # --- exact routing --------------------------------------------------------------------------
+    "a bit too many in exact routing": Mutant(
+        "comet_np/functional/routing.py", "FLOAT32_BITS = 24", "FLOAT32_BITS = 25",
+        ("test_exact_routing", "leave_sums_below")),
+    "z that is not on the grid": Mutant(
+        "comet_np/functional/routing.py", "        if exact:", "        if False:",
+        ("test_exact_routing", "no_order_of_summation")),
+    "V that is not on the grid": Mutant(
+        "comet_np/gates/comet.py", "tuple(map(weight_on_grid, V)) if self.exact else V", "V",
+        ("test_exact_routing", "no_order_of_summation")),
+    "a grid that is cut off instead of rounded": Mutant(
+        "comet_np/functional/routing.py", "xp.rint(z / unit)", "xp.trunc(z / unit)",
+        ("test_exact_routing", "number_by_number")),
+    "a largest number that is not clipped": Mutant(
+        "comet_np/functional/routing.py", "2**bits - 1\n    return", "2**bits\n    return",
+        ("test_exact_routing", "number_by_number")),
+    "rows on a grid without limits": Mutant(
+        "comet_np/functional/routing.py", "FURTHEST = 100", "FURTHEST = 200",
+        ("test_exact_routing", "no_order_of_summation")),
+    "infinity on the grid": Mutant(
+        "comet_np/functional/routing.py", "xp.isfinite(top)", "(top == top)",
+        ("test_exact_routing", "not_finite")),
+    "weights from elsewhere that are not looked at": Mutant(
+        "comet_np/gates/comet.py", "if self.exact and not", "if False and not",
+        ("test_exact_routing", "from_elsewhere")),
     # --- scaled losses --------------------------------------------------------------------------
     "a scale that never grows": Mutant(
         "comet_np/precision.py", "xp.where(due, larger, scale)", "scale",
