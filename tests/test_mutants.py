@@ -39,6 +39,8 @@ def by_hand(cases):
 TABLE = ("test_grid", "the_table_says")
 OF_ONE_PROCESS = ("test_data_parallel", "the_numbers_of_one_process")
 FLAGS = ("test_grid", "every_flag_reaches")
+OF_OPTIM = ("test_diagnose_training", "those_of_optim")
+RIGHT_LOOPS = ("test_diagnose_training", "right_loops")
 MUTANTS = {
     # --- the loop -------------------------------------------------------------------------------
     "argmin for argmax": Mutant(
@@ -875,6 +877,29 @@ MUTANTS = {
     "routing that costs nothing": Mutant(
         "experiments/training/config.py", "epochs * each + whole - each", "epochs * each",
         ("test_fair", "multiply_adds")),
+    # --- diagnose: the training loop --------------------------------------------------------------
+    "a first moment without a memory": Mutant(
+        "comet_np/conformance/training.py", "u = beta1 * state.first + (1 - beta1) * g",
+        "u = (1 - beta1) * g", OF_OPTIM),
+    "a schedule that is ahead": Mutant(
+        "comet_np/conformance/training.py", ".get(how, lambda: factor(t))()",
+        ".get(how, lambda: factor(t + 1))()", OF_OPTIM),
+    "V decays with the rest": Mutant(
+        "comet_np/conformance/training.py", "still = still | self.fixed",
+        "still = still & self.fixed", RIGHT_LOOPS),
+    "rounding, of which Adam makes much, is a mistake": Mutant(
+        "comet_np/conformance/training.py",
+        "slack = rate * state.rounding / below * (1 + np.abs(u) / below)", "slack = 0 * below",
+        RIGHT_LOOPS),
+    "gradients at the first parameters only": Mutant(
+        "comet_np/conformance/diagnose.py", "subjects.append(at)", "subjects.append(subject)",
+        RIGHT_LOOPS),
+    "parameters that change under its eyes": Mutant(
+        "comet_np/conformance/diagnose.py", "_array(name, returned[name]).copy()",
+        "_array(name, returned[name])", ("test_diagnose_training", "change_in_place")),
+    "scores that learn in their own layer only": Mutant(
+        "comet_np/conformance/mlp.py", "dx = dx + dc @ self.V[layer]", "dx = dx + 0.0",
+        ("test_diagnose_training", "through-scores-sigmoid")),
 }
 
 
@@ -956,7 +981,8 @@ def hunt(request, copies):
 def test_mutants_are_caught(name, hunt):
     file, tests = MUTANTS[name].tests
     for package in ("torch", "timm"):
-        if package in tests or (package == "torch" and file.startswith("test_interop")):
+        if package in tests or (package == "torch" and file.startswith(
+                ("test_interop", "test_diagnose"))):
             pytest.importorskip(package, reason=f"{package}, of the crosscheck extra, is not "
                                                 "installed")
     answer = hunt[name].result()
