@@ -562,6 +562,16 @@ def test_right_loops_are_ok(name, dtype):
     assert report.ok, str(report)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rounding_of_which_adam_makes_a_step_is_no_mistake(dtype):
+    """Gradients that cancel to nothing: those of neurons that all outputs weigh alike."""
+    plan, model = plan_of(ADAM), Torch(dtype)
+    with torch.no_grad():
+        model.p["fc3.weight"][:, :4] = 0.7
+    report = comet_np.diagnose(model, model.named, step=Loop(model, plan).step, **plan, **SETTINGS)
+    assert report.ok, str(report)
+
+
 @pytest.mark.parametrize("gate", ["layerwise", "top_k"])
 def test_masks_that_follow_the_weights_are_ok(gate):
     plan, model = plan_of(ADAM), Torch("float32", gate=gate)

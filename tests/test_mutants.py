@@ -890,7 +890,7 @@ MUTANTS = {
     "rounding, of which Adam makes much, is a mistake": Mutant(
         "comet_np/conformance/training.py",
         "slack = rate * state.rounding / below * (1 + np.abs(u) / below)", "slack = 0 * below",
-        RIGHT_LOOPS),
+        ("test_diagnose_training", "adam_makes_a_step")),
     "gradients at the first parameters only": Mutant(
         "comet_np/conformance/diagnose.py", "subjects.append(at)", "subjects.append(subject)",
         RIGHT_LOOPS),
