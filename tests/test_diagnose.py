@@ -10,7 +10,7 @@ import comet_np
 from comet_np import gates, interop
 from comet_np.conformance.mistakes import MLP, Between
 from comet_np.conformance.mlp import MLPSubject
-from comet_np.conformance.search import number, search, unseen
+from comet_np.conformance.search import number
 from comet_np.errors import UserError
 from comet_np.functional.activations import ACTIVATIONS
 from comet_np.functional.loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
@@ -208,3 +208,151 @@ def test_V_of_the_input_in_all_layers_is_routing_from_the_input():
     report = comet_np.diagnose(made(named, **settings), named, **settings)
     assert report.mistakes == ("routing-from-input",)
     assert "cannot be computed with parameters of these shapes" in str(report)
+
+
+# --- two mistakes, and more ---------------------------------------------------------------------
+
+def same_here(one, other, named, settings):
+    """Return whether two networks compute the same of the inputs that are looked at."""
+    subject = MLPSubject(named, GATES[settings["gate"]](settings["p_k"]), "softplus", 1e-10)
+    return all(np.allclose(one(x), other(x), rtol=1e-9, atol=1e-9 * np.abs(one(x)).max())
+               for x in map(subject.inputs, (1, 2, 2)))
+
+
+def of_pairs():
+    """Return all pairs of mistakes that can be made in one network."""
+    usual = [mistake for mistake in MLP if mistake.name not in ("gelu-form", "leaky-slope")
+             and mistake.value not in ("strict", "softplus", "z", "activation")]
+    return [pair for pair in itertools.combinations(usual, 2)
+            if pair[0].decision != pair[1].decision]
+
+
+def is_told(pair):
+    """Assert that a pair is diagnosed as itself, or as what computes the same."""
+    made = table()
+    named = parameters((13,) * 5 if any("transposed" in each.name or each.value == "input"
+                                        for each in pair) else WIDTHS)
+    combined = type("Both", tuple(made[key(each)][0] for each in pair), {})
+    report = comet_np.diagnose(combined(named, **SETTINGS), named, **SETTINGS)
+    if set(report.mistakes) == {each.name for each in pair}:
+        return
+    found = report.findings[0].found
+    assert found.ok or found.causes, (pair, report)
+    explained = () if found.ok else found.causes[0].mistakes
+    if any(each.value == "any" for each in explained):
+        return  # of an order of ties, whichever
+    classes = []
+    for each in explained:
+        cls = made[key(each) if not isinstance(number(each), float) or each.value == (
+            "leaky_relu", 0.01) else (each.decision, "here" if isinstance(each.value, float)
+                                      else (each.value[0], "here"))][0]
+        classes.append(cls)
+    other = type("Explained", (*classes, made["ties", "threshold"][0].__mro__[1]), {})
+    assert same_here(combined(named, **SETTINGS), other(named, **SETTINGS), named, SETTINGS), (
+        pair, report)
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_two_mistakes_are_told(number):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    pairs = of_pairs()
+    is_told(pairs[stream(0, "pairs").permutation(len(pairs))[number]])
+
+
+def test_what_is_not_known_is_not_named():
+    made = table()
+    three = type("Three", tuple(made[each][0] for each in (
+        ("k", "round"), ("mask", "before"), ("routing", "unmasked"))), {})
+    named = parameters()
+    net = three(named, **SETTINGS)
+    right = type(net).__mro__[-2](named, **SETTINGS)
+
+    def intermediates(x):
+        net(x)
+        return {f"{name}_{layer}": getattr(net, name)[layer - (name != "x")].numpy()
+                for name in "cmax" for layer in range(1, net.L)}
+
+    report = comet_np.diagnose(net, named, intermediates=intermediates, **SETTINGS)
+    assert not report.ok
+    assert report.mistakes == ()
+    assert report.cause is None
+    assert "None of the known mistakes explains it, nor two of them" in str(report)
+    assert "the first that differs: x_1 (64 of 64 rows)" in str(report)
+    report = comet_np.diagnose(lambda x: right(x) + np.sin(x[:, :1]), named, **SETTINGS)
+    assert report.mistakes == ()
+    assert "closest" not in str(report)
+
+
+# --- what cannot be diagnosed -------------------------------------------------------------------
+
+def said(fn=None, named=None, model="mlp", **settings):
+    """Return what is said of this."""
+    named = parameters() if named is None else named
+    config = mlp.MLPConfig(WIDTHS, gate=gates.Comet(0.9))
+    with pytest.raises(UserError) as error:
+        comet_np.diagnose(fn or ours(config, parameters(), "float64"), named, model, p_k=0.9,
+                          **settings)
+    return str(error.value)
+
+
+def without(name):
+    named = parameters()
+    del named[name]
+    return named
+
+
+def replaced(name, change):
+    named = parameters()
+    return named | {name: change(named[name])}
+
+
+def test_what_cannot_be_diagnosed():
+    draw = stream(0, "chance")
+
+    def writes(x):
+        x[:] = 0
+        return np.zeros((len(x), 7))
+
+    def lost(x):
+        return np.where(np.any(x, axis=1, keepdims=True), 0.0, np.nan) + np.zeros(7)
+
+    assert "two outputs for one input" in said(lambda x: draw.normal(size=(len(x), 7)))
+    assert "fn writes into its input" in said(writes)
+    assert "must return (64, 7)" in said(lambda x: np.zeros((len(x), 6)))
+    assert "NaN or infinity for 12 of 192 rows of finite inputs, which are all zeros" in said(lost)
+    assert "an array of floats, got <U1" in said(lambda x: np.array(["a"]))
+    assert "fc2.bias must be float32 or float64, got float16" in said(
+        named=replaced("fc2.bias", lambda b: b.astype("float16")))
+    assert "routing weights V are missing: spec_3.weight" in said(named=without("spec_3.weight"))
+    assert "fc1.weight to fcL.weight" in said(named=without("fc2.weight"))
+    assert "fc3.weight is (N_l, N_{l-1}) and should have 13 columns" in said(
+        named=replaced("fc3.weight", lambda W: W[:, :-1]))
+    assert said(named=replaced("fc3.weight", np.transpose)).endswith("pass .T)")
+    assert said(named=replaced("spec_2.weight", np.transpose)).endswith("pass .T)")
+    assert not said(named=replaced("spec_2.weight", lambda V: V[1:])).endswith("pass .T)")
+    assert "fc2.bias does not belong" in said(named=replaced("fc2.bias", lambda b: b[1:]))
+    assert "must have 1 axes, got shape (13, 1)" in said(
+        named=replaced("fc2.bias", lambda b: b[:, None]))
+    turned = {name: array.T for name, array in parameters().items()}
+    assert said(named=turned).endswith("pass .T)")
+    assert "unknown gate" in said(gate="commet")
+    assert "unknown activation" in said(activation="softpluss")
+    assert "unknown setting" in said(activations="softplus")
+    assert "unknown model" in said(model="mpl")
+    assert "knows the gates" in said(model=mlp.MLPConfig(WIDTHS, gate=gates.Bernoulli()))
+    assert "the configuration's are (3, 2)" in said(model=mlp.MLPConfig((3, 2)))
+
+    def broken(x):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):  # as it is, with its traceback: it is the user's
+        comet_np.diagnose(broken, parameters())
+
+
+def test_what_would_not_show_is_said():
+    named = parameters((6, 10, 20, 4))
+    config = mlp.MLPConfig((6, 10, 20, 4), activation="tanh", gate=gates.Comet(0.5))
+    report = comet_np.diagnose(ours(config, named, "float64"), named, config)
+    assert str(report).splitlines()[2].strip() == (
+        "mistakes that would not show here: mask-before-activation; k-rounded, k-ceiled, "
+        "k-complement, k-quantile (the same k at these widths)")

@@ -42,9 +42,9 @@ class Net:
                 c = self.scores(layer)
                 m = self.cap(c, layer)
                 self.masks.append(m)
-                m = self.mask_of(layer, m)
                 self.c.append(c)
                 self.z.append(m * c)
+                m = self.mask_of(layer, m)
             self.m.append(m)
             self.x.append(self.scale * self.hidden(layer, m))
         self.calls.append(self.masks)
@@ -272,7 +272,8 @@ other("routing", "input", "routed", lambda self, layer: self.x[0], widths=SQUARE
 other("routing", "z", "routed", lambda self, layer: self.z[-1], gate="layerwise")
 other("routing", "activation", "scores", lambda self, layer: self.f(self.a[-1]), gate="top_k",
       activation="mish")
-other("routing", "pre-activation", "scores", lambda self, layer: self.a[-1])
+other("routing", "pre-activation", "scores", lambda self, layer: self.a[-1],
+      activation="mish")
 other("routing_bias", "own", "routing_bias", lambda self, layer: self.named[f"spec_{layer}.bias"])
 other("routing_bias", "backbone", "routing_bias", lambda self, layer: self.bias(layer))
 other("V", "transposed", "V", lambda self, layer: Net.V(self, layer).T, widths=SQUARE)
