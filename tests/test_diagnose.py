@@ -141,9 +141,8 @@ def ours(config, named, dtype):
 
 @pytest.mark.parametrize("widths", [
     (1, 5, 3), (5, 7, 1), (4, 1, 1, 2), (6, 3), (1, 1), (2, 2, 2), (8, *[12] * 10, 4),
-    (30, 1500, 1000, 5), (3, *[300] * 10, 1)], ids=str)
-@pytest.mark.parametrize("p_k", [0.01, 0.5, 1.0])
-@pytest.mark.parametrize("size", [1e-4, 1.0, 30.0])
+    (30, 1001, 1007, 5), (3, *[100] * 10, 1)], ids=str)
+@pytest.mark.parametrize(("p_k", "size"), [(0.01, 1.0), (0.5, 1e-4), (0.5, 30.0), (1.0, 1.0)])
 def test_a_correct_model_is_never_called_wrong(widths, p_k, size):
     """In float32; what hangs on rounding is not compared."""
     named = {name: array * np.float32(size if name.startswith("fc") else 1)
@@ -154,8 +153,7 @@ def test_a_correct_model_is_never_called_wrong(widths, p_k, size):
         report = comet_np.diagnose(ours(config, named, "float32"), named, config)
         assert not str(report).startswith("WRONG"), report
         assert report.mistakes == ()
-        if size <= 1 or len(widths) < 5:
-            assert report.ok, report
+        assert report.ok or size > 1, report
 
 
 # --- mutants ------------------------------------------------------------------------------------
@@ -252,7 +250,8 @@ def is_told(pair):
         pair, report)
 
 
-@pytest.mark.parametrize("number", range(40))
+@pytest.mark.parametrize("number", [
+    *range(10), *(pytest.param(number, marks=pytest.mark.slow) for number in range(10, 60))])
 def test_two_mistakes_are_told(number):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     pairs = of_pairs()
@@ -356,3 +355,26 @@ def test_what_would_not_show_is_said():
     assert str(report).splitlines()[2].strip() == (
         "mistakes that would not show here: mask-before-activation; k-rounded, k-ceiled, "
         "k-complement, k-quantile (the same k at these widths)")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_two_numbers_are_told(dtype):
+    made = table()
+    both = type("Both", (made["activation", ("softplus", "here")][0],
+                         made["hidden_scale", "here"][0]), {})
+    named = parameters(dtype=dtype)
+    report = comet_np.diagnose(both(named, **SETTINGS), named, **SETTINGS)
+    assert set(report.mistakes) == {"softplus-beta", "hidden-scaled"}
+    assert "1.7" in report.cause
+    assert "1.111" in report.cause
+
+
+def test_an_output_that_cancels_is_compared_with_its_terms():
+    """Rounding is as large as these are."""
+    named = parameters((20, 30, 30, 1), "float32")
+    subject = MLPSubject(named, gates.Comet(0.5), "softplus", 1e-10)
+    y, _, _ = subject.outputs([subject.inputs(1)], subject.right)
+    named["fc3.bias"] -= np.float32(y[40])  # of one row nothing is left
+    _, scale, _ = MLPSubject(named, gates.Comet(0.5), "softplus", 1e-10).outputs(
+        [subject.inputs(1)], subject.right)
+    assert scale[40] > 0.01

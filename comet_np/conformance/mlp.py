@@ -250,8 +250,8 @@ class MLPSubject:
                 slope = m * np.ones_like(a)
             if choices["through"] == "mask":
                 slope = df(a)
-            for made_list, value in zip(made[:6], (scale * h, a, c, m, m * self.g(c), scale * slope),
-                                        strict=True):
+            values = scale * h, a, c, m, m * self.g(c), scale * slope
+            for made_list, value in zip(made[:6], values, strict=True):
                 made_list.append(value)
         a = self._pre_activation(made.x[-1], self.L, choices)
         made.a.append(a)
