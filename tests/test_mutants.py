@@ -100,6 +100,33 @@ MUTANTS = {
     "a result before its metrics are on the disk": Mutant(
         "experiments/training/record.py", "run.record.sync()\n        Trained", "Trained",
         ("test_sweep", "on_the_disk")),
+    # --- diagnose --------------------------------------------------------------------------------
+    "a cause that leaves rows out wins": Mutant(
+        "comet_np/conformance/search.py", "most = max((each.agreeing for each in full), default=0)",
+        "most = max((each.agreeing for each in full[:1]), default=0)",
+        ("test_diagnose", "own_name and threshold and float64")),
+    "numbers that are only as near as the grid": Mutant(
+        "comet_np/conformance/search.py", "point = min((point, point + least.x), key=profile)",
+        "pass", ("test_diagnose", "own_name and scaled and float64")),
+    "two unknown numbers are not tried": Mutant(
+        "comet_np/conformance/search.py", "(*combinations(unknown, 2), *product(unknown, order))",
+        "product(unknown, order)", ("test_diagnose", "two_numbers")),
+    "a closest mistake by chance": Mutant(
+        "comet_np/conformance/search.py",
+        "4 * (closest.explained - spec.explained) < closest.items", "False",
+        ("test_diagnose", "not_known")),
+    "a mask that its scores do not fit": Mutant(
+        "comet_np/conformance/mlp.py", "return (c > after).astype(float), sure",
+        "return (c >= after).astype(float), sure", ("test_diagnose", "right_decisions and strict")),
+    "the routing network's activation is left out": Mutant(
+        "comet_np/conformance/mlp.py", "values = scale * h, a, c, m, m * self.g(c)",
+        "values = scale * h, a, c, m, m * c", ("test_diagnose", "right_decisions and relu")),
+    "rows are as small as they come out": Mutant(
+        "comet_np/conformance/mlp.py", "size = np.maximum(size, abs(choices",
+        "np.maximum(size, abs(choices", ("test_diagnose", "cancels")),
+    "quantile as floor": Mutant(
+        "comet_np/conformance/mlp.py", "(1 - p_k) * (N - 1) - 1e-9", "(1 - p_k) * N - 1e-9",
+        ("test_diagnose", "own_name and quantile")),
     # --- data-parallel training -----------------------------------------------------------------
     "all ranks drop the same": Mutant(
         "experiments/training/step.py", "self.forward(batch, examples, True, part)",

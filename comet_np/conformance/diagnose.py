@@ -9,7 +9,6 @@ from ..errors import UserError, unknown
 from ..gates import Comet, Gate, Layerwise, TopK
 from ..models.mlp import MLPConfig
 from ..optim import OptimizerConfig
-from ..rng import stream
 from .mistakes import Choices, Mistake
 from .mlp import ROWS, MLPSubject
 from .search import (
@@ -28,6 +27,7 @@ Named = Mapping[str, Array]
 GATES = {"comet": Comet, "layerwise": Layerwise, "top_k": TopK}
 FLOATS = ("float32", "float64")
 OTHERS = 3  # causes that compute the same are named, at most
+NAMED = 8  # mistakes that would not show, at most
 FEW = 24  # rows, on which what is wrong is seen to be so
 
 
@@ -53,10 +53,10 @@ class Finding(NamedTuple):
 
     @property
     def undecided(self) -> bool:
-        """Whether nothing differs, and too little could be compared."""
-        right = self.found.right if self.found else None
-        return bool(right and not right.full and right.explained == right.decided and right.items
-                    and not (self.found and self.found.causes))
+        """Whether too little could be compared, and nothing explains it."""
+        if self.found is None or self.found.causes or self.found.ok:
+            return False
+        return 2 * self.found.right.decided < self.found.right.items
 
     @property
     def cause(self) -> str | None:
@@ -105,8 +105,9 @@ def _all(number: int) -> str:
 def _names(mistakes: Sequence[Mistake]) -> str:
     """Return the names of mistakes, those of k together."""
     of_k = [each.name for each in mistakes if each.decision in ("k", "k_width")]
-    others = [each.name for each in mistakes if each.name not in of_k]
-    parts = [", ".join(dict.fromkeys(others))] if others else []
+    others = list(dict.fromkeys(each.name for each in mistakes if each.name not in of_k))
+    more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+    parts = [", ".join(others[:NAMED]) + more] if others else []
     if of_k:
         parts.append(", ".join(dict.fromkeys(of_k)) + " (the same k at these widths)")
     return "; ".join(parts)
@@ -331,16 +332,18 @@ def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, al
 def _calm(subject: MLPSubject, calls: Sequence[Array], dtype: Any, allowed: float) -> Array:
     """Return at which rows the output, as it should be, does not hang on rounding.
 
-    They are those at which it hardly moves if all inputs do so by the last digit.
+    They are those at which it hardly moves if all weights do so by their last digits.
     """
+    calm = np.ones(sum(map(len, calls)), bool)
     try:
         y, scale, _ = subject.outputs(calls, subject.right)
-        eps = 2 * np.finfo(dtype).eps
-        signs = stream(5, "diagnose").choice([-eps, eps], calls[0].shape)
-        moved, _, _ = subject.outputs([x * (1 + signs) for x in calls], subject.right)
+        for number in range(2):
+            rough = subject.jittered(4 * float(np.finfo(dtype).eps), number)
+            moved, _, _ = rough.outputs(calls, subject.right)
+            calm &= relative(moved, y, scale) < allowed / 4
     except NotApplicable:
-        return np.ones(sum(map(len, calls)), bool)
-    return relative(moved, y, scale) < allowed / 2
+        pass
+    return calm
 
 
 def _first(given: Named, subject: MLPSubject, x: Array, allowed: float) -> str | None:
