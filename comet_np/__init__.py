@@ -21,8 +21,9 @@ __all__ = ["__version__", "diagnose", "fit", "kwta_mask", "load_run"]  # not wha
 
 _MODULES = ("backends", "experiments", "functional", "gates", "gradcheck", "interop", "models",
             "optim")
-_LATER = {"diagnose": "conformance.diagnose", "fit": "experiments.fit", "load_run": "experiments.training.model",
-          "CometClassifier": "experiments.estimators", "CometRegressor": "experiments.estimators"}
+_LATER = {"diagnose": "conformance.diagnose", "fit": "experiments.fit",
+          "load_run": "experiments.training.model", "CometClassifier": "experiments.estimators",
+          "CometRegressor": "experiments.estimators"}
 
 
 def __getattr__(name: str) -> _Any:
