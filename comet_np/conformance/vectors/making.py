@@ -6,7 +6,7 @@ so that machines whose float64 differs in the last bits write the same files.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,7 +83,7 @@ class _Entry(NamedTuple):
 CASES: dict[str, _Entry] = {}
 
 
-def case(name: str, title: str, equation: str, model: str, flags: tuple[str, ...] = (),
+def case(name: str, title: str, equation: str, model: str, flags: Iterable[str] = (),
          draw: int = 0, large: bool = False) -> Callable[[Any], Any]:
     """Register the function that makes a case.
 
@@ -91,7 +91,7 @@ def case(name: str, title: str, equation: str, model: str, flags: tuple[str, ...
     the rounding.
     """
     def register(make: Callable[[Draw], Made]) -> Callable[[Draw], Made]:
-        CASES[name] = _Entry(title, equation, model, flags, draw, large, make)
+        CASES[name] = _Entry(title, equation, model, tuple(sorted(flags)), draw, large, make)
         return make
 
     return register

@@ -164,16 +164,21 @@ def soft_moe(config: SoftMoEConfig, draw: Draw) -> Made:
 
 
 case("mixer-block", "token and channel mixing with COMET", "(3)-(8)", "mixer-block")(mixer_block)
-for name, config in (
-        ("vit", ViTConfig((2, 4, 4), 2, 3, 8, 2, 2, 12, dropout=0.0, hidden_dropout=0.0)),
-        ("vit-mean", ViTConfig((1, 4, 6), 2, 3, 8, 1, 4, 9, "gelu", Comet(0.25), dropout=0.0,
-                               hidden_dropout=0.0, qkv_bias=True, pooling="mean")),
-        ("mixer", MixerConfig((2, 4, 4), 2, 3, 8, 2, 7, 12)),
-        ("gpt2", GPT2Config(11, 6, 8, 2, 2, 12, dropout=0.0, weight_dropout=0.0)),
-        ("gpt2-gelu-new", GPT2Config(11, 6, 8, 1, 4, None, "gelu_new", Comet(0.25), dropout=0.0,
-                                     weight_dropout=0.0))):
-    case(name, f"a small {type(config).__name__.removesuffix('Config')} with COMET in its MLPs",
-         "(3)-(8)", name.split("-")[0])(partial(network, config))
+NONE = {"dropout": 0.0, "hidden_dropout": 0.0}
+for name, config, draw in (
+        ("vit", ViTConfig((2, 4, 4), 2, 3, 8, 2, 2, 12, **NONE), 0),
+        ("vit-mean", ViTConfig((1, 4, 6), 2, 3, 8, 1, 4, 9, "gelu", Comet(0.25), qkv_bias=True,
+                               pooling="mean", **NONE), 0),
+        ("mixer", MixerConfig((2, 4, 4), 2, 3, 8, 2, 7, 12), 0),
+        ("gpt2", GPT2Config(11, 6, 8, 2, 2, 12, weight_dropout=0.0, **NONE), 0),
+        ("gpt2-gelu-new", GPT2Config(11, 6, 8, 1, 4, None, "gelu_new", Comet(0.25),
+                                     weight_dropout=0.0, **NONE), 0),
+        ("vit-cifar10", ViTConfig(width=64, depth=2, hidden=96, **NONE), 0),
+        ("mixer-cifar10", MixerConfig(width=64, depth=2, token_hidden=48, hidden=96), 0),
+        ("gpt2-medium-width", GPT2Config(301, 40, 96, 3, 6, weight_dropout=0.0, **NONE), 0)):
+    case(name, f"a {type(config).__name__.removesuffix('Config')} with COMET in its MLPs",
+         "(3)-(8)", name.split("-")[0], draw=draw, large=config.width > 8)(
+             partial(network, config))
 for name, config in (("moe", MoEConfig((6, 7, 4), 3)),
                      ("moe-hard", MoEConfig((6, 7, 4), 3, gate="hard"))):
     case(name, f"a mixture of experts with a {config.gate} gate", "mixture of experts", "moe")(
