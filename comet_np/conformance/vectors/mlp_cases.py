@@ -209,13 +209,14 @@ add("mlp-exact-wide", "COMET with exact routing, so wide a layer that its grid i
     MLPConfig((2060, 6, 4, 3), gate=Comet(0.5, exact=True)), (),
     {"k-ceiled", "k-rounded", "routing-activated"}, B=4, bits=12)
 # The large set: the paper's widths, on inputs of the size of SARCOS and CIFAR10.
-for name, widths, p_k, bits, draw in (
-        ("sarcos-100", (21, 100, 100, 100, 7), 0.1, 4, 0),
-        ("sarcos-500", (21, 500, 500, 500, 7), 0.5, 3, 0),
-        ("sarcos-1000", (21, 1000, 1000, 1000, 7), 0.9, 3, 0),
-        ("cifar10-100", (3072, 100, 100, 100, 10), 0.5, 3, 0),
-        ("cifar10-500", (3072, 500, 500, 500, 10), 0.1, 3, 0)):
+for name, widths, p_k, bits, draws in (
+        ("sarcos-100", (21, 100, 100, 100, 7), 0.1, 4, (0, 0)),
+        ("sarcos-500", (21, 500, 500, 500, 7), 0.5, 3, (0, 0)),
+        ("sarcos-1000", (21, 1000, 1000, 1000, 7), 0.9, 3, (0, 0)),
+        ("cifar10-100", (3072, 100, 100, 100, 10), 0.5, 3, (0, 0)),
+        ("cifar10-500", (3072, 500, 500, 500, 10), 0.1, 3, (0, 4))):
     add(f"mlp-comet-{name}", f"COMET of the widths {widths}", ALL,
-        MLPConfig(widths, gate=Comet(p_k)), B=16, bits=bits, draw=draw, large=True)
+        MLPConfig(widths, gate=Comet(p_k)), B=16, bits=bits, draw=draws[0], large=True)
     add(f"mlp-exact-{name}", f"COMET with exact routing, of the widths {widths}", ALL,
-        MLPConfig(widths, gate=Comet(p_k, exact=True)), B=16, bits=12, draw=draw, large=True)
+        MLPConfig(widths, gate=Comet(p_k, exact=True)), B=16, bits=12, draw=draws[1],
+        large=True)
