@@ -10,9 +10,9 @@ import numpy as np
 
 from ...functional.linear import Linear
 from ...functional.loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
-from ...functional.routing import grid_bits, on_grid, weight_on_grid, winners
+from ...functional.routing import Ties, grid_bits, on_grid, weight_on_grid, winners
 from ...gates import Comet, Gate, Layerwise, TopK
-from ...gates.comet import Routed
+from ...gates.comet import Capped, Routed
 from ...models import mlp
 from ...models.mlp import MLPConfig
 from ...tree import zeros_like
@@ -29,6 +29,7 @@ def settings(config: MLPConfig) -> dict[str, Any]:
     gate = config.gate
     if gate is None:
         return found
+    assert isinstance(gate, Capped)
     k = [winners(gate.p_k, N) for N in config.widths[1:-1]]
     exact = [isinstance(gate, Comet) or layer == 0 for layer in range(config.hidden)]
     found |= {"gate": GATES[type(gate)], "k": k, "p_k": gate.p_k, "scores_exact": exact,
@@ -81,7 +82,7 @@ def make(config: MLPConfig, B: int, twins: bool, bits: int, draw: Draw) -> Made:
     params, fixed = trees(arrays, config)
     trace = mlp.trace(x, params, fixed, config)
     for i in range(1, L):
-        if gate is not None:
+        if isinstance(gate, Capped):
             scores, k = _scores(trace, fixed, gate, i), winners(gate.p_k, config.widths[i])
             if exact_gate(config) and i == 1:
                 expected.add("routing", z_0=on_grid(x, grid_bits(x.shape[1]).z))
@@ -159,8 +160,10 @@ def add(name: str, title: str, equation: str, config: MLPConfig, catches: Iterab
 
 WIDTHS, SMALL, WIDE = (9, 14, 11, 13, 5), (6, 11, 8, 4), (9, 27, 14, 26, 5)
 ALL, PLAIN = "(1)-(8)", "(1)-(2)"
-RULES = {"strict": "of equal scores at rank k all lose", "threshold": "of equal scores at rank k "
-         "all win", "index": "of equal scores at rank k the first win"}
+RULES: dict[Ties, str] = {
+    "strict": "of equal scores at rank k all lose",
+    "threshold": "of equal scores at rank k all win",
+    "index": "of equal scores at rank k the first win"}
 
 add("mlp-standard", "the standard MLP", PLAIN, MLPConfig(WIDTHS, gate=None))
 add("mlp-standard-no-bias", "the standard MLP without biases", PLAIN,
