@@ -229,6 +229,28 @@ def naive_grid(z):
     return [max(1 - 2**bits, min(2**bits - 1, round(z_i / unit))) * unit for z_i in z]
 
 
+@of_model("hidden-layer")
+def test_hidden_layers_are_those_of_the_definition(case):
+    p, f = linear_of(case, 1), naive.ACTIVATIONS[case.config["activation"]]
+    for b, x in enumerate(case.inputs["x"].tolist()):
+        h = [f(a) * won for a, won in zip(naive.affine(x, p), case.inputs["m_1"][b].tolist(),
+                                          strict=True)]
+        np.testing.assert_allclose(case.expected["x_1"][b], h, atol=3e-7)
+
+
+@of_model("loss")
+def test_losses_are_those_of_the_definition(case):
+    x = case.inputs["x"].astype("float64")
+    if case.config["loss"] == "squared-error":
+        losses = ((x - case.inputs["target"]) ** 2).ravel().tolist()
+    else:
+        rows = zip(x.reshape(-1, x.shape[-1]).tolist(), case.inputs["labels"].ravel().tolist(),
+                   strict=True)
+        losses = [math.log(math.fsum(math.exp(a - max(row)) for a in row)) + max(row) - row[label]
+                  for row, label in rows if label != case.config.get("ignored")]
+    assert case.expected["loss"] == pytest.approx(math.fsum(losses) / len(losses), rel=3e-7)
+
+
 @of_model("layer-norm")
 def test_norms_are_those_of_the_definition(case):
     p = case.inputs["gain"].tolist(), case.inputs["bias"].tolist()
