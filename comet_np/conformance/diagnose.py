@@ -1,0 +1,305 @@
+"""`diagnose`: is another implementation right, and if not, which known mistake explains it?"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import UserError, unknown
+from ..gates import Comet, Gate, Layerwise, TopK
+from ..models.mlp import MLPConfig
+from .mistakes import Choices, Mistake
+from .mlp import MLPSubject
+from .search import Agreement, Explanation, Search, relative, search, tolerance, unseen
+
+Array = Any
+Named = Mapping[str, Array]
+GATES = {"comet": Comet, "layerwise": Layerwise, "top_k": TopK}
+FLOATS = ("float32", "float64")
+
+
+class Finding(NamedTuple):
+    """What was found of one stage: the output, the gradients or the training.
+
+    stage : str. unit : str, of what was compared: rows, gradients, parameters.
+    found : Search, or None if the stage was not reached.
+    first : the first intermediate that differs, in the order of computation, or None.
+    unseen : mistakes that would not have shown.
+    """
+
+    stage: str
+    unit: str
+    found: Search | None
+    first: str | None = None
+    unseen: tuple[Mistake, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether all that was compared agrees with the specification."""
+        return self.found is not None and self.found.ok
+
+    @property
+    def cause(self) -> str | None:
+        """What explains the differences, in a sentence; None if nothing does, or there are none."""
+        if self.found is None or not self.found.causes:
+            return None
+        best = self.found.causes[0]
+        number = "both" if best.decided == 2 else f"all {best.decided}"
+        return (f"{'; and '.join(map(str, best.mistakes))}: {number} {self.unit} explained"
+                if best.decided > 1 else "; and ".join(map(str, best.mistakes)))
+
+    @property
+    def lines(self) -> list[str]:
+        """The finding in words, a line a fact."""
+        if self.found is None:
+            return ["not compared: what comes before it is not explained"]
+        right = self.found.right
+        near = right.items - right.decided
+        compared = f"{right.decided} {self.unit} compared" + (
+            f", {near} left out, whose masks hang on rounding" if near else "")
+        if self.ok:
+            lines = [f"agrees with the specification: {compared}"]
+            if self.unseen:
+                lines.append("would not show here: "
+                             + ", ".join(dict.fromkeys(each.name for each in self.unseen)))
+            return lines
+        lines = [f"differs in {right.decided - right.explained} of {compared}"]
+        if self.first:
+            lines.append(f"the first that differs: {self.first}")
+        if self.cause:
+            lines.append(self.cause)
+            lines += ["or, which computes the same here: "
+                      + "; and ".join(map(str, other.mistakes)) for other in self.found.causes[1:]]
+        else:
+            lines.append("None of the known mistakes explains it, nor two of them")
+            if self.found.closest is not None:
+                close: Explanation = self.found.closest
+                lines.append(f"closest: {close.mistakes[0]} ({close.explained} of {close.decided} "
+                             f"{self.unit} explained)")
+        return lines
+
+
+class Report(NamedTuple):
+    """What `diagnose` found.
+
+    findings : a Finding a stage, in order.
+    """
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all that was compared agrees with the specification."""
+        return all(finding.ok for finding in self.findings)
+
+    @property
+    def cause(self) -> str | None:
+        """What explains the first stage that differs, in a sentence; None if nothing does."""
+        return next((finding.cause for finding in self.findings if not finding.ok), None)
+
+    @property
+    def mistakes(self) -> tuple[str, ...]:
+        """The names of the mistakes found, of all stages, in order."""
+        return tuple(dict.fromkeys(
+            mistake.name for finding in self.findings if finding.found is not None
+            for best in finding.found.causes[:1] for mistake in best.mistakes))
+
+    def __str__(self) -> str:
+        """Return the verdict, and the finding of each stage."""
+        verdict = "RIGHT, as far as was compared" if self.ok else (
+            f"WRONG: {self.cause or 'and no known mistake explains it'}")
+        width = max(len(finding.stage) for finding in self.findings)
+        lines = [verdict]
+        for finding in self.findings:
+            for i, line in enumerate(finding.lines):
+                lines.append(f"  {finding.stage * (i == 0):{width}}  {line}")
+        return "\n".join(lines)
+
+
+def diagnose(fn: Callable[[Array], Array], named: Named, model: str | Any = "mlp", *,
+             gradients: Callable[[Array, Array], Named] | None = None,
+             intermediates: Callable[[Array], Named] | None = None,
+             **settings: Any) -> Report:
+    """Compare a function with the specification, and name the mistake that explains a difference.
+
+    Inputs on which mistakes show (zero rows, nearly empty ones, large and small ones) go through
+    `fn`. If its outputs differ from the specification's, each known mistake is tried, then each
+    pair of them. Nothing is asked of `fn` but outputs.
+
+    Parameters
+    ----------
+    fn : callable
+        ``fn(x) -> logits``, NumPy arrays (B, N_0) -> (B, N_L).
+    named : mapping of str to array
+        Its parameters under the published names: ``fc{l}.weight`` (N_l, N_{l-1}),
+        ``fc{l}.bias`` (N_l,), and the routing weights V, ``spec_{l}.weight``.
+    model : str or configuration
+        What it should be: "mlp", or an MLPConfig.
+    gradients : callable, optional
+        ``gradients(x, labels) -> {name: gradient}`` of the mean cross-entropy, labels int (B,).
+    intermediates : callable, optional
+        ``intermediates(x) -> {"c_1": ..., "m_1": ..., "a_1": ..., "x_1": ...}``, any of them: the
+        first that differs is named.
+    settings
+        Of "mlp": p_k, activation, ties and gate ("comet", "layerwise", "top_k" or None), as of
+        `comet_np.gates` and `comet_np.models.mlp.MLPConfig`.
+
+    Returns
+    -------
+    Report
+        `ok`; `cause`, a sentence, or None; `mistakes`, names; printed it says all.
+
+    Raises
+    ------
+    UserError
+        If the parameters do not fit together, or `fn` returns what is no output.
+    """
+    arrays = {str(name): _array(name, array) for name, array in named.items()}
+    dtype = np.result_type(*arrays.values())
+    allowed = tolerance(*(array.dtype for array in arrays.values()))
+    subject = _subject(model, arrays, settings, allowed)
+    findings = [_of_output(fn, subject, dtype, allowed, intermediates)]
+    choices = _chosen(findings[-1].found, subject.right)
+    if gradients is not None:
+        findings.append(Finding("gradients", "gradients", None) if choices is None else
+                        _of_gradients(gradients, subject, choices, dtype, allowed))
+    return Report(tuple(findings))
+
+
+def _subject(model: Any, named: Named, settings: dict[str, Any], allowed: float) -> MLPSubject:
+    """Return what is to be checked."""
+    if isinstance(model, MLPConfig):
+        return MLPSubject(named, model.gate, model.activation, allowed)
+    if model != "mlp":
+        raise unknown("model", model, ["mlp"])
+    wrong = settings.keys() - {"p_k", "activation", "ties", "gate"}
+    if wrong:
+        raise unknown("setting", min(wrong), ("p_k", "activation", "ties", "gate"))
+    gate: Gate | str | None = settings.get("gate", "comet")
+    if isinstance(gate, str):
+        if gate not in GATES:
+            raise unknown("gate", gate, GATES)
+        gate = GATES[gate](settings.get("p_k", 0.5), settings.get("ties", "strict"))
+    return MLPSubject(named, gate, settings.get("activation", "softplus"), allowed)
+
+
+def _array(name: str, array: Any) -> Array:
+    """Return a parameter as a NumPy array of floats."""
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+    array = np.asarray(array)
+    if array.dtype.name not in FLOATS:
+        raise UserError(f"{name} must be float32 or float64, got {array.dtype}: diagnose a copy of "
+                        "the model in float32 or float64")
+    return array
+
+
+def _called(fn: Callable[..., Any], what: str, *arguments: Array) -> Any:
+    """Return what a call gives; the arguments are copies."""
+    given = [argument.copy() for argument in arguments]
+    result = fn(*given)
+    for argument, before in zip(given, arguments, strict=True):
+        if not np.array_equal(argument, before):
+            raise UserError(f"{what} writes into its input: let it work on a copy")
+    return result
+
+
+def _chosen(found: Search | None, right: Choices) -> Choices | None:
+    """Return the decisions that explain a stage; None if none do."""
+    if found is None or (not found.ok and not found.causes):
+        return None
+    made = () if found.ok else found.causes[0].mistakes
+    return right | {mistake.decision: mistake.value for mistake in made}
+
+
+def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, allowed: float,
+               intermediates: Callable[[Array], Named] | None) -> Finding:
+    """Return what explains the outputs."""
+    one, other = (subject.inputs(number).astype(dtype) for number in (1, 2))
+    calls = (one, other, other, other)
+    got = []
+    for x in calls:
+        y = np.asarray(_called(fn, "fn", x))
+        if y.dtype.kind not in "fiu":
+            raise UserError(f"fn must return an array of floats, got {y.dtype}")
+        got.append(y.astype("float64"))
+    # A stale mask shows in the third call at the latest: what differs after that is chance.
+    if not np.array_equal(got[2], got[3], equal_nan=True):
+        raise UserError("fn gives two outputs for one input: is dropout, or another source of "
+                        "chance, still on? put the model in evaluation, as by model.eval()")
+    wide = [x.astype("float64") for x in calls[:3]]
+    wide[2] = wide[1]
+    want, _, _ = subject.outputs(wide[:1], subject.right)
+    if got[0].shape != want.shape:
+        raise UserError(f"fn must return {want.shape} for inputs of {one.shape}, got "
+                        f"{got[0].shape}")
+    seen = np.concatenate(got[:3])
+
+    def compare(choices: Choices, quick: bool) -> Agreement:
+        y, scale, decided = subject.outputs(wide[:1] if quick else wide, choices)
+        return Agreement(relative(seen[:len(y)], y, scale), decided)
+
+    found = search(compare, subject.right, subject.mistakes, allowed)
+    first = None
+    if not found.ok and intermediates is not None:
+        first = _first(_called(intermediates, "intermediates", one), subject, wide[0], allowed)
+    hidden = unseen(compare, subject.right, subject.mistakes, allowed) if found.ok else ()
+    return Finding("output", subject.unit, found, first, hidden)
+
+
+def _first(given: Named, subject: MLPSubject, x: Array, allowed: float) -> str | None:
+    """Return the first intermediate that differs, in the order of computation."""
+    wanted, decided = subject.intermediates(x, subject.right)
+    for name in given:
+        if name not in wanted:
+            raise unknown("intermediate", name, list(wanted))
+    for name, want in wanted.items():
+        if name in given:
+            got = np.asarray(given[name], "float64")
+            if got.shape != want.shape:
+                return f"{name}, which should have the shape {want.shape}, got {got.shape}"
+            size = np.abs(want).max(axis=tuple(range(1, want.ndim)))
+            error = relative(got, want, np.maximum(size, allowed * size.max(initial=0.0)))
+            wrong = (error > allowed) & decided
+            if wrong.any():
+                return f"{name} ({int(wrong.sum())} of {len(wrong)} rows)"
+    return None
+
+
+def _of_gradients(gradients: Callable[[Array, Array], Named], subject: MLPSubject,
+                  choices: Choices, dtype: Any, allowed: float) -> Finding:
+    """Return what explains the gradients, given what explains the output."""
+    x, labels = _sure(subject, choices, dtype)
+    wide = x.astype("float64")
+    calls: Sequence[Named] = [dict(_called(gradients, "gradients", x, labels)) for _ in range(2)]
+    names = list(subject.gradients(wide, labels, choices))
+    missing = [name for name in names if name not in calls[0]]
+    if missing:
+        raise UserError(f"gradients must return one for each parameter, missing: "
+                        f"{', '.join(missing)}")
+    seen = [[np.asarray(call[name], "float64") for name in names] for call in calls]
+
+    def compare(tried: Choices, quick: bool) -> Agreement:
+        errors = []
+        for number, call in enumerate(seen):
+            want = subject.gradients(wide, labels, tried, number)
+            sizes = np.array([np.abs(each).max(initial=0.0) for each in want.values()])
+            floor = allowed * sizes.max()  # of a gradient that cancels to nothing
+            errors += [relative(got[None], each[None], np.array([max(size, floor)]))[0]
+                       for got, each, size in zip(call, want.values(), sizes, strict=True)]
+        return Agreement(np.array(errors), np.ones(len(errors), bool))
+
+    found = search(compare, choices, subject.gradient_mistakes, allowed)
+    trained = [name for name, array in calls[0].items()
+               if name not in names and np.any(np.asarray(array))]
+    first = f"{trained[0]}: V has a gradient, and is fixed" if trained else None
+    hidden = (unseen(compare, choices, subject.gradient_mistakes, allowed) if found.ok else ())
+    return Finding("gradients", "gradients", found, first, hidden)
+
+
+def _sure(subject: MLPSubject, choices: Choices, dtype: Any) -> tuple[Array, Array]:
+    """Return inputs, and labels, of which no mask hangs on rounding."""
+    x = subject.inputs(3).astype(dtype)
+    _, _, decided = subject.outputs([x.astype("float64")], choices)
+    x = x[decided]
+    return x, subject.labels(x)

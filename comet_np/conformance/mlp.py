@@ -1,0 +1,396 @@
+"""The MLP as a function of decisions, in plain NumPy and float64: outputs and gradients.
+
+With the decisions of `MLP.right` this is eq. (1)-(8), and a test holds it against
+`comet_np.models.mlp`; with another value of one of them it is what a mistake computes.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import UserError
+from ..functional.activations import activation, sigmoid, softplus
+from ..gates import Comet, Gate, Layerwise, TopK
+from ..rng import stream
+from .mistakes import ACTIVATION, GRADIENTS, MLP, Choices, Mistake
+from .search import NotApplicable
+
+Array = Any
+NAME = re.compile(r"(fc|spec_)(\d+)\.(weight|bias)")
+ROWS = 64  # of a batch
+ROUTING = {Comet: "z", Layerwise: "backbone", TopK: "pre-activation"}
+
+
+class Forward(NamedTuple):
+    """Every intermediate of a forward pass, by its name in the paper, a list over the layers.
+
+    x : x_0..x_{L-1}. a : a_1..a_L. c, m, z : of the hidden layers. slope : dh/da of the hidden
+    layers. y : what the network returns. decided : bool (B,), whether no mask hangs on rounding.
+    """
+
+    x: list[Array]
+    a: list[Array]
+    c: list[Array]
+    m: list[Array]
+    z: list[Array]
+    slope: list[Array]
+    y: Array
+    decided: Array
+
+
+class MLPSubject:
+    """An MLP whose weights are given, to be checked.
+
+    Parameters
+    ----------
+    named : mapping of str to array
+        ``fc{l}.weight`` (N_l, N_{l-1}), ``fc{l}.bias``, ``spec_{l}.weight`` and perhaps
+        ``spec_{l}.bias``.
+    gate : Comet, Layerwise, TopK or None
+    activation : str
+    allowed : float
+        What a relative difference may be: scores nearer than that are not ordered.
+    """
+
+    unit = "rows"
+
+    def __init__(self, named: Mapping[str, Array], gate: Gate | None, activation: str,
+                 allowed: float) -> None:
+        self.gate, self.f, self.allowed = gate, activation, allowed
+        layers = {kind: _layers(named, *kind.split()) for kind in
+                  ("fc weight", "fc bias", "spec_ weight", "spec_ bias")}
+        self.W = list(layers["fc weight"].values())
+        self.L = len(self.W)
+        if not self.W or list(layers["fc weight"]) != list(range(1, self.L + 1)):
+            raise UserError("the layers' weights are fc1.weight to fcL.weight, got "
+                            f"{', '.join(map(str, named)) or 'none'}")
+        for layer, (W_in, W) in enumerate(zip(self.W, self.W[1:], strict=False), start=1):
+            if W.shape[1] != len(W_in):
+                transposed = " (are they transposed? pass .T)" * (len(W) == W_in.shape[0] or (
+                    W.shape[0] == W_in.shape[1]))
+                raise UserError(f"fc{layer + 1}.weight is (N_l, N_{{l-1}}) and should have "
+                                f"{len(W_in)} columns, the rows of fc{layer}.weight, got "
+                                f"{W.shape}{transposed}")
+        self.widths = (self.W[0].shape[1], *map(len, self.W))
+        self.V, self.V_bias = layers["spec_ weight"], layers["spec_ bias"]
+        biases = layers["fc bias"]
+        self.b = [biases.get(layer) for layer in range(1, self.L + 1)]
+        for layer, b in biases.items():
+            if layer > self.L or b.shape != (self.widths[layer],):
+                raise UserError(f"fc{layer}.bias does not belong to a layer of these widths, "
+                                f"{self.widths}: got shape {b.shape}")
+        if isinstance(gate, Comet | Layerwise):
+            missing = [f"spec_{layer}.weight" for layer in range(1, self.L) if layer not in self.V]
+            if missing:
+                raise UserError(f"the routing weights V are missing: {', '.join(missing)}")
+        self._products: dict[tuple[str, int], Array] = {}
+
+    @property
+    def right(self) -> Choices:
+        """The decisions of the specification."""
+        return {"ties": getattr(self.gate, "ties", "strict"), "k": "floor", "k_width": "own",
+                "cap": "largest", "axis": "neurons", "mask": "after" if self.gate else "none",
+                "output_mask": "none", "routing": ROUTING[type(self.gate)] if self.gate else "none",
+                "routing_bias": "none", "V": "given", "W": "given", "activation": self.f,
+                "output": "logits", "bias": "given", "masks": "fresh", "hidden_scale": 1.0,
+                "output_scale": 1.0, "loss": "mean", "through": "function", "derivative": "input",
+                "bias_gradient": "sum", "calls": "fresh", "detached": "none"}
+
+    @property
+    def mistakes(self) -> list[Mistake]:
+        """What may be wrong with an output, the likeliest first."""
+        return [mistake for mistake in MLP if mistake not in ACTIVATION or _fits(mistake, self.f)]
+
+    @property
+    def gradient_mistakes(self) -> tuple[Mistake, ...]:
+        """What may be wrong with gradients."""
+        return GRADIENTS
+
+    def inputs(self, number: int) -> Array:
+        """Return a batch (B, N_0) on which mistakes show, another one for each number.
+
+        Of it zero rows have ties in all layers, and of nearly empty ones most scores are small.
+        """
+        draw = stream(number, "diagnose")
+        N_0 = self.widths[0]
+        x = draw.normal(size=(ROWS, N_0))
+        x[:4] = 0.0
+        x[2] = -0.0
+        for row in range(4, 16):
+            x[row, draw.permutation(N_0)[max(1, row // 6):]] = 0.0
+        x[16], x[17] = 1.0, -1.0
+        x[18:26] *= 4.0
+        x[26:32] *= 0.1
+        return x[draw.permutation(ROWS)]
+
+    def labels(self, x: Array) -> Array:
+        """Return labels (B,) of these inputs."""
+        return stream(4, "diagnose").integers(0, self.widths[-1], len(x))
+
+    def intermediates(self, x: Array, choices: Choices) -> tuple[dict[str, Array], Array]:
+        """Return by name, in the order of computation, what `forward` computes; and `decided`."""
+        made = self.forward(x, choices)
+        found = {}
+        for layer, a in enumerate(made.a, start=1):
+            if layer < self.L:
+                if self.gate is not None:
+                    for name in ("c", "m", "z"):
+                        found[f"{name}_{layer}"] = getattr(made, name)[layer - 1]
+                found[f"a_{layer}"], found[f"x_{layer}"] = a, made.x[layer]
+            else:
+                found[f"a_{layer}"] = a
+        return found, made.decided
+
+    def outputs(self, calls: Sequence[Array], choices: Choices) -> tuple[Array, Array, Array]:
+        """Return what calls with these inputs give, one after the other.
+
+        Returns
+        -------
+        y : (calls * B, N_L). scale : (calls * B,). decided : bool (calls * B,)
+        """
+        passes: list[Forward] = []
+        for i, x in enumerate(calls):
+            fresh = self.forward(x, choices)
+            before = {"fresh": i, "previous": max(i - 1, 0), "first": 0}[choices["masks"]]
+            if before < i:
+                stale = self.forward(calls[before], choices)
+                fresh = self.forward(x, choices, stale.m)._replace(decided=stale.decided)
+            passes.append(fresh)
+        y = np.concatenate([each.y for each in passes])
+        size = np.abs(y).max(axis=1)
+        # The floor is for rows of which all terms cancel.
+        scale = np.maximum(size, self.allowed * size.max(initial=0.0))
+        return y, scale, np.concatenate([each.decided for each in passes])
+
+    def forward(self, x: Array, choices: Choices, masks: Sequence[Array] | None = None) -> Forward:
+        """Return all that the network computes of x (B, N_0)."""
+        f, df = _activation(choices["activation"])
+        made = Forward([x], [], [], [], [], [], x, np.ones(len(x), bool))
+        decided, scale = made.decided, choices["hidden_scale"]
+        for layer in range(1, self.L):
+            a = self._pre_activation(made.x[-1], layer, choices)
+            if self.gate is None:
+                c = m = np.ones_like(a)
+            else:
+                c = self._scores(layer, made, a, choices)
+                if c.shape != a.shape:
+                    raise NotApplicable
+                m, sure = self._cap(c, layer, choices)
+                if masks is None:
+                    decided = decided & sure
+                else:
+                    m = masks[layer - 1]
+            place = choices["mask"]
+            if place == "not first":
+                place = "none" if layer == 1 else "after"
+            if place == "not last":
+                place = "none" if layer == self.L - 1 else "after"
+            if place == "before":
+                h, slope = f(m * a), m * df(m * a)
+            else:
+                factor = {"after": m, "none": 1.0, "scores": m * c}[place]
+                h, slope = factor * f(a), factor * df(a)
+            if choices["derivative"] == "output":
+                slope = m * df(f(a))
+            if choices["derivative"] == "none":
+                slope = m * np.ones_like(a)
+            if choices["through"] == "mask":
+                slope = df(a)
+            for made_list, value in zip(made[:6], (scale * h, a, c, m, m * c, scale * slope),
+                                        strict=True):
+                made_list.append(value)
+        a = self._pre_activation(made.x[-1], self.L, choices)
+        made.a.append(a)
+        y = choices["output_scale"] * a
+        if choices["output_mask"] != "none":
+            c = a if choices["output_mask"] == "own" else self._scores(self.L, made, a, choices)
+            m, sure = self._cap(c, self.L, choices)
+            y, decided = y * m, decided & sure
+        if choices["output"] == "activated":
+            y = f(y)
+        elif choices["output"] != "logits":
+            y = log_softmax(y)
+            y = np.exp(y) if choices["output"] == "softmax" else y
+        return made._replace(y=y, decided=decided)
+
+    def gradients(self, x: Array, labels: Array, choices: Choices, call: int = 0
+                  ) -> dict[str, Array]:
+        """Return the gradients of the cross-entropy of x (B, N_0), labels (B,) by W_l and b_l.
+
+        `call` says which call of the same x this is: gradients that are not set to zero add up.
+        """
+        if choices["output"] not in ("logits", "log-softmax") or choices["output_mask"] != "none":
+            raise NotApplicable  # whose gradient is of no use: the output comes first
+        made = self.forward(x, choices)
+        B, classes = made.y.shape
+        target = np.eye(classes)[labels]
+        p = np.exp(log_softmax(made.y))
+        da = p - target
+        if choices["loss"] == "softmax twice":
+            q = np.exp(log_softmax(p)) - target
+            da = p * (q - (q * p).sum(axis=1, keepdims=True))
+        da = da * choices["output_scale"] * {
+            "sum": 1.0, "mean twice": 1 / B**2, "mean over classes": 1 / (B * classes),
+            "negated": -1 / B}.get(choices["loss"], 1 / B)
+        if choices["calls"] == "accumulate":
+            da = (call + 1) * da
+        grads = {}
+        for layer in range(self.L, 0, -1):
+            W = self.W[layer - 1]
+            transposed = choices["W"] == "transposed"
+            dW = da.T @ made.x[layer - 1]
+            grads[f"fc{layer}.weight"] = dW.T if transposed else dW
+            if self.b[layer - 1] is not None:
+                used = self._has_bias(layer, choices)
+                db = da.sum(axis=0) * used
+                grads[f"fc{layer}.bias"] = {"mean": db / B, "none": 0 * db}.get(
+                    choices["bias_gradient"], db)
+            if layer > 1:
+                da = da @ (W.T if transposed else W) * made.slope[layer - 2]
+                if choices["detached"] == "last" or (choices["detached"] == "first"
+                                                     and layer == 2):
+                    da = 0 * da
+        return dict(reversed(grads.items()))
+
+    def _has_bias(self, layer: int, choices: Choices) -> bool:
+        return {"given": True, "none": False, "hidden only": layer < self.L,
+                "output only": layer == self.L}[choices["bias"]]
+
+    def _pre_activation(self, x: Array, layer: int, choices: Choices) -> Array:
+        """Return a_l = W_l x_{l-1} + b_l, (B, N_l)."""
+        a = self._product(x, self.W[layer - 1], layer, "W", choices["W"])
+        b = self.b[layer - 1]
+        return a + b if b is not None and self._has_bias(layer, choices) else a
+
+    def _product(self, x: Array, W: Array, layer: int, name: str, how: str) -> Array:
+        """Return W x for rows x; of the first layer, on which most time goes, once an input."""
+        if how == "transposed":
+            if W.shape[0] != W.shape[1]:
+                raise NotApplicable
+            W = W.T
+        if x.shape[1] != W.shape[1]:
+            if x.shape[1] != W.shape[0]:
+                raise NotApplicable
+            W = W.T  # as the shapes say, this is how it is stored
+        if layer > 1:
+            return x @ W.T
+        key = f"{name} {how}", id(x)
+        if key not in self._products or self._products[key][0] is not x:
+            self._products[key] = (x, x @ W.T)
+        return self._products[key][1]
+
+    def _scores(self, layer: int, made: Forward, a: Array, choices: Choices) -> Array:
+        """Return the scores c_l (B, N_l) that are capped."""
+        f, _ = _activation(choices["activation"])
+        routing = choices["routing"]
+        if routing in ("pre-activation", "activation"):
+            return a if routing == "pre-activation" else f(a)
+        if layer == 1 or routing == "input":
+            z = made.x[0]
+        elif routing == "backbone unmasked":
+            z = choices["hidden_scale"] * f(made.a[-1])
+        else:
+            z = {"z": made.z, "backbone": made.x, "unmasked": made.c}.get(routing, [None])[-1]
+            if routing == "activated":
+                z = made.m[-1] * f(made.c[-1])
+        how = choices["V"]
+        if how == "W":
+            c = self._product(z, self.W[layer - 1], layer, "W", "given")
+        elif layer not in self.V:
+            raise NotApplicable
+        else:
+            c = self._product(z, self.V[layer], layer, "V", how)
+        if choices["routing_bias"] != "none":
+            b = (self.V_bias.get(layer) if choices["routing_bias"] == "own" else self.b[layer - 1])
+            if b is None:
+                raise NotApplicable
+            c = c + b
+        return c
+
+    def _cap(self, c: Array, layer: int, choices: Choices) -> tuple[Array, Array]:
+        """Return the mask (B, N_l), and (B,) whether it does not hang on rounding."""
+        if choices["cap"] != "largest":
+            c = -c if choices["cap"] == "smallest" else np.abs(c)
+        if choices["axis"] == "batch":
+            m, sure = winners_of(c.T, count(self.gate.p_k, len(c), "floor"), choices["ties"],
+                                 self.allowed)
+            return m.T, np.full(len(c), sure.all())
+        of = {"own": layer, "before": layer - 1, "after": layer + 1, "first": 1}[choices["k_width"]]
+        N = self.widths[min(of, self.L)]
+        k = min(count(self.gate.p_k, N, choices["k"]), c.shape[1])
+        return winners_of(c, k, choices["ties"], self.allowed)
+
+
+def count(p_k: float, N: int, how: str) -> int:
+    """Return k of a layer of N neurons."""
+    share = 1 - p_k if how == "complement" else p_k
+    k = {"round": round, "ceil": math.ceil}.get(how, int)(share * N)
+    return max(1, k + {"more": 1, "less": -1}.get(how, 0))
+
+
+def winners_of(c: Array, k: int, ties: str, allowed: float) -> tuple[Array, Array]:
+    """Return eq. (3) of rows c (B, N), and whether the k-th score is clearly above the next.
+
+    Scores that are equal are so for a reason, as in a row of zeros: that is no matter of rounding.
+    """
+    N = c.shape[1]
+    if k >= N:
+        return np.ones_like(c), np.ones(len(c), bool)
+    order = np.sort(c, axis=1)
+    kth, after = order[:, N - k, None], order[:, N - k - 1, None]
+    gap = (kth - after)[:, 0]
+    sure = (gap == 0) | (gap > allowed * np.abs(c).max(axis=1))
+    if ties == "strict":
+        return (c > after).astype(float), sure
+    if ties == "threshold":
+        return (c >= kth).astype(float), sure
+    if ties == "any":
+        return (c >= kth).astype(float), sure & (gap > 0)
+    if ties == "last":
+        m, _ = winners_of(c[:, ::-1], k, "index", allowed)
+        return m[:, ::-1], sure
+    places = k - (c > kth).sum(axis=1, keepdims=True)
+    tied = c == kth
+    return ((c > kth) | (tied & (tied.cumsum(axis=1) <= places))).astype(float), sure
+
+
+def log_softmax(a: Array) -> Array:
+    """Return the logarithm of the softmax of the rows of a."""
+    a = a - a.max(axis=1, keepdims=True)
+    return a - np.log(np.exp(a).sum(axis=1, keepdims=True))
+
+
+def _activation(name: Any) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """Return f and f' of a name, or of a name and its number."""
+    if isinstance(name, str):
+        f = activation(name)
+        return f.forward, f.derivative
+    kind, number = name
+    if kind == "softplus":
+        return (lambda a: softplus(number * a) / number), (lambda a: sigmoid(number * a))
+    return (lambda a: np.where(a > 0, a, number * a)), (lambda a: np.where(a > 0, 1.0, number))
+
+
+def _fits(mistake: Mistake, f: str) -> bool:
+    """Return whether this is a mistake that one makes with the activation f."""
+    if mistake.name == "softplus-beta":
+        return f == "softplus"
+    if mistake.name == "leaky-slope":
+        return f == "leaky_relu"
+    gelu = f in ("gelu", "gelu_new")
+    if mistake.name == "gelu-form":
+        return gelu
+    return not (gelu and mistake.value in ("gelu", "gelu_new"))
+
+
+def _layers(named: Mapping[str, Array], kind: str, part: str) -> dict[int, Array]:
+    """Return the arrays of this kind in float64, by their layer, in order."""
+    found = {}
+    for name, array in named.items():
+        match = NAME.fullmatch(str(name))
+        if match and match[1] == kind and match[3] == part:
+            found[int(match[2])] = np.asarray(array, "float64")
+    return dict(sorted(found.items()))
