@@ -2,7 +2,13 @@
 
 from collections.abc import Iterator
 
-from . import cap_cases, mlp_cases  # noqa: F401  (registers them)
+from . import (  # noqa: F401  (registers them)
+    cap_cases,
+    layer_cases,
+    mlp_cases,
+    model_cases,
+    training_cases,
+)
 from .files import Case
 from .making import every
 

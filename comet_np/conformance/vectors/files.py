@@ -133,9 +133,8 @@ def read(folder: Path) -> Case:
                         "vectors again") from None
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         found = fields.get("format") if isinstance(fields, dict) else None
-        raise UserError(f"{folder / 'case.json'} is of format {found}, and this version of COMET-NP "
-                        f"reads format {FORMAT}: write the vectors with the version that reads "
-                        "them, comet-np vectors FOLDER")
+        raise UserError(f"{folder / 'case.json'} is of format {found}, and this COMET-NP reads "
+                        f"format {FORMAT}: write the vectors anew, comet-np vectors FOLDER")
     try:
         arrays = sorted(fields["arrays"].items(), key=lambda item: item[1]["order"])
         inputs, expected = {}, {}

@@ -1,20 +1,21 @@
 """Cases of the MLP: standard, COMET, layer-wise and top-k."""
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from ...functional.loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 from ...functional.linear import Linear
+from ...functional.loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 from ...functional.routing import winners
 from ...gates import Comet, Gate, Layerwise, TopK
 from ...models import mlp
 from ...models.mlp import MLPConfig
 from ...tree import zeros_like
-from .making import Draw, Made, case, check_exact, decided, margins
+from .making import Array, Arrays, Draw, Expected, Made, case, check_exact, decided, margins
 
-BITS_X, BITS_V, BITS_W = 4, 4, 8
+BITS_W = 8
 GATES = {Comet: "comet", Layerwise: "layer-wise", TopK: "top-k"}
 
 
@@ -27,93 +28,125 @@ def settings(config: MLPConfig) -> dict[str, Any]:
         return found
     k = [winners(gate.p_k, N) for N in config.widths[1:-1]]
     exact = [isinstance(gate, Comet) or layer == 0 for layer in range(config.hidden)]
-    return found | {"gate": GATES[type(gate)], "k": k, "p_k": gate.p_k, "scores_exact": exact,
-                    "ties": gate.ties}
+    found |= {"gate": GATES[type(gate)], "k": k, "p_k": gate.p_k, "scores_exact": exact,
+              "ties": gate.ties}
+    return found | ({"g": gate.g} if isinstance(gate, Comet) else {})
 
 
-def given(draw: Draw, config: MLPConfig, B: int, twins: bool) -> dict[str, Any]:
-    """Return x, labels, parameters and V.
+def given(draw: Draw, config: MLPConfig, B: int, twins: bool, bits: int) -> Arrays:
+    """Return x, labels, parameters and V; x and V on the grid 2^-bits.
 
     Of x row 0 is zero, row 1 nearly so, row 2 constant. With `twins` the rows of V come in equal
     pairs, so that scores tie.
     """
     N_0, *_, N_L = config.widths
-    x = draw.grid("x", (B, N_0), 1.5, BITS_X)
+    x = draw.grid("x", (B, N_0), 1.5, bits)
     x[0], x[2] = 0, 0.5
     x[1, 1:] = 0
     found = {"x": x, "labels": draw.integers("labels", (B,), 0, N_L - 1)}
-    for layer, (N_in, N) in enumerate(zip(config.widths, config.widths[1:], strict=False), 1):
+    for layer, (N_in, N) in enumerate(pairwise(config.widths), start=1):
         found[f"W_{layer}"] = draw.grid(f"W_{layer}", (N, N_in), 1.5 / N_in**0.5, BITS_W)
         if config.bias:
             found[f"b_{layer}"] = draw.grid(f"b_{layer}", (N,), 0.5, BITS_W)
         if isinstance(config.gate, Comet | Layerwise) and layer <= config.hidden:
-            V = draw.grid(f"V_{layer}", (N, N_in), 1.5 / N_in**0.5, BITS_V)
+            V = draw.grid(f"V_{layer}", (N, N_in), 1.5 / N_in**0.5, bits)
             found[f"V_{layer}"] = np.repeat(V[:-(-N // 2)], 2, axis=0)[:N] if twins else V
     return found
 
 
-def make(config: MLPConfig, B: int, twins: bool, draw: Draw) -> Made:
-    """Return a case with all that a training step computes."""
-    here = f"mlp {config.widths}"
-    arrays = given(draw, config, B, twins)
-    L, x = len(config.widths) - 1, arrays["x"]
-    params = tuple(Linear(arrays[f"W_{l}"], arrays.get(f"b_{l}")) for l in range(1, L + 1))
-    fixed = tuple(arrays[f"V_{l}"] for l in range(1, L) if f"V_{l}" in arrays)
+def trees(arrays: Arrays, config: MLPConfig) -> tuple[mlp.Params, tuple[Array, ...]]:
+    """Return the parameters and the fixed weights among the arrays."""
+    layers = range(1, len(config.widths))
+    return (tuple(Linear(arrays[f"W_{i}"], arrays.get(f"b_{i}")) for i in layers),
+            tuple(arrays[f"V_{i}"] for i in layers if f"V_{i}" in arrays))
+
+
+def make(config: MLPConfig, B: int, twins: bool, bits: int, draw: Draw) -> Made:
+    """Return all that one forward and one backward pass compute."""
+    arrays, expected, gate = given(draw, config, B, twins, bits), Expected(), config.gate
+    x, L = arrays["x"], len(config.widths) - 1
+    params, fixed = trees(arrays, config)
     trace = mlp.trace(x, params, fixed, config)
-    expected, levels = {}, {}
-
-    def expect(level: str, **found: Any) -> None:
-        expected.update(found)
-        levels.update(dict.fromkeys(found, level))
-
-    gate = config.gate
-    for l in range(1, L):
+    for i in range(1, L):
         if gate is not None:
-            k, exact = winners(gate.p_k, config.widths[l]), isinstance(gate, Comet) or l == 1
-            scores = _scores(gate, trace, fixed, l)
+            scores, k = _scores(trace, fixed, gate, i), winners(gate.p_k, config.widths[i])
             if isinstance(gate, Comet):
-                z = x if l == 1 else trace.z[l - 2]
-                check_exact(here, z, fixed[l - 1], BITS_X + BITS_V * l)
+                check_exact(draw.case, (x, *trace.z)[i - 1], fixed[i - 1], bits * (i + 1))
             if not isinstance(gate, TopK):
-                expect("routing", **{f"c_{l}": scores})
-            expect("routing", **{f"margin_{l}": margins(scores, k) if exact else
-                                 decided(here, f"layer {l}", scores, k)})
-            if isinstance(gate, Comet) and l < L - 1:
-                expect("routing", **{f"z_{l}": trace.z[l - 1]})
-            arrays[f"m_{l}"] = np.asarray(trace.m[l - 1])
-        expect("forward", **{f"a_{l}": trace.a[l - 1], f"x_{l}": trace.x[l]})
-    expect("forward", **{f"a_{L}": trace.a[-1]})
+                expected.add("routing", **{f"c_{i}": scores})
+            clear = margins if i == 1 or isinstance(gate, Comet) else decided
+            expected.add("routing", **{f"margin_{i}": clear(draw.case, scores, k)})
+            if isinstance(gate, Comet) and i < L - 1:
+                expected.add("routing", **{f"z_{i}": trace.z[i - 1]})
+            arrays[f"m_{i}"] = np.asarray(trace.m[i - 1])
+        expected.add("forward", **{f"a_{i}": trace.a[i - 1], f"x_{i}": trace.x[i]})
+    y, loss, dy, grads, dx = step(x, arrays["labels"], params, fixed, config)
+    expected.add("forward", **{f"a_{L}": y, "loss": loss})
+    expected.add("gradients", **{f"da_{L}": dy})
+    for i in range(L, 0, -1):
+        expected.add("gradients", **{f"dW_{i}": grads[i - 1].weight})
+        if config.bias:
+            expected.add("gradients", **{f"db_{i}": grads[i - 1].bias})
+    expected.add("gradients", dx=dx)
+    return expected.of(settings(config), arrays)
+
+
+def step(x: Array, labels: Array, params: mlp.Params, fixed: Any,
+         config: MLPConfig) -> tuple[Array, Array, Array, mlp.Params, Array]:
+    """Return the output, the loss, its gradient by the output, by the parameters and by x."""
     y, cache = mlp.forward(x, params, fixed, config)
-    loss, of_loss = softmax_cross_entropy_forward(y, arrays["labels"])
+    loss, of_loss = softmax_cross_entropy_forward(y, labels)
     dy = softmax_cross_entropy_backward(1.0, of_loss)
-    expect("forward", loss=loss)
     grads = zeros_like(params)
     dx = mlp.backward(dy, cache, params, grads, config)
-    expect("gradients", **{f"da_{L}": dy})
-    for l in range(L, 0, -1):
-        expect("gradients", **{f"dW_{l}": grads[l - 1].weight})
-        if config.bias:
-            expect("gradients", **{f"db_{l}": grads[l - 1].bias})
-    expect("gradients", dx=dx)
-    return Made(settings(config), arrays, expected, levels)
+    return y, loss, dy, grads, dx
 
 
-def _scores(gate: Gate, trace: mlp.Trace, fixed: Any, l: int) -> Any:
+def _scores(trace: mlp.Trace, fixed: Any, gate: Gate, layer: int) -> Array:
+    """Return the scores of which the cap of a layer is taken."""
     if isinstance(gate, Comet):
-        return trace.c[l - 1]
+        return trace.c[layer - 1]
     if isinstance(gate, Layerwise):
-        return trace.x[l - 1] @ fixed[l - 1].T
-    scores = trace.a[l - 1]
-    return scores
+        return trace.x[layer - 1] @ fixed[layer - 1].T
+    return trace.a[layer - 1]
 
 
-def add(name: str, title: str, equation: str, config: MLPConfig, B: int = 8, twins: bool = False,
-        flags: tuple[str, ...] = (), draw: int = 0, large: bool = False) -> None:
+def add(name: str, title: str, equation: str, config: MLPConfig, flags: tuple[str, ...] = (),
+        B: int = 8, twins: bool = False, bits: int = 4, draw: int = 0,
+        large: bool = False) -> None:
     """Register a case of the MLP."""
-    case(name, title, equation, "mlp", flags, draw, large)(partial(make, config, B, twins))
+    case(name, title, equation, "mlp", flags, draw, large)(partial(make, config, B, twins, bits))
 
 
-PAPER = "(1)-(8)"
-for ties in ("strict", "threshold", "index"):
-    add(f"mlp-comet-{ties}", f"COMET, ties {ties}", PAPER,
-        MLPConfig((9, 14, 11, 13, 5), gate=Comet(0.5, ties)), twins=True)
+WIDTHS, SMALL = (9, 14, 11, 13, 5), (6, 11, 8, 4)
+ALL, PLAIN = "(1)-(8)", "(1)-(2)"
+RULES = {"strict": "of equal scores at rank k all lose", "threshold": "of equal scores at rank k "
+         "all win", "index": "of equal scores at rank k the first win"}
+
+add("mlp-standard", "the standard MLP", PLAIN, MLPConfig(WIDTHS, gate=None))
+add("mlp-standard-no-bias", "the standard MLP without biases", PLAIN,
+    MLPConfig(WIDTHS, gate=None, bias=False))
+for ties, rule in RULES.items():
+    add(f"mlp-comet-{ties}", f"COMET with equal rows of V, {rule}", ALL,
+        MLPConfig(WIDTHS, gate=Comet(0.5, ties)), twins=True)
+    add(f"mlp-top-k-{ties}", f"top-k, {rule}", "(3), (7)-(8)",
+        MLPConfig(WIDTHS, gate=TopK(0.5, ties)))
+    add(f"mlp-layer-wise-{ties}", f"layer-wise routing, {rule}", "(3), (5), (7)-(8)",
+        MLPConfig(WIDTHS, gate=Layerwise(0.5, ties)))
+for p_k in (0.1, 0.29, 0.9, 1.0):
+    add(f"mlp-comet-p{100 * p_k:.0f}", f"COMET, p_k = {p_k}", ALL,
+        MLPConfig(WIDTHS, gate=Comet(p_k)))
+for f, draw in {"gelu": 0, "gelu_new": 0, "relu": 18, "leaky_relu": 2, "tanh": 0, "selu": 0,
+                "sigmoid": 0, "silu": 0, "elu": 0, "mish": 0, "identity": 2}.items():
+    add(f"mlp-comet-{f.replace('_', '-')}", f"COMET with the activation {f}", ALL,
+        MLPConfig(SMALL, f, Comet(0.5)), draw=draw)
+add("mlp-comet-no-bias", "COMET without biases, as eq. (7)", ALL,
+    MLPConfig(WIDTHS, gate=Comet(0.5), bias=False))
+add("mlp-comet-square", "COMET, all layers equally wide: nothing but numbers tells transposes",
+    ALL, MLPConfig((10, 10, 10, 10)))
+add("mlp-comet-deep", "COMET with six hidden layers", ALL,
+    MLPConfig((8, 9, 9, 9, 9, 9, 9, 4), "tanh"), bits=3)
+add("mlp-comet-narrow", "COMET with a layer of one neuron, one example", ALL,
+    MLPConfig((4, 1, 3, 2)), B=3)
+add("mlp-comet-relu-routing", "COMET with g = relu in the routing network", ALL,
+    MLPConfig(WIDTHS, gate=Comet(0.5, g="relu")))
