@@ -2,6 +2,7 @@
 
 import math
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -23,6 +24,7 @@ FORMAT = 1  # of the JSON
 STATUSES = ("passed", "failed", "expected-failure", "unexpected-pass", "unsupported")
 BAD = ("failed", "unexpected-pass")
 SHOWN = 3  # failures of one model and level in a text
+WIDTH = 100
 
 
 class Compared(NamedTuple):
@@ -92,7 +94,7 @@ class Report(NamedTuple):
     adapter : str
         Its name.
     vectors : str
-        Where the cases are from.
+        The folder of the cases; "" for those that come with COMET-NP.
     results : tuple of Result
         Sorted by case, then in the order of the levels.
     """
@@ -103,8 +105,8 @@ class Report(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed, and nothing passed that was expected to fail."""
-        return not self.bad
+        """Whether something was compared, nothing failed, and nothing passed unexpectedly."""
+        return self.cases > 0 and not self.bad
 
     @property
     def bad(self) -> tuple[Result, ...]:
@@ -124,12 +126,20 @@ class Report(NamedTuple):
     @property
     def verdict(self) -> str:
         """The counts, in a line."""
-        return (f"{'CONFORMS' if self.ok else 'DIFFERS'}: {many(self.cases, 'case')} run, "
+        word = "CONFORMS" if self.ok else "DIFFERS" if self.bad else "NOTHING COMPARED"
+        return (f"{word}: {many(self.cases, 'case')} run, "
                 f"{counted(Counter(result.status for result in self.results))}")
+
+    @property
+    def source(self) -> str:
+        """Where the vectors are from, in words."""
+        return (f"the test vectors in {self.vectors}" if self.vectors else
+                f"the test vectors of COMET-NP {__version__}")
 
     def __str__(self) -> str:
         """Return the counts of each model and level, then what failed."""
-        return "\n".join([*_table(self), *_failures(self), self.verdict])
+        return "\n".join([*_table(self), *_failures(self), *_unsupported(self),
+                          self.verdict])
 
     def json(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
@@ -251,7 +261,7 @@ class Checker:
                 array = first.name
                 later = [one.name for one in compared if one.wrong and one is not first]
                 reason = f"{array} {first.wrong}" + (
-                    f"; so do {', '.join(later[:4])}{' ...' * (len(later) > 4)} after it"
+                    f"; after it differ {', '.join(later[:4])}{' ...' * (len(later) > 4)}"
                     if later else "")
         except Unsupported as why:
             status, reason = "unsupported", str(why) or "the adapter says so"
@@ -311,9 +321,8 @@ def _check_names(method: str, answer: Mapping[Any, Any], case: Case) -> None:
     kinds = {re.sub(r"\d+", "#", name) for name in known}
     for name in answer:
         if re.sub(r"\d+", "#", str(name)) not in kinds:
-            close = nearest(str(name), known)
-            raise Wrong(f'{method} returned "{name}", and this case has no such array'
-                        f"{close or f' (it has {chr(44).join(case.expected)})'}")
+            has = nearest(str(name), known) or f"; it has {', '.join(case.expected)}"
+            raise Wrong(f'{method} returned "{name}", and this case has no such array{has}')
 
 
 def wanted(case: Case, level: str) -> dict[str, Array]:
@@ -342,8 +351,9 @@ def needed(case: Case, level: str) -> list[str]:
     """
     names = [name for name, of in case.levels_of.items() if of == level]
     if level == "gradients":
+        of = {name: re.sub("^d_?", "", name) for name in names}
         return [name for name in names
-                if role(re.sub("^d_?", "", name)) == "parameter"] or names
+                if of[name] in case.inputs and role(of[name]) == "parameter"] or names
     if level in ("forward", "routing"):
         forward = [name for name, of in case.levels_of.items() if of == "forward"] or names
         return [name for name in forward if name != "loss"][-1:] or forward
@@ -351,7 +361,10 @@ def needed(case: Case, level: str) -> list[str]:
 
 
 def undecided(case: Case) -> Array:
-    """Return which examples have a mask that hangs on rounding: bool (B,)."""
+    """Return which examples have a mask that hangs on rounding: bool (B,), or (0,) if none can.
+
+    Scores that are all zero are so with any rounding.
+    """
     near = np.zeros(0, bool)
     margins = [name for name in case.expected if name.startswith("margin_")]
     exact = case.config.get("scores_exact", [False] * len(margins))
@@ -359,8 +372,8 @@ def undecided(case: Case) -> Array:
         margin, number = case.expected[name], name.removeprefix("margin_")
         scores = next(case.expected[one] for one in (f"c_{number}", f"a_{number}", "scores")
                       if one in case.expected)
-        few = margin < (0 if is_exact else case.tolerance) * np.abs(scores).max()
-        of_example = few.reshape(len(few), -1).any(axis=1)
+        small = margin < (0 if is_exact else case.tolerance) * np.abs(scores).max()
+        of_example = (small & scores.any(axis=-1)).reshape(len(small), -1).any(axis=1)
         near = of_example if not near.size else near | of_example
     return near
 
@@ -389,7 +402,8 @@ def _compared(case: Case, level: str, answer: dict[str, Any], near: Array) -> It
                 continue  # it is made of all rows
             got, want = got[~near], want[~near]
         if want.dtype == "uint8":
-            yield _of_mask(case, level, name, got, want, np.flatnonzero(~near))
+            rows = np.flatnonzero(~near) if near.any() else np.arange(len(want))
+            yield _of_mask(case, level, name, got, want, rows)
         else:
             yield _of_numbers(case, name, got, want)
 
@@ -430,6 +444,7 @@ def _multiple(got: Array, want: Array, allowed: float) -> str:
 
 
 def _of_mask(case: Case, level: str, name: str, got: Array, want: Array, rows: Array) -> Compared:
+    """Compare masks (rows, ..., N), which are those of these rows of the case."""
     if not np.isin(got, (0, 1)).all():
         bad = got[~np.isin(got, (0, 1))].flat[0]
         return Compared(name, math.inf, 0.0, f"must be a mask of 0 and 1, got {bad}")
@@ -437,9 +452,9 @@ def _of_mask(case: Case, level: str, name: str, got: Array, want: Array, rows: A
     if not differs.any():
         return Compared(name, 0.0, 0.0, "")
     of_row = differs.any(axis=-1)
-    row = tuple(int(i[0]) for i in np.nonzero(of_row))
+    row = tuple(int(i[0]) for i in np.nonzero(of_row))  # the first that differs
     neuron = int(np.flatnonzero(differs[row])[0])
-    first = (int(rows[row[0]]) if rows.size else row[0], *row[1:])
+    first = (int(rows[row[0]]), *row[1:])
     text = (f"differs in {int(of_row.sum())} of {of_row.size} rows, first in row "
             f"{first if len(first) > 1 else first[0]}: neuron {neuron} is {int(got[row][neuron])}, "
             f"expected {int(want[row][neuron])}")
@@ -448,7 +463,7 @@ def _of_mask(case: Case, level: str, name: str, got: Array, want: Array, rows: A
         text += f" ({winners} win, expected {right})"
     tied = _tied(case, level, name)
     if tied is not None:
-        tied = (tied[rows] if rows.size else tied)[of_row]
+        tied = tied[rows][of_row]
         text += (", and scores tie at rank k" + " in all of them" * (len(tied) > 1) if tied.all()
                  else ", and no scores tie at rank k there" if not tied.any() else "")
     return Compared(name, 1.0, 0.0, text)
@@ -514,36 +529,58 @@ def catches(flags: Iterable[str]) -> dict[str, str]:
 
 def _table(report: Report) -> list[str]:
     found = by_model(report.results)
+    none = [model for model, row in found.items()
+            if all(set(counts) == {"unsupported"} for counts in row.values())]
+    found = {model: row for model, row in found.items() if model not in none}
     levels = [level for level in LEVELS if any(level in row for row in found.values())]
     rows = [["", *levels], *([model, *(cell(row.get(level)) or "-" for level in levels)]
                              for model, row in found.items())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
              for row in rows]
-    where = f" on the vectors of {report.vectors}" if report.vectors else ""
     notes = []
     if any("?" in line for line in lines):
         notes.append("agree/run; +n?: so many more are unsupported")
+    if none:
+        notes += _wrapped(f"unsupported altogether: {', '.join(none)}")
     if report.undecided:
         notes.append(f"{many(report.undecided, 'row')} left out, whose masks hang on rounding")
-    return [f"{report.adapter or 'adapter'}{where}", "", *lines, *notes, ""]
+    return [f"{report.adapter or 'the adapter'} on {report.source}", "", *lines, *notes, ""]
+
+
+def groups(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
+    """Return results by level and model, that first which the others build on."""
+    found: dict[tuple[str, str], list[Result]] = {}
+    for result in sorted(results, key=lambda one: (LEVELS.index(one.level), one.model)):
+        found.setdefault((result.level, result.model), []).append(result)
+    return found
 
 
 def _failures(report: Report) -> list[str]:
-    lines, seen = [], Counter[tuple[str, str]]()
-    for result in report.bad:
-        key = result.model, result.level
-        seen[key] += 1
-        if seen[key] > SHOWN:
-            continue
-        lines.append(f"{result.status.replace('-', ' ').upper()}  {result.sentence}")
-        if result.status == "failed" and result.flags:
-            lines.append(f"        this case catches: {', '.join(result.flags)}")
-    lines += [f"... and {number - SHOWN} more of {model}, {level}"
-              for (model, level), number in seen.items() if number > SHOWN]
-    if any(number > SHOWN for number in seen.values()):
-        lines.append("(--html FILE or --json FILE shows all)")
+    lines = []
+    for (level, model), group in groups(report.bad).items():
+        for result in group[:SHOWN]:
+            lines += _wrapped(f"{result.status.replace('-', ' ').upper()}  {result.sentence}")
+            if result.status == "failed" and result.flags:
+                lines += _wrapped(f"        this case catches: {', '.join(result.flags)}")
+        if len(group) > SHOWN:
+            lines.append(f"        ... and {len(group) - SHOWN} more of {model}, {level} (--html "
+                         "FILE or --json FILE shows all)")
     return [*lines, ""] if lines else []
+
+
+def _unsupported(report: Report) -> list[str]:
+    why = Counter(result.reason for result in report.results if result.status == "unsupported")
+    lines = [line for reason, number in why.most_common(SHOWN)
+             for line in _wrapped(f"UNSUPPORTED  {many(number, 'check')}: {reason}")]
+    if len(why) > SHOWN:
+        lines.append(f"        ... and for {many(len(why) - SHOWN, 'other reason')}")
+    return [*lines, ""] if lines else []
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent=" " * 8, break_long_words=False,
+                         break_on_hyphens=False)
 
 
 def _json(result: Result) -> dict[str, Any]:

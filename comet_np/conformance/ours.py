@@ -93,7 +93,7 @@ class Ours:
         state = init_state(flat, rule)
         for t in range(config["steps"]):
             if "p" in arrays:
-                g = arrays[f"dp_{t + 1}"]
+                g = arrays[f"dp_{t + 1}"].copy()
             else:
                 y, cache = mlp.forward(arrays["x"], params, fixed, model)
                 loss, of_loss = softmax_cross_entropy_forward(y, arrays["labels"])
