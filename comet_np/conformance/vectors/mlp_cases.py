@@ -1,15 +1,18 @@
 """Cases of the MLP: standard, COMET, layer-wise and top-k."""
 
+from collections.abc import Iterable
 from functools import partial
 from itertools import pairwise
+from types import NoneType
 from typing import Any
 
 import numpy as np
 
 from ...functional.linear import Linear
 from ...functional.loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
-from ...functional.routing import winners
+from ...functional.routing import grid_bits, on_grid, weight_on_grid, winners
 from ...gates import Comet, Gate, Layerwise, TopK
+from ...gates.comet import Routed
 from ...models import mlp
 from ...models.mlp import MLPConfig
 from ...tree import zeros_like
@@ -30,14 +33,14 @@ def settings(config: MLPConfig) -> dict[str, Any]:
     exact = [isinstance(gate, Comet) or layer == 0 for layer in range(config.hidden)]
     found |= {"gate": GATES[type(gate)], "k": k, "p_k": gate.p_k, "scores_exact": exact,
               "ties": gate.ties}
-    return found | ({"g": gate.g} if isinstance(gate, Comet) else {})
+    return found | ({"exact": gate.exact, "g": gate.g} if isinstance(gate, Comet) else {})
 
 
 def given(draw: Draw, config: MLPConfig, B: int, twins: bool, bits: int) -> Arrays:
     """Return x, labels, parameters and V; x and V on the grid 2^-bits.
 
-    Of x row 0 is zero, row 1 nearly so, row 2 constant. With `twins` the rows of V come in equal
-    pairs, so that scores tie.
+    Of x row 0 is zero, row 1 nearly so, row 2 constant. With `twins` rows of V, of top-k those of
+    the first layer, come in equal pairs, so that scores tie.
     """
     N_0, *_, N_L = config.widths
     x = draw.grid("x", (B, N_0), 1.5, bits)
@@ -50,8 +53,18 @@ def given(draw: Draw, config: MLPConfig, B: int, twins: bool, bits: int) -> Arra
             found[f"b_{layer}"] = draw.grid(f"b_{layer}", (N,), 0.5, BITS_W)
         if isinstance(config.gate, Comet | Layerwise) and layer <= config.hidden:
             V = draw.grid(f"V_{layer}", (N, N_in), 1.5 / N_in**0.5, bits)
-            found[f"V_{layer}"] = np.repeat(V[:-(-N // 2)], 2, axis=0)[:N] if twins else V
+            found[f"V_{layer}"] = weight_on_grid(V) if exact_gate(config) else V
+    for name in found:
+        if twins and name in (("W_1", "b_1") if isinstance(config.gate, TopK) else
+                              (f"V_{layer}" for layer in range(1, len(config.widths)))):
+            N = len(found[name])
+            found[name] = np.repeat(found[name][:-(-N // 2)], 2, axis=0)[:N]
     return found
+
+
+def exact_gate(config: MLPConfig) -> bool:
+    """Return whether COMET routes on a fixed-point grid."""
+    return isinstance(config.gate, Comet) and config.gate.exact
 
 
 def trees(arrays: Arrays, config: MLPConfig) -> tuple[mlp.Params, tuple[Array, ...]]:
@@ -70,7 +83,9 @@ def make(config: MLPConfig, B: int, twins: bool, bits: int, draw: Draw) -> Made:
     for i in range(1, L):
         if gate is not None:
             scores, k = _scores(trace, fixed, gate, i), winners(gate.p_k, config.widths[i])
-            if isinstance(gate, Comet):
+            if exact_gate(config) and i == 1:
+                expected.add("routing", z_0=on_grid(x, grid_bits(x.shape[1]).z))
+            elif isinstance(gate, Comet) and not gate.exact:
                 check_exact(draw.case, (x, *trace.z)[i - 1], fixed[i - 1], bits * (i + 1))
             if not isinstance(gate, TopK):
                 expected.add("routing", **{f"c_{i}": scores})
@@ -111,14 +126,38 @@ def _scores(trace: mlp.Trace, fixed: Any, gate: Gate, layer: int) -> Array:
     return trace.a[layer - 1]
 
 
-def add(name: str, title: str, equation: str, config: MLPConfig, flags: tuple[str, ...] = (),
-        B: int = 8, twins: bool = False, bits: int = 4, draw: int = 0,
+EVERY = {"activation-other", "derivative-at-output", "derivative-missing", "gradient-negated",
+         "hidden-scaled", "layer-detached", "loss-divided-twice", "loss-over-classes",
+         "loss-summed", "output-activated", "output-log-softmax", "output-scaled",
+         "output-softmax", "softmax-twice"}
+BIASED = {"bias-gradient-mean", "bias-gradient-missing", "bias-missing"}
+MASKED = {"cap-magnitude", "cap-over-batch", "cap-smallest", "gradient-through-mask", "k-ceiled",
+          "k-of-first-layer", "k-of-layer-after", "k-of-layer-before", "k-one-less", "k-one-more",
+          "k-rounded", "mask-missing", "mask-missing-first", "mask-missing-last",
+          "mask-times-scores", "output-masked"}
+ROUTED = MASKED | {"V-is-W", "routing-from-backbone-unmasked", "routing-unmasked", "ties-index",
+                   "ties-threshold", "top-k-of-activation", "top-k-of-pre-activation"}
+FLAGS = {NoneType: EVERY, TopK: EVERY | MASKED, Comet: EVERY | ROUTED | {"routing-from-backbone"},
+         Layerwise: EVERY | ROUTED | {"routing-activated", "routing-from-z"}}
+NOT_ZERO = {"mask-before-activation", "routing-activated"}  # caught where f(0) is not 0
+
+
+def add(name: str, title: str, equation: str, config: MLPConfig, catches: Iterable[str] = (),
+        misses: Iterable[str] = (), B: int = 8, twins: bool = False, bits: int = 4, draw: int = 0,
         large: bool = False) -> None:
-    """Register a case of the MLP."""
-    case(name, title, equation, "mlp", flags, draw, large)(partial(make, config, B, twins, bits))
+    """Register a case of the MLP; its flags are those of its kind, with some more or less."""
+    flags = FLAGS[type(config.gate)] | set(catches)
+    if config.bias:
+        flags |= BIASED
+        flags |= {"routing-bias"} if isinstance(config.gate, Routed) else set()
+    if config.activation == "softplus":
+        flags |= {"softplus-beta"}
+        flags |= NOT_ZERO if isinstance(config.gate, Routed) else set()
+    case(name, title, equation, "mlp", tuple(sorted(flags - set(misses))), draw, large)(
+        partial(make, config, B, twins, bits))
 
 
-WIDTHS, SMALL = (9, 14, 11, 13, 5), (6, 11, 8, 4)
+WIDTHS, SMALL, WIDE = (9, 14, 11, 13, 5), (6, 11, 8, 4), (9, 27, 14, 26, 5)
 ALL, PLAIN = "(1)-(8)", "(1)-(2)"
 RULES = {"strict": "of equal scores at rank k all lose", "threshold": "of equal scores at rank k "
          "all win", "index": "of equal scores at rank k the first win"}
@@ -127,26 +166,46 @@ add("mlp-standard", "the standard MLP", PLAIN, MLPConfig(WIDTHS, gate=None))
 add("mlp-standard-no-bias", "the standard MLP without biases", PLAIN,
     MLPConfig(WIDTHS, gate=None, bias=False))
 for ties, rule in RULES.items():
+    others, own = {f"ties-{other}" for other in RULES}, {f"ties-{ties}"} - {"ties-index"}
     add(f"mlp-comet-{ties}", f"COMET with equal rows of V, {rule}", ALL,
-        MLPConfig(WIDTHS, gate=Comet(0.5, ties)), twins=True)
-    add(f"mlp-top-k-{ties}", f"top-k, {rule}", "(3), (7)-(8)",
-        MLPConfig(WIDTHS, gate=TopK(0.5, ties)))
+        MLPConfig(WIDTHS, gate=Comet(0.5, ties)), others, own, twins=True)
     add(f"mlp-layer-wise-{ties}", f"layer-wise routing, {rule}", "(3), (5), (7)-(8)",
-        MLPConfig(WIDTHS, gate=Layerwise(0.5, ties)))
-for p_k in (0.1, 0.29, 0.9, 1.0):
+        MLPConfig(WIDTHS, gate=Layerwise(0.5, ties)), others, own)
+    add(f"mlp-top-k-{ties}", f"top-k with equal rows of W_1, {rule}", "(3), (7)-(8)",
+        MLPConfig(WIDTHS, gate=TopK(0.5, ties)), others | {"mask-before-activation"}, own,
+        twins=True)
+    add(f"mlp-exact-{ties}", f"COMET with exact routing on a fixed-point grid, {rule}", ALL,
+        MLPConfig(WIDTHS, gate=Comet(0.5, ties, exact=True)), twins=True, bits=12)
+for p_k, misses in {0.1: {"routing-activated"}, 0.29: (), 0.9: ()}.items():
     add(f"mlp-comet-p{100 * p_k:.0f}", f"COMET, p_k = {p_k}", ALL,
-        MLPConfig(WIDTHS, gate=Comet(p_k)))
-for f, draw in {"gelu": 0, "gelu_new": 0, "relu": 18, "leaky_relu": 2, "tanh": 0, "selu": 0,
-                "sigmoid": 0, "silu": 0, "elu": 0, "mish": 0, "identity": 2}.items():
+        MLPConfig(WIDE, gate=Comet(p_k)), {"k-complement"}, misses)
+add("mlp-comet-p100", "COMET, p_k = 1: all neurons win", ALL, MLPConfig(WIDE, gate=Comet(1.0)),
+    {"k-complement"}, (ROUTED | NOT_ZERO | {"routing-bias", "routing-from-backbone"}) - {
+        "k-of-layer-after", "k-of-layer-before", "k-one-less", "mask-times-scores"})
+for f, draw, catches, misses in (
+        ("gelu", 0, {"gelu-form"}, ()), ("gelu_new", 0, {"gelu-form"}, ()),
+        ("relu", 18, (), {"derivative-at-output"}),
+        ("leaky_relu", 2, {"leaky-slope"}, {"derivative-at-output"}), ("tanh", 0, (), ()),
+        ("selu", 0, (), ()), ("sigmoid", 0, NOT_ZERO, ()), ("silu", 0, {"routing-activated"}, ()),
+        ("elu", 0, (), ()), ("mish", 0, (), ()),
+        ("identity", 2, (), {"derivative-at-output", "derivative-missing", "output-activated"})):
     add(f"mlp-comet-{f.replace('_', '-')}", f"COMET with the activation {f}", ALL,
-        MLPConfig(SMALL, f, Comet(0.5)), draw=draw)
+        MLPConfig(SMALL, f, Comet(0.5)), catches, misses, draw=draw)
 add("mlp-comet-no-bias", "COMET without biases, as eq. (7)", ALL,
     MLPConfig(WIDTHS, gate=Comet(0.5), bias=False))
 add("mlp-comet-square", "COMET, all layers equally wide: nothing but numbers tells transposes",
-    ALL, MLPConfig((10, 10, 10, 10)))
+    ALL, MLPConfig((10, 10, 10, 10)), {"V-transposed", "W-transposed", "routing-from-input"},
+    {"k-ceiled", "k-of-first-layer", "k-of-layer-after", "k-of-layer-before", "k-rounded"})
 add("mlp-comet-deep", "COMET with six hidden layers", ALL,
-    MLPConfig((8, 9, 9, 9, 9, 9, 9, 4), "tanh"), bits=3)
-add("mlp-comet-narrow", "COMET with a layer of one neuron, one example", ALL,
-    MLPConfig((4, 1, 3, 2)), B=3)
+    MLPConfig((8, 9, 9, 9, 9, 9, 9, 4), "tanh"), {"routing-activated"},
+    {"k-of-first-layer", "k-of-layer-before", "k-rounded"}, bits=3)
+add("mlp-comet-narrow", "COMET with a layer of one neuron, three examples", ALL,
+    MLPConfig((4, 1, 3, 2)), (), {
+        "k-of-first-layer", "k-of-layer-after", "k-of-layer-before", "k-one-less",
+        "mask-missing-first", "routing-unmasked"}, B=3)
 add("mlp-comet-relu-routing", "COMET with g = relu in the routing network", ALL,
     MLPConfig(WIDTHS, gate=Comet(0.5, g="relu")))
+add("mlp-exact-wide", "COMET with exact routing, so wide a layer that its grid is coarser", ALL,
+    MLPConfig((2060, 6, 4, 3), gate=Comet(0.5, exact=True)), B=4, bits=12)
+add("mlp-comet-cifar10", "COMET of width 100 on images as CIFAR10's", ALL,
+    MLPConfig((3072, 100, 100, 100, 10), gate=Comet(0.5)), B=16, bits=3, draw=3, large=True)

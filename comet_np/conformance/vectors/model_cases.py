@@ -155,7 +155,7 @@ def soft_moe(config: SoftMoEConfig, draw: Draw) -> Made:
     dy, grads = draw.grid("dy", y.shape, 1, BITS), zeros_like(params)
     dx = module.backward(dy, cache, params, grads, config)
     expected = Expected()
-    expected.add("forward", logits=cache.logits, slots=cache.dispatch.weights, y=y)
+    expected.add("forward", logits=cache.logits, dispatch=cache.dispatch.weights, y=y)
     expected.add("gradients", **{f"d{name}": g for name, (_, g) in zip(
         names, named_leaves(grads), strict=True)}, dx=dx)
     return expected.of({"activation": config.activation, "experts": config.experts,
