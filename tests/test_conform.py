@@ -105,7 +105,9 @@ def test_an_adapter_in_jax(cases):
     pytest.importorskip("jax")
     from .adapter_jax import Adapter
 
-    report = conform(Adapter(), cases)
+    # JAX compiles anew for each shape: cases of few shapes.
+    report = conform(Adapter(), [*chosen(cases, "cap-*-n7-*"), *chosen(cases, "mlp-comet-[sp]*"),
+                                 *chosen(cases, "attention")])
     assert report.ok, str(report)
     found = {(result.model, result.level) for result in report.results
              if result.status == "passed"}
@@ -851,6 +853,7 @@ def run_pytest(pytester, *arguments):
 def project(pytester, few, monkeypatch):
     """Stand in a project with an adapter and vectors."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # ours may be installed here
     pytester.makepyfile(mine=ADAPTER)
     for case in few:
         write(pytester.path / "vectors" / case.id, case)
@@ -876,7 +879,7 @@ def test_pytest_shows_the_sentence_of_a_failure(project):
 def test_pytest_chooses_with_k_and_in_processes(project):
     pytest.importorskip("xdist")
     done = run_pytest(project, "--comet-adapter", "mine:Adapter", "--comet-vectors", "vectors",
-                      "-k", "mlp-comet-strict", "-n", "2")
+                      "-k", "mlp-comet-strict", "-p", "xdist", "-n", "2")
     done.assert_outcomes(passed=3)
     done.stdout.fnmatch_lines(["comet-np: 1 case of 3 run"])
 

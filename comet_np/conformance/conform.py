@@ -580,14 +580,19 @@ def groups(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
     return found
 
 
+def place(level: str, model: str) -> str:
+    """Return a level of a model, in words."""
+    return level if level == model else f"{model}, {level}"
+
+
 def _failures(report: Report) -> list[str]:
     lines = []
     for (level, model), group in groups(report.bad).items():
         for result in group[:SHOWN]:
             lines += _wrapped(f"{result.status.replace('-', ' ').upper()}  {result.sentence}")
         if len(group) > SHOWN:
-            lines.append(f"        ... and {len(group) - SHOWN} more of {model}, {level} (--html "
-                         "FILE or --json FILE shows all)")
+            lines.append(f"        ... and {len(group) - SHOWN} more of {place(level, model)} "
+                         "(--html FILE or --json FILE shows all)")
         if caught := suspects(report, level, model):
             lines += _wrapped(f"        these cases, and no others, catch: {', '.join(caught)}")
     return [*lines, ""] if lines else []
