@@ -90,7 +90,7 @@ def make(config: MLPConfig, B: int, twins: bool, bits: int, draw: Draw) -> Made:
             if not isinstance(gate, TopK):
                 expected.add("routing", **{f"c_{i}": scores})
             clear = margins if i == 1 or isinstance(gate, Comet) else decided
-            expected.add("routing", **{f"margin_{i}": clear(draw.case, scores, k)})
+            expected.add("routing", **{f"margin_{i}": clear(draw, scores, k)})
             if isinstance(gate, Comet) and i < L - 1:
                 expected.add("routing", **{f"z_{i}": trace.z[i - 1]})
             arrays[f"m_{i}"] = np.asarray(trace.m[i - 1])
@@ -153,7 +153,7 @@ def add(name: str, title: str, equation: str, config: MLPConfig, catches: Iterab
     if config.activation == "softplus":
         flags |= {"softplus-beta"}
         flags |= NOT_ZERO if isinstance(config.gate, Routed) else set()
-    case(name, title, equation, "mlp", tuple(sorted(flags - set(misses))), draw, large)(
+    case(name, title, equation, "mlp", flags - set(misses), draw, large)(
         partial(make, config, B, twins, bits))
 
 
@@ -175,7 +175,7 @@ for ties, rule in RULES.items():
         MLPConfig(WIDTHS, gate=TopK(0.5, ties)), others | {"mask-before-activation"}, own,
         twins=True)
     add(f"mlp-exact-{ties}", f"COMET with exact routing on a fixed-point grid, {rule}", ALL,
-        MLPConfig(WIDTHS, gate=Comet(0.5, ties, exact=True)), twins=True, bits=12)
+        MLPConfig(WIDTHS, gate=Comet(0.5, ties, exact=True)), others, own, twins=True, bits=12)
 for p_k, misses in {0.1: {"routing-activated"}, 0.29: (), 0.9: ()}.items():
     add(f"mlp-comet-p{100 * p_k:.0f}", f"COMET, p_k = {p_k}", ALL,
         MLPConfig(WIDE, gate=Comet(p_k)), {"k-complement"}, misses)
@@ -206,6 +206,16 @@ add("mlp-comet-narrow", "COMET with a layer of one neuron, three examples", ALL,
 add("mlp-comet-relu-routing", "COMET with g = relu in the routing network", ALL,
     MLPConfig(WIDTHS, gate=Comet(0.5, g="relu")))
 add("mlp-exact-wide", "COMET with exact routing, so wide a layer that its grid is coarser", ALL,
-    MLPConfig((2060, 6, 4, 3), gate=Comet(0.5, exact=True)), B=4, bits=12)
-add("mlp-comet-cifar10", "COMET of width 100 on images as CIFAR10's", ALL,
-    MLPConfig((3072, 100, 100, 100, 10), gate=Comet(0.5)), B=16, bits=3, draw=3, large=True)
+    MLPConfig((2060, 6, 4, 3), gate=Comet(0.5, exact=True)), (),
+    {"k-ceiled", "k-rounded", "routing-activated"}, B=4, bits=12)
+# The large set: the paper's widths, on inputs of the size of SARCOS and CIFAR10.
+for name, widths, p_k, bits, draw in (
+        ("sarcos-100", (21, 100, 100, 100, 7), 0.1, 4, 0),
+        ("sarcos-500", (21, 500, 500, 500, 7), 0.5, 3, 0),
+        ("sarcos-1000", (21, 1000, 1000, 1000, 7), 0.9, 3, 0),
+        ("cifar10-100", (3072, 100, 100, 100, 10), 0.5, 3, 0),
+        ("cifar10-500", (3072, 500, 500, 500, 10), 0.1, 3, 0)):
+    add(f"mlp-comet-{name}", f"COMET of the widths {widths}", ALL,
+        MLPConfig(widths, gate=Comet(p_k)), B=16, bits=bits, draw=draw, large=True)
+    add(f"mlp-exact-{name}", f"COMET with exact routing, of the widths {widths}", ALL,
+        MLPConfig(widths, gate=Comet(p_k, exact=True)), B=16, bits=12, draw=draw, large=True)
