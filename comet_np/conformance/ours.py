@@ -6,6 +6,8 @@ from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from ..backends import get_backend
 from ..functional.activations import activation
 from ..functional.attention import (
@@ -215,10 +217,9 @@ def _loss(settings: dict[str, Any], arrays: Arrays, masks: Masks) -> Arrays:
 
 
 def _schedule(settings: dict[str, Any], arrays: Arrays, masks: Masks) -> Arrays:
-    step = arrays["step"]
-    factors = [schedule(settings["schedule"], int(t), settings["steps"], settings["warmup"])
-               for t in step]
-    return {"factor": step * 0.0 + factors}
+    return {"factor": np.array([  # which no device computes
+        schedule(settings["schedule"], int(t), settings["steps"], settings["warmup"])
+        for t in arrays["step"]])}
 
 
 # --- larger models ------------------------------------------------------------------------------
