@@ -546,6 +546,24 @@ def test_the_mistakes_that_a_case_catches_are_named(few):
     assert suspects(conform(OtherGradients(), few), "gradients", "mlp") == ["loss-summed"]
 
 
+def test_what_follows_from_a_level_before_suggests_no_mistake(few):
+    class Both(OtherActivation, OtherGradients):
+        pass
+
+    few = [case._replace(flags=("activation-other", "loss-summed")) for case in few]
+    report = conform(Both(), few)
+    assert failed(report) == {"forward", "gradients", "routing"}
+    assert suspects(report, "gradients", "mlp") == []
+    assert suspects(report, "forward", "mlp") == ["activation-other", "loss-summed"]
+
+
+@pytest.mark.parametrize(("factor", "words"), [(8, ": 8 times as large"), (1.37, None), (-1, None)])
+def test_a_loss_that_is_summed_says_so(factor, words):
+    case = small(levels=("forward",))
+    reason = conform(Fixed(case, loss=np.float64(0.5 * factor)), [case]).bad[0].reason
+    assert reason == f"loss differs: got {0.5 * factor:.6g}, expected 0.5{words or ''}"
+
+
 def test_every_mistake_has_a_level_and_a_sentence(cases):
     """And every level at which a case has something to compare is one of those of its flags."""
     result = conform(Ours(), cases[:1]).results[0]
