@@ -117,7 +117,7 @@ for name, T, D, heads, causal, flags in (
         ("-one-token", 1, 4, 2, True, ("causal-excludes-self",)),
         ("-vit", 65, 256, 8, False, HEADS), ("-gpt2", 64, 384, 6, True, (*HEADS, *CAUSAL))):
     case(f"attention{name}", f"self-attention of {T} tokens, {heads} heads"
-         f"{', causal' * causal}", "attention", "attention", flags, large=D > 12)(
+         f"{', causal' * causal}", "attention", "attention", flags, draw=int(D > 12), large=D > 12)(
              partial(attention, T, D, heads, causal))
 case("loss-cross-entropy", "mean cross-entropy of softmax", "cross-entropy", "loss")(
     partial(cross_entropy, (7, 5), None))
