@@ -497,6 +497,15 @@ def test_an_array_of_zeros_has_the_tolerance_itself():
     assert not conform(Fixed(case, a_1=np.full((3, 2), 1.1e-5)), [case]).ok
 
 
+def test_a_wrong_loss_is_no_failure_of_routing(few):
+    class Summed(Ours):
+        def run(self, case, masks):
+            found = super().run(case, masks)
+            return found | {"loss": found["loss"] * 8}
+
+    assert failed(conform(Summed(), few)) == {"forward"}
+
+
 def test_integers_must_be_equal():
     case = small(levels=("forward",))
     case = case._replace(expected=case.expected | {"a_1": np.array([1, 2])})

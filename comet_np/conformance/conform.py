@@ -337,7 +337,7 @@ def wanted(case: Case, level: str) -> dict[str, Array]:
         return {name: array for name, array in case.expected.items()
                 if case.levels_of[name] == level}
     expected = {name: array for name, array in case.expected.items()
-                if case.levels_of[name] in ("routing", "forward")}
+                if case.levels_of[name] in ("routing", "forward") and name != "loss"}
     masks, ordered = routed(case), dict[str, Array]()
     for name, array in expected.items():
         # The mask of a layer follows from its scores, and comes before what is made with it.
