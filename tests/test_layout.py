@@ -16,7 +16,8 @@ ORDER = ("errors", "backends", "settings", "rng", "tree", "checkpoint", "records
          "experiments.cli")
 OPTIONAL = {  # what the core may import besides NumPy and SciPy, and where
     "backends/cupy_backend.py": {"cupy", "cupyx"}, "backends/cublas.py": {"ml_dtypes"},
-    "comet_np/precision.py": {"ml_dtypes"}, "comet_np/interop/tensors.py": {"safetensors"}}
+    "comet_np/precision.py": {"ml_dtypes"}, "comet_np/interop/tensors.py": {"safetensors"},
+    "comet_np/conformance/plugin.py": {"pytest"}}
 INSIDE = ("backends", "experiments", "benchmarks")  # top level here, comet_np.NAME when imported
 
 
