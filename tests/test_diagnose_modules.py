@@ -1,6 +1,7 @@
 """`diagnose_module`: PyTorch modules and JAX functions, right and wrong, of any names."""
 
 import builtins
+import copy
 import subprocess
 import sys
 from itertools import pairwise
@@ -11,6 +12,7 @@ import pytest
 
 import comet_np
 from comet_np.errors import UserError
+from comet_np.optim import OptimizerConfig
 from comet_np.rng import stream
 
 WIDTHS = (9, 12, 10, 7, 4)
@@ -99,7 +101,7 @@ def test_a_wrong_module(dtype, wrong, name, first):
 def test_a_loss_of_ones_own():
     torch = pytest.importorskip("torch")
     loss = torch.nn.CrossEntropyLoss(reduction="sum")
-    assert diagnosed(torch_mlp(), loss=loss).mistakes == ("loss-summed",)
+    assert diagnosed(torch_mlp(), criterion=loss).mistakes == ("loss-summed",)
 
 
 def test_a_module_of_which_nothing_is_trained():
@@ -280,6 +282,97 @@ def test_modules_that_cannot_be_diagnosed():
         diagnosed(module)
 
 
+# --- training
+
+
+def trained(optimizer="SGD", module=None, before=None, schedule=None, **settings):
+    """Return the diagnosis of a module and a torch.optim of that name."""
+    torch = pytest.importorskip("torch")
+    module = module or torch_mlp()
+    own = getattr(torch.optim, optimizer)(module.parameters(), **(before or {"lr": 0.05}))
+    if schedule:
+        settings |= {"scheduler": schedule(torch.optim.lr_scheduler, own), "schedule": "cosine",
+                     "total": 10}
+    return diagnosed(module, optimizer=own, **settings)
+
+
+MOMENTUM = OptimizerConfig("momentum", momentum=0.9)
+
+
+def cosine(schedulers, own):
+    return schedulers.CosineAnnealingLR(own, 10)
+
+
+def test_right_optimizers():
+    for report in (trained(), trained(lr=0.05), trained(schedule=cosine),
+                   trained("SGD", before={"lr": 0.05, "momentum": 0.9}, expected=MOMENTUM),
+                   trained("AdamW", before={"lr": 0.01, "weight_decay": 0.1},
+                           expected=OptimizerConfig("adamw", weight_decay=0.1))):
+        assert report.ok, str(report)
+        assert report.findings[-1].stage == "training"
+
+
+def test_wrong_optimizers():
+    assert trained("SGD", before={"lr": 0.05, "momentum": 0.9, "dampening": 0.9},
+                   expected=MOMENTUM).mistakes == ("momentum-dampened",)
+    assert trained("Adam", before={"lr": 0.01, "weight_decay": 0.1},
+                   expected=OptimizerConfig("adamw", weight_decay=0.1)
+                   ).mistakes == ("decay-coupled",)
+    assert trained(lr=0.1).mistakes == ("rate-other",)
+    late = trained(schedule=lambda schedulers, own: schedulers.LambdaLR(
+        own, lambda t: 0.5 * (1 + np.cos(np.pi * max(t - 1, 0) / 10))))
+    assert late.mistakes == ("schedule-late",)
+
+
+def test_an_optimizer_is_left_as_it_was():
+    """In the middle of a training, of which the diagnosis sees nothing."""
+    torch = pytest.importorskip("torch")
+    module = torch_mlp().train()
+    own = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+    module(torch.ones(3, WIDTHS[0], dtype=torch.float64)).sum().backward()
+    own.step()
+    module.load_state_dict({name: torch.from_numpy(array) for name, array in arrays().items()})
+    before = copy.deepcopy([module.state_dict(), own.state_dict(),
+                            {name: p.grad for name, p in module.named_parameters()}])
+    assert before[1]["state"]
+    report = diagnosed(module, optimizer=own, expected=MOMENTUM)
+    assert report.ok, str(report)
+    after = [module.state_dict(), own.state_dict(),
+             {name: p.grad for name, p in module.named_parameters()}]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert module.training
+
+    new = torch.optim.SGD(module.parameters(), lr=0.05)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(new, 10)
+    before = copy.deepcopy(scheduler.state_dict())
+    assert diagnosed(module, optimizer=new, scheduler=scheduler, schedule="cosine", total=10).ok
+    assert scheduler.state_dict() == before and new.param_groups[0]["lr"] == 0.05
+
+
+def test_optimizers_that_cannot_be_diagnosed():
+    torch = pytest.importorskip("torch")
+    module, other = torch_mlp(), torch_mlp()
+    with pytest.raises(UserError, match=r"one of torch\.optim's, .* got OptimizerConfig"):
+        diagnosed(module, optimizer=MOMENTUM)
+    with pytest.raises(UserError, match="holds no parameter of this module"):
+        diagnosed(module, optimizer=torch.optim.SGD(other.parameters(), lr=1.0))
+    own = torch.optim.SGD(module.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(own, 10)
+    own.step()
+    scheduler.step()
+    with pytest.raises(UserError, match="scheduler has made 1 steps"):
+        diagnosed(module, optimizer=own, scheduler=scheduler, schedule="cosine", total=10)
+    with pytest.raises(UserError, match="give step= to diagnose"):
+        diagnosed(lambda params, x: x, params={}, optimizer=own)
+
+
+def test_the_squared_error():
+    assert diagnosed(torch_mlp(), loss="mse").ok
+    torch = pytest.importorskip("torch")
+    criterion = torch.nn.MSELoss(reduction="sum")
+    assert not diagnosed(torch_mlp(), loss="mse", criterion=criterion).ok
+
+
 @pytest.mark.parametrize("module", [None, 3, "mlp", torch_mlp, {"fc1.weight": np.ones((2, 2))}])
 def test_what_is_no_module(module):
     with pytest.raises(UserError, match=r"expects a torch\.nn\.Module, or a function of JAX"):
@@ -345,7 +438,7 @@ def jax_mlp(dtype, before=False, through=False):
             z = m * c
         return x @ params["dense"][-1].kernel + params["dense"][-1].bias
 
-    return fn, params
+    return jax.jit(fn), params
 
 
 NAMES = {f"fc{layer}.weight": f"dense.{layer - 1}.kernel.T" for layer in range(1, 5)} | {
@@ -358,8 +451,7 @@ def test_a_right_function(dtype):
     with pytest.raises(UserError, match=r"no fc1\.weight and no spec_1\.weight") as error:
         diagnosed(fn, params=params)
     assert proposed(error) == NAMES
-    import jax
-    report = diagnosed(jax.jit(fn), params=params, names=NAMES)
+    report = diagnosed(fn, params=params, names=NAMES)
     assert report.ok, str(report)
 
 
@@ -379,7 +471,7 @@ def test_a_loss_in_jax(dtype):
     def loss(logits, labels):
         return -jax.nn.log_softmax(logits)[jax.numpy.arange(len(labels)), labels].sum()
 
-    assert diagnosed(fn, params=params, names=NAMES, loss=loss).mistakes == ("loss-summed",)
+    assert diagnosed(fn, params=params, names=NAMES, criterion=loss).mistakes == ("loss-summed",)
 
 
 def test_layers_are_counted_beyond_nine():

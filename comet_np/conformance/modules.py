@@ -4,6 +4,7 @@ Names, arrays, gradients and intermediates are taken from the framework, and `di
 rest. Neither framework is needed to import this.
 """
 
+import copy
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from ..errors import UserError, unknown
 from ..gates import Comet, Layerwise
 from ..models.mlp import MLPConfig
+from ..optim import OptimizerConfig
 from .diagnose import FLOATS, Report, diagnose
 from .mlp import NAME
 
@@ -50,7 +52,9 @@ class Place(NamedTuple):
 
 def diagnose_module(module: Any, model: str | Any = "mlp", params: Any = None, *,
                     names: Mapping[str, str] | None = None,
-                    loss: Callable[[Any, Any], Any] | None = None, **settings: Any) -> Report:
+                    criterion: Callable[[Any, Any], Any] | None = None, optimizer: Any = None,
+                    scheduler: Any = None, expected: OptimizerConfig | None = None,
+                    **settings: Any) -> Report:
     """Compare a PyTorch module, or a JAX function, with the specification, gradients included.
 
     It runs in evaluation, in its own precision and on its own device, and is left as it was. See
@@ -69,9 +73,13 @@ def diagnose_module(module: Any, model: str | Any = "mlp", params: Any = None, *
         Published names to those of the user, ``{"fc1.weight": "blocks.0.linear.weight"}``; those of
         a tree are joined by dots. ``.T`` behind one says that it is stored transposed, as kernels
         in JAX are. Not needed where the published names are used.
-    loss : callable, optional
-        ``loss(logits, labels)``, whose gradients are compared with those of the mean
-        cross-entropy. That itself if not given.
+    criterion : callable, optional
+        ``criterion(logits, labels)``: the user's loss, whose gradients are compared with those of
+        the mean cross-entropy (or of `loss`, a setting). That itself if not given.
+    optimizer, scheduler : optional
+        The user's, of PyTorch, new: they are stepped, and compared with what is `expected`.
+    expected : OptimizerConfig, optional
+        What `optimizer` should be; plain SGD if not given. `lr` is the optimizer's if not given.
     settings
         Those of `diagnose`.
 
@@ -86,7 +94,8 @@ def diagnose_module(module: Any, model: str | Any = "mlp", params: Any = None, *
     """
     torch = sys.modules.get("torch")  # a module of PyTorch's has loaded it
     if torch is not None and isinstance(module, torch.nn.Module):
-        return _of_torch(torch, module, model, params or {}, names, loss, settings)
+        return _of_torch(torch, module, model, params or {}, names, criterion, optimizer, scheduler,
+                         settings | {"optimizer": expected})
     if not callable(module) or params is None:
         raise UserError("diagnose_module expects a torch.nn.Module, or a function of JAX "
                         "fn(params, x) -> logits and params=, got "
@@ -96,15 +105,18 @@ def diagnose_module(module: Any, model: str | Any = "mlp", params: Any = None, *
     except ImportError:
         raise UserError("JAX is not installed, by which gradients of a function are taken: "
                         "python -m pip install jax, or call diagnose") from None
-    return _of_jax(jax, module, params, model, names, loss, settings)
+    if optimizer is not None:
+        raise UserError("optimizer is one of PyTorch's: of JAX give step= to diagnose, as in "
+                        "docs/check-your-implementation.md")
+    return _of_jax(jax, module, params, model, names, criterion, settings)
 
 
 # --- PyTorch ------------------------------------------------------------------------------------
 
 
 def _of_torch(torch: Any, module: Any, model: Any, others: Mapping[str, Tensor],
-              names: Mapping[str, str] | None, loss: Callable[[Any, Any], Any] | None,
-              settings: dict[str, Any]) -> Report:
+              names: Mapping[str, str] | None, criterion: Callable[[Any, Any], Any] | None,
+              optimizer: Any, scheduler: Any, settings: dict[str, Any]) -> Report:
     """Return what is found of a module."""
     tensors = _tensors(module, others)
     own = {name: Own(tuple(tensor.shape), not tensor.requires_grad)
@@ -133,8 +145,17 @@ def _of_torch(torch: Any, module: Any, model: Any, others: Mapping[str, Tensor],
         with torch.no_grad():
             return run(x).cpu().numpy()
 
+    def loss(x: Array, labels: Array) -> Tensor:
+        y = run(x)
+        if criterion is not None:
+            return criterion(y, given(labels))
+        if settings.get("loss") == "mse":
+            return torch.nn.functional.mse_loss(y, given(labels))
+        return torch.nn.functional.cross_entropy(y.reshape(-1, y.shape[-1]),
+                                                 given(labels).reshape(-1))
+
     def gradients(x: Array, labels: Array) -> Named:
-        value = (loss or cross_entropy)(run(x), torch.from_numpy(labels).to(like.device))
+        value = loss(x, labels)
         found = {name: torch.zeros_like(tensor) for name, tensor in used.items()}
         if value.requires_grad:
             for name, each in zip(trained, torch.autograd.grad(
@@ -156,16 +177,56 @@ def _of_torch(torch: Any, module: Any, model: Any, others: Mapping[str, Tensor],
         # A layer that is called twice is more than one of the paper's.
         return {name: calls[0] for name, calls in found.items() if len(calls) == 1}
 
-    def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-        return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]),
-                                                 labels.reshape(-1))
+    def step(x: Array, labels: Array) -> Named:
+        optimizer.zero_grad()
+        value = loss(x, labels)
+        if value.requires_grad:
+            value.backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        return now()
 
-    arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in used.items()}
-    named = {name: place.out(arrays) for name, place in places.items()}
-    with _left_as_it_was(torch, module):
+    def now() -> Named:
+        arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in used.items()}
+        return {name: place.out(arrays) for name, place in places.items()}
+
+    if optimizer is not None:
+        settings = {"lr": _rate(torch, optimizer, scheduler, used), **settings, "step": step}
+    with _left_as_it_was(torch, module), _begun_anew(optimizer, scheduler):
         module.eval()
-        return diagnose(fn, named, model, gradients=gradients if trained else None,
+        return diagnose(fn, now(), model, gradients=gradients if trained else None,
                         intermediates=intermediates if linear else None, **settings)
+
+
+def _rate(torch: Any, optimizer: Any, scheduler: Any, used: Mapping[str, Tensor]) -> float:
+    """Return the optimizer's learning rate, before any schedule, if it can be diagnosed."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UserError("optimizer must be one of torch.optim's, as torch.optim.SGD("
+                        f"module.parameters(), lr=0.1), got {type(optimizer).__name__}")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not held & {id(tensor) for tensor in used.values()}:
+        raise UserError("optimizer holds no parameter of this module: make it from "
+                        "module.parameters()")
+    if scheduler is not None and scheduler.last_epoch:
+        raise UserError(f"scheduler has made {scheduler.last_epoch} steps: give a new one, with a "
+                        "new optimizer")
+    group = optimizer.param_groups[0]
+    return float(group.get("initial_lr", group["lr"]))
+
+
+@contextmanager
+def _begun_anew(optimizer: Any, scheduler: Any) -> Iterator[None]:
+    """Take an optimizer's state away, and put it and a scheduler's back, whatever is done."""
+    kept = [(each, copy.deepcopy(each.state_dict())) for each in (optimizer, scheduler)
+            if each is not None]
+    if optimizer is not None:
+        optimizer.state.clear()
+    try:
+        yield
+    finally:
+        for each, state in kept:
+            each.load_state_dict(state)
 
 
 def _tensors(module: Any, others: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -218,7 +279,7 @@ def _left_as_it_was(torch: Any, module: Any) -> Iterator[None]:
 
 
 def _of_jax(jax: Any, fn: Callable[[Any, Any], Any], params: Any, model: Any,
-            names: Mapping[str, str] | None, loss: Callable[[Any, Any], Any] | None,
+            names: Mapping[str, str] | None, criterion: Callable[[Any, Any], Any] | None,
             settings: dict[str, Any]) -> Report:
     """Return what is found of a function and its parameters."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
@@ -238,13 +299,17 @@ def _of_jax(jax: Any, fn: Callable[[Any, Any], Any], params: Any, model: Any,
         whole = [arrays.get(name, leaf) for name, leaf in leaves]
         return fn(jax.tree_util.tree_unflatten(tree, whole), jax.numpy.asarray(x))
 
-    def cross_entropy(logits: Any, labels: Any) -> Any:
-        chosen = jax.numpy.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1)
-        return -chosen.mean()
-
     def gradients(x: Array, labels: Array) -> Named:
+        target = jax.numpy.asarray(labels)
+
         def value(arrays: Named) -> Any:
-            return (loss or cross_entropy)(run(arrays, x), jax.numpy.asarray(labels))
+            y = run(arrays, x)
+            if criterion is not None:
+                return criterion(y, target)
+            if settings.get("loss") == "mse":
+                return ((y - target) ** 2).mean()
+            return -jax.numpy.take_along_axis(jax.nn.log_softmax(y), target[..., None], -1).mean()
+
         found = {name: np.asarray(array) for name, array in jax.grad(value)(used).items()}
         return {name: place.out(found) for name, place in places.items()}
 
