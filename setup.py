@@ -35,6 +35,7 @@ if __name__ == "__main__":
         long_description_content_type="text/markdown",
         python_requires=">=3.10",
         packages=packages(),
+        py_modules=["comet_np_pytest"],
         package_dir={"comet_np": "comet_np", **{f"comet_np.{name}": name for name in INSIDE}},
         package_data={"comet_np": ["py.typed"],
                       "comet_np.backends": ["kernels/*.cu", "kernels/*.cuh"]},
@@ -54,5 +55,6 @@ if __name__ == "__main__":
             "cuda13": ["cupy-cuda13x[ctk]>=14"],
             "dev": [*plots, *tests, "ruff", "mypy"],
         },
-        entry_points={"console_scripts": ["comet-np = comet_np.experiments.cli:main"]},
+        entry_points={"console_scripts": ["comet-np = comet_np.experiments.cli:main"],
+                      "pytest11": ["comet_np_pytest = comet_np_pytest"]},
     )
