@@ -150,6 +150,10 @@ def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
                          "run, at one level at least")
     against.add_argument("--json", metavar="FILE", help="write all results as JSON")
     against.add_argument("--html", metavar="FILE", help="write a page to read")
+    vectors = command("vectors", _vectors, "write the test vectors, by which other implementations "
+                      "are checked, into a folder")
+    vectors.add_argument("folder", help="a new or empty one")
+    vectors.add_argument("--large", action="store_true", help="more and larger ones (some 150 MB)")
     bench = command("bench", _bench, "measure speed against PyTorch, JAX and the machine's "
                     "limits")
     bench.add_argument("--backend", default="numpy", help="numpy (the default) or cupy")
@@ -217,9 +221,9 @@ def _out(options: argparse.Namespace) -> Path:
     return _folder(options.out, f"runs/{options.name}-{options.preset}")
 
 
-def _folder(out: str | None, default: str) -> Path:
+def _folder(out: str | None, default: str, flag: str = "--out") -> Path:
     if out == "":
-        raise UserError("--out needs a folder, got nothing")
+        raise UserError(f"{flag} needs a folder, got nothing")
     return user_path(out or default)
 
 
@@ -407,6 +411,28 @@ def _write(file: str, text: str, flag: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(of_system("write", file, error, flag)) from None
+
+
+def _vectors(options: argparse.Namespace) -> int:
+    from ..conformance.vectors import cases
+    from .progress import Progress
+
+    folder = _folder(options.folder, "", "comet-np vectors")
+    total = cases.count(options.large)
+    progress = Progress(total, unit="vectors")
+    try:
+        size = cases.write_all(folder, options.large, progress.advance)
+    except KeyboardInterrupt as stop:
+        print(f"\ncomet-np: stopped; {folder} has some of the vectors: delete it and start anew",
+              file=sys.stderr)
+        return int(128 + (stop.args or (signal.SIGINT,))[0])
+    except OSError as error:
+        raise UserError(of_system("write", error.filename or folder, error, "")) from None
+    finally:
+        progress.clear()
+    print(f"{total} test vectors, {size / 1e6:.1f} MB, in {folder}; {folder / 'FORMAT.md'} says "
+          "how to read them")
+    return 0
 
 
 def _bench(options: argparse.Namespace) -> int:

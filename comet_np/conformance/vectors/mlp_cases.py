@@ -90,7 +90,7 @@ def make(config: MLPConfig, B: int, twins: bool, bits: int, draw: Draw) -> Made:
             if not isinstance(gate, TopK):
                 expected.add("routing", **{f"c_{i}": scores})
             clear = margins if i == 1 or isinstance(gate, Comet) else decided
-            expected.add("routing", **{f"margin_{i}": clear(draw.case, scores, k)})
+            expected.add("routing", **{f"margin_{i}": clear(draw, scores, k)})
             if isinstance(gate, Comet) and i < L - 1:
                 expected.add("routing", **{f"z_{i}": trace.z[i - 1]})
             arrays[f"m_{i}"] = np.asarray(trace.m[i - 1])

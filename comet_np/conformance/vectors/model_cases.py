@@ -33,7 +33,7 @@ def drawn(draw: Draw, name: str, shape: tuple[int, ...]) -> Array:
     return draw.grid(name, shape, 0.25 if len(shape) == 1 else 1.5 / shape[-1] ** 0.5, BITS)
 
 
-def routed(expected: Expected, case: str, cache: mlp.MLPCache, config: MLPConfig, V: Array,
+def routed(expected: Expected, draw: Draw, cache: mlp.MLPCache, config: MLPConfig, V: Array,
            layer: int) -> Array:
     """Add what the gate of one MLP of a larger model computed, and return its mask."""
     (made,), gate = cache.hidden, config.gate
@@ -42,7 +42,7 @@ def routed(expected: Expected, case: str, cache: mlp.MLPCache, config: MLPConfig
     expected.add("forward", **{f"x_{layer}": made.x})
     expected.add("routing", **{
         f"c_{layer}": scores,
-        f"margin_{layer}": decided(case, scores, winners(gate.p_k, len(V)))})
+        f"margin_{layer}": decided(draw, scores, winners(gate.p_k, len(V)))})
     expected.add("forward", **{f"a_{layer}": made.a})
     return np.asarray(cache.masks[0])
 
@@ -65,7 +65,7 @@ def mixer_block(draw: Draw) -> Made:
         gain, bias, W, b, W_2, b_2, V = made.values()
         norm, p = Norm(gain, bias), (mlp.Linear(W, b), mlp.Linear(W_2, b_2))
         y, cache = branch_forward(x, norm, p, (V,), config, None, EVALUATION, 1e-5, 0.0, i == 1)
-        arrays[f"m_{i}"] = routed(expected, draw.case, cache.mlp, config, V, i)
+        arrays[f"m_{i}"] = routed(expected, draw, cache.mlp, config, V, i)
         expected.add("forward", **{f"y_{i}": y})
         parts.append((norm, p, cache, config))
         x = y
@@ -96,7 +96,7 @@ def network(config: Any, draw: Draw) -> Made:
     y, cache = module.forward(x, params, fixed, config)
     expected, masks = Expected(), {}
     for i, (made, one, (V,)) in enumerate(zip(cache.mlps, config.mlps, fixed, strict=True), 1):
-        masks[f"m_{i}"] = routed(expected, draw.case, made, one, V, i)
+        masks[f"m_{i}"] = routed(expected, draw, made, one, V, i)
     expected.add("forward", y=y)
     dy, grads = draw.grid("dy", y.shape, 1, BITS), zeros_like(params)
     dx = module.backward(dy, cache, params, grads, config, True)
@@ -126,7 +126,7 @@ def moe(config: MoEConfig, draw: Draw) -> Made:
     x = draw.grid("x", (7, config.widths[0]), 2, BITS)
     y, cache = module.forward(x, params, fixed, config)
     expected = Expected()
-    expected.add("routing", scores=cache.scores, margin_1=decided(draw.case, cache.scores, 1))
+    expected.add("routing", scores=cache.scores, margin_1=decided(draw, cache.scores, 1))
     choice = cache.chosen.argmax(axis=-1)
     if config.gate == "weighted":
         expected.add("forward", weight=cache.weight)
