@@ -68,7 +68,7 @@ class Adapter:
         config, arrays = case.config, {n: torch.tensor(a) for n, a in case.arrays.items()}
         if case.model != "mlp" or config["gate"] != "comet":
             raise Unsupported("no such model")
-        if config["ties"] != "strict" or config["g"] != "identity":
+        if config["ties"] != "strict" or config["g"] != "identity" or config["exact"]:
             raise Unsupported("another routing")
         if config["activation"] not in ACTIVATIONS:
             raise Unsupported(f"no activation {config['activation']}")

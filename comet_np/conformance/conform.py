@@ -23,6 +23,7 @@ Array = Any
 FORMAT = 1  # of the JSON
 STATUSES = ("passed", "failed", "expected-failure", "unexpected-pass", "unsupported")
 BAD = ("failed", "unexpected-pass")
+OF_ROUTING = ("routing", "routing_bias", "V", "masks")  # decisions that given masks hide
 SHOWN = 3  # failures of one model and level in a text
 WIDTH = 100
 
@@ -291,10 +292,15 @@ class Checker:
         return answer
 
 
+def routed(case: Case) -> dict[str, Array]:
+    """Return what is given at other levels, and at the level routing is to be found."""
+    return {name: array for name, array in case.inputs.items()
+            if role(name) == "given" or name == "choice"}
+
+
 def _asked(adapter: Any, case: Case, level: str) -> dict[str, Any]:
-    masks = {name: array for name, array in case.inputs.items() if role(name) == "given"}
     arrays = {name: array.copy() for name, array in case.inputs.items()
-              if level != "routing" or name not in masks}
+              if level != "routing" or name not in routed(case)}
     given = Given(case.id, case.model, dict(case.config), arrays)
     if level == "cap":
         scores = arrays["scores"]
@@ -303,12 +309,10 @@ def _asked(adapter: Any, case: Case, level: str) -> dict[str, Any]:
     if level == "trajectory":
         method, answer = "train", called(adapter, "train", arrays, given)
     else:
-        copies = {name: mask.astype(bool if mask.dtype == "uint8" else mask.dtype)
-                  for name, mask in masks.items()}
-        route = level == "routing" or not masks
+        masks = {f"the mask {name}": array.astype(bool) for name, array in arrays.items()
+                 if role(name) == "given"}
         method = "run"
-        answer = called(adapter, "run", arrays | copies, given,
-                        None if route else tuple(copies.values()))
+        answer = called(adapter, "run", arrays | masks, given, tuple(masks.values()) or None)
     if not isinstance(answer, Mapping):
         raise Wrong(f"{method} must return arrays by name, a dict, got {type(answer).__name__}")
     _check_names(method, answer, case)
@@ -332,15 +336,14 @@ def wanted(case: Case, level: str) -> dict[str, Array]:
                 if case.levels_of[name] == level}
     expected = {name: array for name, array in case.expected.items()
                 if case.levels_of[name] in ("routing", "forward")}
-    masks = {name: array for name, array in case.inputs.items() if role(name) == "given"}
-    ordered: dict[str, Array] = {}
+    masks, ordered = routed(case), dict[str, Array]()
     for name, array in expected.items():
         # The mask of a layer follows from its scores, and comes before what is made with it.
-        mask = f"m_{name.rpartition('_')[2]}"
-        if mask in masks and not name.startswith(("c_", "margin_", "x_", "scores")):
-            ordered[mask] = masks.pop(mask)
+        if not name.startswith(("c_", "margin_", "scores")):
+            for mask in masks.keys() & {f"m_{name.rpartition('_')[2]}", "choice"}:
+                ordered[mask] = masks.pop(mask)
         ordered[name] = array
-    return masks | ordered
+    return ordered | masks
 
 
 def needed(case: Case, level: str) -> list[str]:
@@ -516,15 +519,36 @@ def cell(counts: Counter[str] | None) -> str:
     return f"{good}/{run}" + f" +{counts['unsupported']}?" * bool(counts["unsupported"])
 
 
-def catches(flags: Iterable[str]) -> dict[str, str]:
-    """Return what the mistakes that a case catches are, a sentence each by its name."""
-    known: dict[str, str] = {}
-    for group in vars(mistakes).values():
-        if isinstance(group, tuple):
-            for mistake in group:
-                if isinstance(mistake, mistakes.Mistake):
-                    known.setdefault(mistake.name, str(mistake))
-    return {flag: known.get(flag, "") for flag in flags}
+def catches(result: Result) -> dict[str, str]:
+    """Return the mistakes that a result's case catches at its level, a sentence each by its name.
+
+    Of a mistake that is not known here the sentence is "".
+    """
+    known = _mistakes()
+    return {flag: known[flag][1] if flag in known else "" for flag in result.flags
+            if flag not in known or result.level in known[flag][0]}
+
+
+def suspects(report: Report, level: str, model: str) -> list[str]:
+    """Return the mistakes that fail at a level of a model just the cases that do."""
+    run = [result for result in report.results if (result.level, result.model) == (level, model)
+           and result.status != "unsupported"]
+    failed = {result.case for result in run if result.status == "failed"}
+    flags = dict.fromkeys(flag for result in run for flag in catches(result))
+    return [flag for flag in flags
+            if {result.case for result in run if flag in result.flags} == failed]
+
+
+def _mistakes() -> dict[str, tuple[set[str], str]]:
+    """Return the levels at which each mistake shows first, and what it is, by its name."""
+    levels = {"CAP": {"cap", "routing"}, "GRADIENTS": {"gradients"}, "TRAINING": {"trajectory"}}
+    found: dict[str, tuple[set[str], str]] = {}
+    for group, entries in vars(mistakes).items():
+        for one in entries if isinstance(entries, tuple) else ():
+            if isinstance(one, mistakes.Mistake):
+                usual = {"routing"} if one.decision in OF_ROUTING else {"forward"}
+                found.setdefault(one.name, (levels.get(group, usual), str(one)))
+    return found
 
 
 def _table(report: Report) -> list[str]:
@@ -561,11 +585,11 @@ def _failures(report: Report) -> list[str]:
     for (level, model), group in groups(report.bad).items():
         for result in group[:SHOWN]:
             lines += _wrapped(f"{result.status.replace('-', ' ').upper()}  {result.sentence}")
-            if result.status == "failed" and result.flags:
-                lines += _wrapped(f"        this case catches: {', '.join(result.flags)}")
         if len(group) > SHOWN:
             lines.append(f"        ... and {len(group) - SHOWN} more of {model}, {level} (--html "
                          "FILE or --json FILE shows all)")
+        if caught := suspects(report, level, model):
+            lines += _wrapped(f"        these cases, and no others, catch: {', '.join(caught)}")
     return [*lines, ""] if lines else []
 
 

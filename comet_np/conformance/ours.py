@@ -14,7 +14,7 @@ from ..functional.attention import (
     self_attention_forward,
 )
 from ..functional.hidden import hidden_backward, hidden_forward
-from ..functional.linear import Linear
+from ..functional.linear import Linear, project
 from ..functional.loss import (
     mean_squared_error_backward,
     mean_squared_error_forward,
@@ -22,7 +22,7 @@ from ..functional.loss import (
     softmax_cross_entropy_forward,
 )
 from ..functional.norm import Norm, norm_backward, norm_forward
-from ..functional.routing import kwta_mask
+from ..functional.routing import grid_bits, kwta_mask, on_grid
 from ..gates import EVALUATION, Comet, Gate, Layerwise, TopK
 from ..interop import named_weights, weights_of
 from ..models import mlp, module_of
@@ -125,7 +125,7 @@ class Ours:
 def _mlp_config(config: dict[str, Any]) -> MLPConfig:
     gates: dict[str, Callable[[], Gate | None]] = {
         "none": lambda: None,
-        "comet": lambda: Comet(config["p_k"], config["ties"], config["g"]),
+        "comet": lambda: Comet(config["p_k"], config["ties"], config["g"], config["exact"]),
         "layer-wise": lambda: Layerwise(config["p_k"], config["ties"]),
         "top-k": lambda: TopK(config["p_k"], config["ties"])}
     return MLPConfig(config["widths"], config["activation"], gates[config["gate"]](),
@@ -151,11 +151,16 @@ def _mlp(settings: dict[str, Any], arrays: Arrays, masks: Masks) -> Arrays:
     if masks is None and isinstance(config.gate, Comet):
         c, masks, z = config.gate.trace(x, fixed)
         found = _numbered(c=c, z=z)
+        if config.gate.exact:
+            found["z_0"] = on_grid(x, grid_bits(x.shape[-1]).z)
     y, cache = mlp.forward(x, params, fixed, config, masks)
     found |= _numbered(a=[layer.a for layer in cache.hidden],
                        x=[layer.x for layer in (*cache.hidden, cache.output)][1:])
     if config.gate is not None:
         found |= _numbered(m=cache.masks)
+    if isinstance(config.gate, Layerwise):
+        found |= _numbered(c=[project(layer.x, V) for layer, V in zip(cache.hidden, fixed,
+                                                                      strict=True)])
     loss, of_loss = softmax_cross_entropy_forward(y, arrays["labels"])
     dy = softmax_cross_entropy_backward(1.0, of_loss)
     grads = zeros_like(params)
@@ -222,7 +227,7 @@ def _schedule(settings: dict[str, Any], arrays: Arrays, masks: Masks) -> Arrays:
 def _of_gates(mlps: Any, fixed: Any) -> Arrays:
     """Return what the MLPs of a larger model computed, each with one hidden layer."""
     return _numbered(x=[one.hidden[0].x for one in mlps], a=[one.hidden[0].a for one in mlps],
-                     c=[one.hidden[0].x @ V.T for one, (V,) in zip(mlps, fixed, strict=True)],
+                     c=[project(one.hidden[0].x, V) for one, (V,) in zip(mlps, fixed, strict=True)],
                      m=[one.masks[0] for one in mlps])
 
 
@@ -284,7 +289,7 @@ def _moe(settings: dict[str, Any], arrays: Arrays, masks: Masks) -> Arrays:
     module, x = module_of(config), arrays["x"]
     params, fixed = weights_of({name: array for name, array in arrays.items()
                                 if name not in ("x", "choice", "dy")}, config)
-    y, cache = module.forward(x, params, fixed, config, None if masks is None else masks[0])
+    y, cache = module.forward(x, params, fixed, config, arrays.get("choice"))
     grads = zeros_like(params)
     dx = module.backward(arrays["dy"], cache, params, grads, config)
     found = {"y": y, "dx": dx, "choice": cache.chosen.argmax(axis=-1)} | {
@@ -309,7 +314,7 @@ def _soft_moe(settings: dict[str, Any], arrays: Arrays, masks: Masks) -> Arrays:
     dx = module.backward(arrays["dy"], cache, params, grads, config)
     of_experts = {f"d{name}_of_{e}": g for e, one in enumerate(grads.experts, start=1)
                   for name, g in _linear_names(one)}
-    return {"logits": cache.logits, "slots": cache.dispatch.weights, "y": y, "dPhi": grads.slots,
+    return {"logits": cache.logits, "dispatch": cache.dispatch.weights, "y": y, "dPhi": grads.slots,
             "dx": dx, **of_experts}
 
 

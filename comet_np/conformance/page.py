@@ -6,7 +6,18 @@ from html import escape
 from itertools import groupby
 
 from .. import __version__
-from .conform import SHOWN, STATUSES, Report, Result, by_model, catches, cell, groups, many
+from .conform import (
+    SHOWN,
+    STATUSES,
+    Report,
+    Result,
+    by_model,
+    catches,
+    cell,
+    groups,
+    many,
+    suspects,
+)
 from .vectors.files import LEVELS
 
 STYLE = """
@@ -23,6 +34,7 @@ main { max-width: 64rem; margin: 0 auto; padding: 2.5rem 1rem 4rem; }
 h1 { font-size: clamp(1.5rem, 5vw, 2.2rem); line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .8rem; }
 h3 { font-size: 1rem; margin: 0; overflow-wrap: anywhere; }
+h3.group { margin: 1.6rem 0 .5rem; }
 p { margin: .4rem 0; }
 code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .88em; }
 code { overflow-wrap: anywhere; }
@@ -94,7 +106,7 @@ def page(report: Report) -> str:
 </div>
 <ul class="counts">{chips}</ul>
 {undecided}
-{_failures(report.bad)}
+{_failures(report)}
 <h2>By model and level</h2>
 {_table(report)}
 <h2>All checks</h2>
@@ -112,14 +124,19 @@ def _words(status: str) -> str:
     return status.replace("-", " ")
 
 
-def _failures(bad: tuple[Result, ...]) -> str:
+def _failures(report: Report) -> str:
     """Return the failures, those of one model and level together, the first of them unfolded."""
-    if not bad:
+    if not report.bad:
         return ""
     parts = ["<h2>What differs</h2>"]
-    for (level, model), group in groups(bad).items():
+    for (level, model), group in groups(report.bad).items():
         cards = list(map(_failure, group))
-        parts += cards[:SHOWN]
+        caught = ", ".join(f"<code>{escape(flag)}</code>"
+                           for flag in suspects(report, level, model))
+        parts += [f"<h3 class=group>{escape(model)}, {escape(level)}: {many(len(cards), 'case')}"
+                  "</h3>",
+                  f"<p class=dim>These cases, and no others, catch: {caught}</p>" * bool(caught),
+                  *cards[:SHOWN]]
         if rest := cards[SHOWN:]:
             parts.append(f"<details class=card><summary>{len(rest)} more of {escape(model)}, "
                          f"{escape(level)}</summary>{''.join(rest)}</details>")
@@ -128,7 +145,7 @@ def _failures(bad: tuple[Result, ...]) -> str:
 
 def _failure(result: Result) -> str:
     caught = "".join(f"<dt><code>{escape(flag)}</code></dt><dd>{escape(sentence)}</dd>"
-                     for flag, sentence in catches(result.flags).items())
+                     for flag, sentence in catches(result).items())
     equation = (f", equations {escape(result.equation)}" if result.equation.startswith("(") else "")
     return "".join([
         f'<article id="{escape(result.case)}-{escape(result.level)}"><header>'

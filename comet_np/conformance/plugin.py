@@ -8,7 +8,7 @@ import pytest
 
 from ..errors import UserError, user_path
 from .adapter import load
-from .conform import Checker, Expected, Result, many
+from .conform import Checker, Expected, Result, catches, many
 from .vectors import Case, read_all
 
 RUN = "comet-np case"  # the property of a test whose level is supported
@@ -88,8 +88,8 @@ class Level(pytest.Item):
             return super().repr_failure(excinfo, style)
         result: Result = excinfo.value.args[0]
         lines = [result.trace, result.sentence]
-        if result.flags:
-            lines.append(f"this case catches: {', '.join(result.flags)}")
+        if caught := catches(result):
+            lines.append(f"this case catches: {', '.join(caught)}")
         return "\n".join(filter(None, lines))
 
     def reportinfo(self) -> tuple[Path, None, str]:
