@@ -9,11 +9,11 @@ from ..errors import UserError, unknown
 from ..gates import Comet, Gate, Layerwise, TopK
 from ..models.mlp import MLPConfig
 from ..optim import OptimizerConfig
+from ..rng import stream
 from .mistakes import Choices, Mistake
 from .mlp import ROWS, MLPSubject
 from .search import (
     Agreement,
-    Explanation,
     NotApplicable,
     Search,
     relative,
@@ -26,8 +26,9 @@ from .training import Plan, Training
 Array = Any
 Named = Mapping[str, Array]
 GATES = {"comet": Comet, "layerwise": Layerwise, "top_k": TopK}
-SMALL = "which change by too little to be told from rounding"
 FLOATS = ("float32", "float64")
+OTHERS = 3  # causes that compute the same are named, at most
+FEW = 24  # rows, on which what is wrong is seen to be so
 
 
 class Finding(NamedTuple):
@@ -37,7 +38,6 @@ class Finding(NamedTuple):
     found : Search, or None if the stage was not reached.
     first : the first intermediate that differs, in the order of computation, or None.
     unseen : mistakes that would not have shown.
-    near : why items were left out.
     """
 
     stage: str
@@ -45,7 +45,6 @@ class Finding(NamedTuple):
     found: Search | None
     first: str | None = None
     unseen: tuple[Mistake, ...] = ()
-    near: str = "whose masks hang on rounding"
 
     @property
     def ok(self) -> bool:
@@ -53,44 +52,64 @@ class Finding(NamedTuple):
         return self.found is not None and self.found.ok
 
     @property
+    def undecided(self) -> bool:
+        """Whether nothing differs, and too little could be compared."""
+        right = self.found.right if self.found else None
+        return bool(right and not right.full and right.explained == right.decided and right.items
+                    and not (self.found and self.found.causes))
+
+    @property
     def cause(self) -> str | None:
         """What explains the differences, in a sentence; None if nothing does, or there are none."""
         if self.found is None or not self.found.causes:
             return None
         best = self.found.causes[0]
-        number = "both" if best.decided == 2 else f"all {best.decided}"
-        return (f"{'; and '.join(map(str, best.mistakes))}: {number} {self.unit} explained"
-                if best.decided > 1 else "; and ".join(map(str, best.mistakes)))
+        counted = f": {_all(best.decided)} {self.unit} explained" * (best.decided > 1)
+        return " AND ".join(map(str, best.mistakes)) + counted
 
     @property
     def lines(self) -> list[str]:
-        """The finding in words, a line a fact."""
+        """The finding in words, a line a fact, but for its cause."""
         if self.found is None:
             return ["not compared: what comes before it has to be put right first"]
-        right = self.found.right
-        near = right.items - right.decided
-        compared = f"{right.decided} {self.unit} compared" + (
-            f", {near} left out, {self.near}" if near else "")
+        right, near = self.found.right, self.found.right.items - self.found.right.decided
+        left_out = f"; {near} hang on rounding" if near else ""
+        if self.undecided:
+            return [f"cannot be told: only {right.decided} of {right.items} {self.unit} do not "
+                    "hang on rounding (diagnose a copy in float64)"]
         if self.ok:
-            lines = [f"agrees with the specification: {compared}"]
+            lines = [f"agrees in all {right.decided} {self.unit}{left_out}"]
             if self.unseen:
-                lines.append("would not show here: "
-                             + ", ".join(dict.fromkeys(each.name for each in self.unseen)))
+                lines.append(f"mistakes that would not show here: {_names(self.unseen)}")
             return lines
-        lines = [f"differs in {right.decided - right.explained} of {compared}"]
+        lines = [f"differs in {right.decided - right.explained} of {right.decided} {self.unit}"
+                 f"{left_out}" if right.items else "cannot be computed with parameters of these "
+                                                   "shapes"]
         if self.first:
             lines.append(f"the first that differs: {self.first}")
-        if self.cause:
-            lines.append(self.cause)
-            lines += ["or, which computes the same here: "
-                      + "; and ".join(map(str, other.mistakes)) for other in self.found.causes[1:]]
-        else:
+        lines += [f"or, which computes the same here: {' AND '.join(map(str, other.mistakes))}"
+                  for other in self.found.causes[1:1 + OTHERS]]
+        if not self.cause:
             lines.append("None of the known mistakes explains it, nor two of them")
             if self.found.closest is not None:
-                close: Explanation = self.found.closest
-                lines.append(f"closest: {close.mistakes[0]} ({close.explained} of {close.decided} "
-                             f"{self.unit} explained)")
+                close = self.found.closest
+                lines.append(f"closest: {' AND '.join(map(str, close.mistakes))} "
+                             f"({close.explained} of {close.decided} {self.unit} explained)")
         return lines
+
+
+def _all(number: int) -> str:
+    return "both" if number == 2 else f"all {number}"
+
+
+def _names(mistakes: Sequence[Mistake]) -> str:
+    """Return the names of mistakes, those of k together."""
+    of_k = [each.name for each in mistakes if each.decision in ("k", "k_width")]
+    others = [each.name for each in mistakes if each.name not in of_k]
+    parts = [", ".join(dict.fromkeys(others))] if others else []
+    if of_k:
+        parts.append(", ".join(dict.fromkeys(of_k)) + " (the same k at these widths)")
+    return "; ".join(parts)
 
 
 class Report(NamedTuple):
@@ -120,12 +139,19 @@ class Report(NamedTuple):
 
     def __str__(self) -> str:
         """Return the verdict, and the finding of each stage."""
-        verdict = "RIGHT, as far as was compared" if self.ok else (
-            f"WRONG: {self.cause or 'and no known mistake explains it'}")
+        if self.ok:
+            verdict = "RIGHT, as far as was compared"
+        elif any(not finding.ok and not finding.undecided for finding in self.findings):
+            verdict = f"WRONG: {self.cause or 'and no known mistake explains it'}"
+        else:
+            verdict = "UNDECIDED"
         width = max(len(finding.stage) for finding in self.findings)
-        lines = [verdict]
+        lines, told = [verdict], self.cause
         for finding in self.findings:
-            for i, line in enumerate(finding.lines):
+            words = finding.lines
+            if finding.cause and finding.cause != told:
+                words.insert(1, finding.cause)
+            for i, line in enumerate(words):
                 lines.append(f"  {finding.stage * (i == 0):{width}}  {line}")
         return "\n".join(lines)
 
@@ -204,8 +230,12 @@ def diagnose(fn: Callable[[Array], Array], named: Named, model: str | Any = "mlp
 def _subject(model: Any, named: Named, settings: dict[str, Any], allowed: float) -> MLPSubject:
     """Return what is to be checked."""
     if isinstance(model, MLPConfig):
-        return MLPSubject(named, model.gate, model.activation, allowed,
-                          settings.get("loss", "cross_entropy"))
+        subject = MLPSubject(named, model.gate, model.activation, allowed, model.scale,
+                             settings.get("loss", "cross_entropy"))
+        if subject.widths != model.widths:
+            raise UserError(f"the parameters are those of widths {subject.widths}, the "
+                            f"configuration's are {model.widths}")
+        return subject
     if model != "mlp":
         raise unknown("model", model, ["mlp"])
     known = ("p_k", "activation", "ties", "gate", "loss")
@@ -218,7 +248,7 @@ def _subject(model: Any, named: Named, settings: dict[str, Any], allowed: float)
             raise unknown("gate", gate, GATES)
         gate = GATES[gate](settings.get("p_k", 0.5), settings.get("ties", "strict"))
     return MLPSubject(named, gate, settings.get("activation", "softplus"), allowed,
-                      settings.get("loss", "cross_entropy"))
+                      loss=settings.get("loss", "cross_entropy"))
 
 
 def _array(name: str, array: Any) -> Array:
@@ -272,10 +302,23 @@ def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, al
         raise UserError(f"fn must return {want.shape} for inputs of {one.shape}, got "
                         f"{got[0].shape}")
     seen = np.concatenate(got[:3])
+    lost = ~np.isfinite(seen).all(axis=tuple(range(1, seen.ndim)))
+    if lost.any():
+        zeros = not np.any(np.concatenate(wide)[lost])
+        raise UserError(f"fn returns NaN or infinity for {int(lost.sum())} of {len(lost)} rows of "
+                        f"finite inputs{', which are all zeros' * zeros}: it must be finite for "
+                        "all")
+    calm = _calm(subject, wide, dtype, allowed)
+    few = [wide[0][:FEW]]
 
     def compare(choices: Choices, quick: bool) -> Agreement:
-        y, scale, decided = subject.outputs(wide[:1] if quick else wide, choices)
-        return Agreement(relative(seen[:len(y)], y, scale), decided)
+        try:
+            y, scale, decided = subject.outputs(few if quick else wide, choices)
+        except NotApplicable:
+            if not quick:
+                raise
+            y, scale, decided = subject.outputs(wide[:1], choices)  # if it needs a whole batch
+        return Agreement(relative(seen[:len(y)], y, scale), decided & calm[:len(y)])
 
     found = search(compare, subject.right, subject.mistakes, allowed)
     first = None
@@ -283,6 +326,21 @@ def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, al
         first = _first(_called(intermediates, "intermediates", one), subject, wide[0], allowed)
     hidden = unseen(compare, subject.right, subject.mistakes, allowed) if found.ok else ()
     return Finding("output", subject.unit, found, first, hidden)
+
+
+def _calm(subject: MLPSubject, calls: Sequence[Array], dtype: Any, allowed: float) -> Array:
+    """Return at which rows the output, as it should be, does not hang on rounding.
+
+    They are those at which it hardly moves if all inputs do so by the last digit.
+    """
+    try:
+        y, scale, _ = subject.outputs(calls, subject.right)
+        eps = 2 * np.finfo(dtype).eps
+        signs = stream(5, "diagnose").choice([-eps, eps], calls[0].shape)
+        moved, _, _ = subject.outputs([x * (1 + signs) for x in calls], subject.right)
+    except NotApplicable:
+        return np.ones(sum(map(len, calls)), bool)
+    return relative(moved, y, scale) < allowed / 2
 
 
 def _first(given: Named, subject: MLPSubject, x: Array, allowed: float) -> str | None:
@@ -371,11 +429,11 @@ def _of_training(step: Callable[[Array, Array], Named], plan: Plan, subject: MLP
     found = search(training.compare, right, training.mistakes, allowed)
     if found.ok:
         return Finding("training", Training.unit, found, None,
-                       unseen(training.compare, right, training.visible, allowed), SMALL)
+                       unseen(training.compare, right, training.visible, allowed))
     error, decided = training.compare(right, False)
     wrong = np.flatnonzero(decided & ~(error <= allowed))
     return Finding("training", Training.unit, found,
-                   training.item(int(wrong[0])) if len(wrong) else None, (), SMALL)
+                   training.item(int(wrong[0])) if len(wrong) else None)
 
 
 def _by_name(returned: Any, what: str) -> Named:

@@ -227,20 +227,19 @@ class Training:
         weights = np.zeros(self.T)  # of the gradients of the steps, in the one that is used
         changes, slacks = [], []
         for t in range(T):
-            used = t - 1 if choices["late"] else t
-            if used < 0:
+            if choices["late"] and t == 0:
                 changes.append(zero)
                 slacks.append(self.rounding[t])
                 continue
             if choices["calls"] != "accumulate":
                 weights = 0 * weights
-            weights[used] += 1
+            weights[t] += 1
             p = self.p[t]
             g, factor = self._clipped(weights @ gradients, weights, products, p, choices)
             weights = factor * weights
             # By how much a sum over the batch may be wrong: Adam makes much of little.
             largest = np.maximum.reduceat(np.abs(g), self.starts)
-            noise = np.maximum(largest, 0.01 * largest.max(initial=0.0))[self.of]
+            noise = ~self.fixed * np.maximum(largest, 0.01 * largest.max(initial=0.0))[self.of]
             state = state._replace(rounding=np.maximum(state.rounding, 0.1 * self.allowed * noise))
             slack = self.rounding[t]
             for _ in range(choices["repeat"]):
@@ -248,7 +247,7 @@ class Training:
                 still = self.frozen[choices["frozen"]]
                 if choices["V_training"] != "decayed":
                     still = still | self.fixed
-                p, slack = np.where(still, p, new), slack + more
+                p, slack = np.where(still, p, new), slack + np.where(still, 0.0, more)
             changes.append(p - self.p[t])
             slacks.append(slack)
         return np.array(changes), np.array(slacks)
@@ -282,12 +281,13 @@ class Training:
 
     def _gradients_of(self, choices: Choices) -> tuple[Array, Array]:
         """Return the gradients of all steps (T, n), and their products (parameters, T, T)."""
-        key = tuple(choices[decision] for decision in self.subjects[0].right
-                    if decision != "calls")
+        key = (choices["late"], *(choices[decision] for decision in self.subjects[0].right
+                                  if decision != "calls"))
         if key not in self._gradients:
             fresh = choices | {"calls": "fresh"}
+            batches = [*self.batches[:1], *self.batches[:-1]] if choices["late"] else self.batches
             whole = [subject.gradients(x, labels, fresh)
-                     for subject, (x, labels) in zip(self.subjects, self.batches, strict=True)]
+                     for subject, (x, labels) in zip(self.subjects, batches, strict=True)]
             products = np.zeros((len(self.names), self.T, self.T))
             parts = []
             for i, name in enumerate(self.names):
@@ -380,4 +380,5 @@ def _adam(g: Array, state: Moments, rate: float, choices: Choices) -> tuple[Mome
     with np.errstate(divide="ignore", invalid="ignore"):
         move = np.where(u == 0, 0.0, rate * u / below)
         slack = rate * state.rounding / below * (1 + np.abs(u) / below)
+    slack = np.where(state.rounding == 0, 0.0, slack)
     return state, move, np.where(np.isnan(slack), np.inf, slack)
