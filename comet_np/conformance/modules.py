@@ -367,7 +367,8 @@ def _places(own: Mapping[str, Own], names: Mapping[str, str] | None, model: Any,
         raise UserError(
             f"there is no {' and no '.join(missing)}, and names= says what is called so: "
             + (f"by shapes and order it would be names={proposal}" if proposal else
-               'give names={"fc1.weight": YOURS, ...}, with ".T" behind what is stored transposed '
+               'give names={"fc1.weight": YOURS, ...}, with ".T" behind what is stored transposed, '
+               "params= for a V that is no parameter, or gate=None if there are no masks "
                f"(the parameters are {has})"))
     return places
 
