@@ -7,15 +7,24 @@ import numpy as np
 
 from ..errors import UserError, unknown
 from ..gates import Comet, Gate, Layerwise, TopK
+from ..models.gpt2 import GPT2Config
+from ..models.mixer import MixerConfig
 from ..models.mlp import MLPConfig
+from ..models.vit import ViTConfig
+from .layers import AttentionSubject, LayerNormSubject
 from .mistakes import Choices, Mistake
 from .mlp import MLPSubject
+from .networks import GPT2Subject, MixerSubject, ViTSubject
 from .search import Agreement, Explanation, Search, relative, search, tolerance, unseen
 
 Array = Any
 Named = Mapping[str, Array]
 GATES = {"comet": Comet, "layerwise": Layerwise, "top_k": TopK}
 FLOATS = ("float32", "float64")
+SETTINGS = {"mlp": ("p_k", "activation", "ties", "gate"), "layer-norm": ("eps",),
+            "attention": ("heads", "causal")}
+NETWORKS: dict[Any, Any] = {ViTConfig: ViTSubject, MixerConfig: MixerSubject,
+                            GPT2Config: GPT2Subject}
 
 
 class Finding(NamedTuple):
@@ -166,15 +175,26 @@ def diagnose(fn: Callable[[Array], Array], named: Named, model: str | Any = "mlp
     return Report(tuple(findings))
 
 
-def _subject(model: Any, named: Named, settings: dict[str, Any], allowed: float) -> MLPSubject:
+def _subject(model: Any, named: Named, settings: dict[str, Any], allowed: float) -> Any:
     """Return what is to be checked."""
-    if isinstance(model, MLPConfig):
-        return MLPSubject(named, model.gate, model.activation, allowed)
-    if model != "mlp":
-        raise unknown("model", model, ["mlp"])
-    wrong = settings.keys() - {"p_k", "activation", "ties", "gate"}
-    if wrong:
-        raise unknown("setting", min(wrong), ("p_k", "activation", "ties", "gate"))
+    if not isinstance(model, str):
+        if settings:
+            raise UserError(f"{min(settings)} is given, and the {type(model).__name__} says all: "
+                            "change it there")
+        if isinstance(model, MLPConfig):
+            return MLPSubject(named, model.gate, model.activation, allowed)
+        for config, network in NETWORKS.items():
+            if isinstance(model, config):
+                return network(named, model, allowed)
+    if model not in SETTINGS:
+        raise unknown("model", model, [*SETTINGS, *(f"a {config.__name__}" for config in (
+            MLPConfig, *NETWORKS))])
+    for name in sorted(settings.keys() - set(SETTINGS[model])):
+        raise unknown("setting", name, SETTINGS[model])
+    if model == "layer-norm":
+        return LayerNormSubject(named, allowed, **settings)
+    if model == "attention":
+        return AttentionSubject(named, allowed, **settings)
     gate: Gate | str | None = settings.get("gate", "comet")
     if isinstance(gate, str):
         if gate not in GATES:
@@ -215,7 +235,7 @@ def _chosen(found: Search | None, right: Choices) -> Choices | None:
 def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, allowed: float,
                intermediates: Callable[[Array], Named] | None) -> Finding:
     """Return what explains the outputs."""
-    one, other = (subject.inputs(number).astype(dtype) for number in (1, 2))
+    one, other = (_inputs(subject, number, dtype) for number in (1, 2))
     calls = (one, other, other, other)
     got = []
     for x in calls:
@@ -297,9 +317,15 @@ def _of_gradients(gradients: Callable[[Array, Array], Named], subject: MLPSubjec
     return Finding("gradients", "gradients", found, first, hidden)
 
 
+def _inputs(subject: Any, number: int, dtype: Any) -> Array:
+    """Return a batch of this dtype, or of tokens."""
+    x = subject.inputs(number)
+    return x if x.dtype.kind == "i" else x.astype(dtype)
+
+
 def _sure(subject: MLPSubject, choices: Choices, dtype: Any) -> tuple[Array, Array]:
     """Return inputs, and labels, of which no mask hangs on rounding."""
-    x = subject.inputs(3).astype(dtype)
+    x = _inputs(subject, 3, dtype)
     _, _, decided = subject.outputs([x.astype("float64")], choices)
     x = x[decided]
     return x, subject.labels(x)
