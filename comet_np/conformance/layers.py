@@ -149,7 +149,7 @@ class AttentionSubject(Subject):
     @property
     def mistakes(self) -> list[Mistake]:  # type: ignore[override]
         """What may be wrong, of causal attention or of the other."""
-        return of_attention(ATTENTION, self.causal)
+        return of_attention(ATTENTION, self.causal, self.p)
 
     def inputs(self, number: int) -> Array:
         """Return tokens (B, T, D), of which some are large, and some equal."""
@@ -240,10 +240,13 @@ def attention(x: Array, p: SelfAttention, heads: int, choices: Choices) -> tuple
     return _mapped(y, out, choices["attention_bias"] in ("given", "out only")), P
 
 
-def of_attention(mistakes: Sequence[Mistake], causal: bool) -> list[Mistake]:
-    """Return those of the mistakes that one can make with causal attention, or with the other."""
+def of_attention(mistakes: Sequence[Mistake], causal: bool, p: SelfAttention) -> list[Mistake]:
+    """Return those of the mistakes that one can make with attention, causal or not, like this."""
+    both = p.qkv.bias is not None and p.out.bias is not None
+    one = p.qkv.bias is not None or p.out.bias is not None
     return [mistake for mistake in mistakes
-            if mistake.decision != "triangle" or causal != (mistake.value == "own")]
+            if (mistake.decision != "triangle" or causal != (mistake.value == "own"))
+            and (mistake.decision != "attention_bias" or both or one and mistake.value == "none")]
 
 
 def check_right(subject: Any, choices: Choices) -> None:

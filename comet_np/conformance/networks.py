@@ -124,7 +124,9 @@ class Network(Subject):
                 if (self.config.gate is not None or mistake.decision not in GATED | {"axis"})
                 and ((mistake.decision, mistake.value) not in activations
                      or _fits(mistake, self.config.activation))]
-        return of_attention(fits, self.right["triangle"] == "own")
+        if not hasattr(self.params, "blocks"):
+            return fits
+        return of_attention(fits, self.right["triangle"] == "own", self.params.blocks[0].attention)
 
     @property
     def gradient_mistakes(self) -> Sequence[Mistake]:  # type: ignore[override]
