@@ -11,11 +11,20 @@ from ..models.gpt2 import GPT2Config
 from ..models.mixer import MixerConfig
 from ..models.mlp import MLPConfig
 from ..models.vit import ViTConfig
+from ..rng import stream
 from .layers import AttentionSubject, LayerNormSubject
 from .mistakes import Choices, Mistake
 from .mlp import MLPSubject
 from .networks import GPT2Subject, MixerSubject, ViTSubject
-from .search import Agreement, Explanation, Search, relative, search, tolerance, unseen
+from .search import (
+    Agreement,
+    NotApplicable,
+    Search,
+    relative,
+    search,
+    tolerance,
+    unseen,
+)
 
 Array = Any
 Named = Mapping[str, Array]
@@ -25,6 +34,8 @@ SETTINGS = {"mlp": ("p_k", "activation", "ties", "gate"), "layer-norm": ("eps",)
             "attention": ("heads", "causal")}
 NETWORKS: dict[Any, Any] = {ViTConfig: ViTSubject, MixerConfig: MixerSubject,
                             GPT2Config: GPT2Subject}
+OTHERS = 3  # causes that compute the same are named, at most
+FEW = 24  # rows, on which what is wrong is seen to be so
 
 
 class Finding(NamedTuple):
@@ -48,44 +59,64 @@ class Finding(NamedTuple):
         return self.found is not None and self.found.ok
 
     @property
+    def undecided(self) -> bool:
+        """Whether nothing differs, and too little could be compared."""
+        right = self.found.right if self.found else None
+        return bool(right and not right.full and right.explained == right.decided and right.items
+                    and not (self.found and self.found.causes))
+
+    @property
     def cause(self) -> str | None:
         """What explains the differences, in a sentence; None if nothing does, or there are none."""
         if self.found is None or not self.found.causes:
             return None
         best = self.found.causes[0]
-        number = "both" if best.decided == 2 else f"all {best.decided}"
-        return (f"{'; and '.join(map(str, best.mistakes))}: {number} {self.unit} explained"
-                if best.decided > 1 else "; and ".join(map(str, best.mistakes)))
+        counted = f": {_all(best.decided)} {self.unit} explained" * (best.decided > 1)
+        return " AND ".join(map(str, best.mistakes)) + counted
 
     @property
     def lines(self) -> list[str]:
-        """The finding in words, a line a fact."""
+        """The finding in words, a line a fact, but for its cause."""
         if self.found is None:
             return ["not compared: what comes before it is not explained"]
-        right = self.found.right
-        near = right.items - right.decided
-        compared = f"{right.decided} {self.unit} compared" + (
-            f", {near} left out, whose masks hang on rounding" if near else "")
+        right, near = self.found.right, self.found.right.items - self.found.right.decided
+        left_out = f"; {near} hang on rounding" if near else ""
+        if self.undecided:
+            return [f"cannot be told: only {right.decided} of {right.items} {self.unit} do not "
+                    "hang on rounding (diagnose a copy in float64)"]
         if self.ok:
-            lines = [f"agrees with the specification: {compared}"]
+            lines = [f"agrees in all {right.decided} {self.unit}{left_out}"]
             if self.unseen:
-                lines.append("would not show here: "
-                             + ", ".join(dict.fromkeys(each.name for each in self.unseen)))
+                lines.append(f"mistakes that would not show here: {_names(self.unseen)}")
             return lines
-        lines = [f"differs in {right.decided - right.explained} of {compared}"]
+        lines = [f"differs in {right.decided - right.explained} of {right.decided} {self.unit}"
+                 f"{left_out}" if right.items else "cannot be computed with parameters of these "
+                                                   "shapes"]
         if self.first:
             lines.append(f"the first that differs: {self.first}")
-        if self.cause:
-            lines.append(self.cause)
-            lines += ["or, which computes the same here: "
-                      + "; and ".join(map(str, other.mistakes)) for other in self.found.causes[1:]]
-        else:
+        lines += [f"or, which computes the same here: {' AND '.join(map(str, other.mistakes))}"
+                  for other in self.found.causes[1:1 + OTHERS]]
+        if not self.cause:
             lines.append("None of the known mistakes explains it, nor two of them")
             if self.found.closest is not None:
-                close: Explanation = self.found.closest
-                lines.append(f"closest: {close.mistakes[0]} ({close.explained} of {close.decided} "
-                             f"{self.unit} explained)")
+                close = self.found.closest
+                lines.append(f"closest: {' AND '.join(map(str, close.mistakes))} "
+                             f"({close.explained} of {close.decided} {self.unit} explained)")
         return lines
+
+
+def _all(number: int) -> str:
+    return "both" if number == 2 else f"all {number}"
+
+
+def _names(mistakes: Sequence[Mistake]) -> str:
+    """Return the names of mistakes, those of k together."""
+    of_k = [each.name for each in mistakes if each.decision in ("k", "k_width")]
+    others = [each.name for each in mistakes if each.name not in of_k]
+    parts = [", ".join(dict.fromkeys(others))] if others else []
+    if of_k:
+        parts.append(", ".join(dict.fromkeys(of_k)) + " (the same k at these widths)")
+    return "; ".join(parts)
 
 
 class Report(NamedTuple):
@@ -115,12 +146,19 @@ class Report(NamedTuple):
 
     def __str__(self) -> str:
         """Return the verdict, and the finding of each stage."""
-        verdict = "RIGHT, as far as was compared" if self.ok else (
-            f"WRONG: {self.cause or 'and no known mistake explains it'}")
+        if self.ok:
+            verdict = "RIGHT, as far as was compared"
+        elif any(not finding.ok and not finding.undecided for finding in self.findings):
+            verdict = f"WRONG: {self.cause or 'and no known mistake explains it'}"
+        else:
+            verdict = "UNDECIDED"
         width = max(len(finding.stage) for finding in self.findings)
-        lines = [verdict]
+        lines, told = [verdict], self.cause
         for finding in self.findings:
-            for i, line in enumerate(finding.lines):
+            words = finding.lines
+            if finding.cause and finding.cause != told:
+                words.insert(1, finding.cause)
+            for i, line in enumerate(words):
                 lines.append(f"  {finding.stage * (i == 0):{width}}  {line}")
         return "\n".join(lines)
 
@@ -182,7 +220,11 @@ def _subject(model: Any, named: Named, settings: dict[str, Any], allowed: float)
             raise UserError(f"{min(settings)} is given, and the {type(model).__name__} says all: "
                             "change it there")
         if isinstance(model, MLPConfig):
-            return MLPSubject(named, model.gate, model.activation, allowed)
+            subject = MLPSubject(named, model.gate, model.activation, allowed, model.scale)
+            if subject.widths != model.widths:
+                raise UserError(f"the parameters are those of widths {subject.widths}, the "
+                                f"configuration's are {model.widths}")
+            return subject
         for config, network in NETWORKS.items():
             if isinstance(model, config):
                 return network(named, model, allowed)
@@ -254,10 +296,23 @@ def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, al
         raise UserError(f"fn must return {want.shape} for inputs of {one.shape}, got "
                         f"{got[0].shape}")
     seen = np.concatenate(got[:3])
+    lost = ~np.isfinite(seen).all(axis=tuple(range(1, seen.ndim)))
+    if lost.any():
+        zeros = not np.any(np.concatenate(wide)[lost])
+        raise UserError(f"fn returns NaN or infinity for {int(lost.sum())} of {len(lost)} rows of "
+                        f"finite inputs{', which are all zeros' * zeros}: it must be finite for "
+                        f"all{getattr(subject, 'if_nan', '')}")
+    calm = _calm(subject, wide, dtype, allowed)
+    few = [wide[0][:FEW]]
 
     def compare(choices: Choices, quick: bool) -> Agreement:
-        y, scale, decided = subject.outputs(wide[:1] if quick else wide, choices)
-        return Agreement(relative(seen[:len(y)], y, scale), decided)
+        try:
+            y, scale, decided = subject.outputs(few if quick else wide, choices)
+        except NotApplicable:
+            if not quick:
+                raise
+            y, scale, decided = subject.outputs(wide[:1], choices)  # if it needs a whole batch
+        return Agreement(relative(seen[:len(y)], y, scale), decided & calm[:len(y)])
 
     found = search(compare, subject.right, subject.mistakes, allowed)
     first = None
@@ -265,6 +320,21 @@ def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, al
         first = _first(_called(intermediates, "intermediates", one), subject, wide[0], allowed)
     hidden = unseen(compare, subject.right, subject.mistakes, allowed) if found.ok else ()
     return Finding("output", subject.unit, found, first, hidden)
+
+
+def _calm(subject: MLPSubject, calls: Sequence[Array], dtype: Any, allowed: float) -> Array:
+    """Return at which rows the output, as it should be, does not hang on rounding.
+
+    They are those at which it hardly moves if all inputs do so by the last digit.
+    """
+    try:
+        y, scale, _ = subject.outputs(calls, subject.right)
+        eps = 2 * np.finfo(dtype).eps
+        signs = stream(5, "diagnose").choice([-eps, eps], calls[0].shape)
+        moved, _, _ = subject.outputs([x * (1 + signs) for x in calls], subject.right)
+    except NotApplicable:
+        return np.ones(sum(map(len, calls)), bool)
+    return relative(moved, y, scale) < allowed / 2
 
 
 def _first(given: Named, subject: MLPSubject, x: Array, allowed: float) -> str | None:

@@ -31,8 +31,6 @@ ATTENTION = (
     Mistake("causal-missing", "triangle", "none",
             "attention is not causal: a token sees those after it"),
     Mistake("causal-excludes-self", "triangle", "before",
-            "the causal triangle is off by one: a token does not see itself"),
-    Mistake("causal-excludes-self", "triangle", "before, finite",
             "the causal triangle is off by one: a token does not see itself (and the first, which "
             "sees none, sees all alike)"),
     Mistake("causal-sees-next", "triangle", "next",
@@ -134,7 +132,7 @@ BLOCK = (
 
 VIT = (
     Mistake("class-token-last", "class_token", "last",
-            "the class token stands behind the others, not before them"),
+            "the class token stands behind the others, not before them, and has the last position"),
     Mistake("class-token-last", "pooling", "last",
             "the head reads the last token, not the first, the class token"),
     Mistake("class-token-mean", "pooling", "mean",
@@ -150,8 +148,6 @@ VIT = (
             "token, which has none"),
     Mistake("positions-off-by-one", "positions", "next",
             "positions are off by one: a token has that of the next one"),
-    Mistake("positions-off-by-one", "positions", "previous",
-            "positions are off by one: a token has that of the one before"),
     Mistake("embedding-scaled", "embedding_scale", "root",
             "embeddings are multiplied by sqrt(D) before positions are added"),
     *_IMAGE, *BLOCK,
@@ -187,10 +183,11 @@ GPT2 = (
     *BLOCK, *ATTENTION, *IN_BLOCK, *NORM, *_OUTPUT,
 )
 
-# Gradients of networks are those of our own models.
-NETWORK_GRADIENTS = tuple(mistake for mistake in GRADIENTS if mistake.decision in (
-    "loss", "through", "derivative", "calls") or (mistake.decision, mistake.value) == (
-        "detached", "last"))
+# Those of which our own backward can be made to compute the gradients.
+NETWORK_GRADIENTS = tuple(mistake for mistake in GRADIENTS if mistake.name in (
+    "loss-summed", "loss-divided-twice", "loss-over-classes", "gradient-negated", "softmax-twice",
+    "gradient-through-mask", "derivative-at-output", "gradients-accumulate") or (
+        mistake.decision, mistake.value) == ("detached", "last"))
 TIED_GRADIENTS = (
     Mistake("head-untied", "tied", "embedding",
             "the table of tokens has its gradient as the embedding alone, not as the head too"),

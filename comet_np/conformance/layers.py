@@ -26,6 +26,7 @@ from .mistakes import Choices, Mistake
 from .search import NotApplicable
 
 Array = Any
+NO_KEY = " (does each token see itself, or is the causal triangle off by one?)"
 ROWS, TOKENS = 16, 6  # of a batch of the layers; a row is an example
 OF_NORM = {"variance": "biased", "eps_place": "inside", "norm_mean": "subtracted",
            "norm_gain": "given", "norm_bias": "given", "norm_axis": "features"}
@@ -41,6 +42,7 @@ class Subject:
     """
 
     unit = "rows"
+    if_nan = ""  # what may be wrong if an output is NaN
     right: Choices
     mistakes: Sequence[Mistake]
     gradient_mistakes: Sequence[Mistake] = ()
@@ -62,7 +64,7 @@ class Subject:
         y : (calls * B, ...). scale : (calls * B,). decided : bool (calls * B,)
         """
         different = {id(x): x for x in calls}
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):  # of what a mistake makes
             made = {key: self.run(x, choices) for key, x in different.items()}
         y = np.concatenate([list(made[id(x)][0].values())[-1] for x in calls])
         size = np.abs(np.where(np.isnan(y), 0.0, y)).max(axis=tuple(range(1, y.ndim)))
@@ -87,12 +89,11 @@ class LayerNormSubject(Subject):
         self.right = OF_NORM | {"eps": self.eps}
 
     def inputs(self, number: int) -> Array:
-        """Return tokens (B, T, D): with a mean far from 0, of little variance, and equal ones."""
+        """Return tokens (B, T, D): with a mean far from 0, and of little variance."""
         draw = stream(number, "diagnose")
         x = draw.normal(size=(ROWS, TOKENS, self.D))
         x[:3] += 8.0 * draw.normal(size=(3, TOKENS, 1))
         x[3:9] *= math.sqrt(self.eps) * np.array([0.1, 0.3, 1.0, 3.0, 10.0, 30.0])[:, None, None]
-        x[9] = 0.0
         return x
 
     def labels(self, x: Array) -> Array:
@@ -144,6 +145,7 @@ class AttentionSubject(Subject):
             raise UserError(f"heads is an integer that divides the width {D}, got {heads!r}")
         self.p = SelfAttention(Linear(*maps["qkv"]), Linear(*maps["out"]))
         self.given, self.heads, self.causal, self.allowed = list(given), heads, causal, allowed
+        self.if_nan = NO_KEY * causal
         self.right = OF_ATTENTION | {"triangle": "own" if causal else "none"}
 
     @property
@@ -215,14 +217,14 @@ def attention(x: Array, p: SelfAttention, heads: int, choices: Choices) -> tuple
     S = scale * (q @ k.swapaxes(-1, -2))  # (B, H, T, T)
     triangle = choices["triangle"]
     seen = not_after(S)
-    if triangle in ("before", "before, finite"):
+    if triangle == "before":
         seen = seen & ~np.eye(T, dtype=bool)
     if triangle == "next":
         seen = seen | np.eye(T, k=1, dtype=bool)
     if triangle == "after":
         seen = seen.T
     if triangle not in ("none", "after softmax"):
-        S = np.where(seen, S, -1e300 if triangle.endswith("finite") else -np.inf)
+        S = np.where(seen, S, -1e300)  # finite: who sees none sees all alike
     axis = -2 if choices["softmax"] == "queries" else -1
     P = np.exp(S - S.max(axis=axis, keepdims=True))
     P = P / P.sum(axis=axis, keepdims=True)

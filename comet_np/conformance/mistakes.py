@@ -54,17 +54,26 @@ CAP = (
     Mistake("k-one-less", "k", "less", "k is one too small"),
     Mistake("k-complement", "k", "complement",
             "p_k is taken for the share that is switched off: k = N - p_k N"),
+    Mistake("k-quantile", "k", "quantile",
+            "the (1 - p_k) quantile of the scores is the threshold: k = N - ceil((1 - p_k)(N - 1))"
+            ),
     Mistake("k-of-layer-before", "k_width", "before", "k is that of the width of the layer before"),
     Mistake("k-of-layer-after", "k_width", "after", "k is that of the width of the layer after"),
     Mistake("k-of-first-layer", "k_width", "first",
             "k is that of the first hidden layer in all layers"),
     Mistake("cap-smallest", "cap", "smallest", "the k smallest scores win, not the largest"),
     Mistake("cap-magnitude", "cap", "magnitude", "the k largest |c| win, not the k largest c"),
+    Mistake("cap-inverted", "cap", "inverted",
+            "the mask is inverted: the winners are switched off"),
+    Mistake("cap-argsort", "cap", "argsort",
+            "argsort is taken for the ranks: m = argsort(-c) < k (argsort of argsort is meant)"),
+    Mistake("cap-argsort", "cap", "argsort ascending",
+            "argsort is taken for the ranks: m = argsort(c) >= N - k (argsort of argsort is "
+            "meant)"),
     Mistake("cap-over-batch", "axis", "batch",
             "the k winners are taken along the batch, not along the neurons of an example"),
     Mistake("ties-index", "ties", "any",
-            "of scores that tie at rank k some win in an order of their own (exactly k, as by "
-            "topk): no row differs but those with such ties"),
+            "of scores that tie at rank k some win, in an order of their own (as by topk)"),
 )
 
 # Those of f, which all models with an MLP share.
@@ -83,11 +92,15 @@ ACTIVATION = (
       and not name.startswith("centred")),
     *(Mistake("activation-other", "activation", name, f"the activation is {name}")
       for name in ("gelu", "gelu_new")),
+    Mistake("activation-other", "activation", ("leaky_relu", 0.01),
+            "the activation is leaky ReLU with the slope {value}, PyTorch's default"),
 )
 
 MASK = (
     Mistake("mask-before-activation", "mask", "before",
             "mask applied before the activation (f(0) != 0)"),
+    Mistake("mask-before-bias", "mask", "before bias",
+            "the mask is applied to W x alone: masked neurons still give f(b)"),
     Mistake("mask-missing", "mask", "none", "the masks are not applied to the hidden layers"),
     Mistake("mask-times-scores", "mask", "scores",
             "hidden layers are multiplied by z = m o c, not by the mask m"),

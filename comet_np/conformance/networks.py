@@ -28,6 +28,7 @@ from ..rng import stream
 from ..tree import zeros_like
 from .layer_mistakes import GATED, GPT2, MIXER, NETWORK_GRADIENTS, TIED_GRADIENTS, VIT
 from .layers import (
+    NO_KEY,
     OF_ATTENTION,
     OF_GRADIENTS,
     OF_NORM,
@@ -42,7 +43,7 @@ from .mlp import ROUTING, Forward, MLPSubject, _fits, count, log_softmax, winner
 from .search import NotApplicable
 
 Array = Any
-ROWS, MOST_TOKENS = 16, 8  # of a batch, and of a text
+ROWS, MOST_TOKENS = 12, 8  # of a batch, and of a text
 Found = dict[str, Array]
 
 
@@ -67,10 +68,9 @@ class BlockMLP(MLPSubject):
         made = self.forward(x.reshape(-1, x.shape[-1]), choices)
         found = {"a": made.a[0]} if self.gate is None else {
             "c": made.c[0], "m": made.m[0], "a": made.a[0]}
-        decided = made.decided | np.isnan(made.y).any(axis=1)  # NaN is so whatever was masked
         return (made.y.reshape(*self.lead, -1),
                 {name: each.reshape(*self.lead, -1) for name, each in found.items()},
-                decided.reshape(self.lead).all(axis=1))
+                made.decided.reshape(self.lead).all(axis=1))
 
     def _scores(self, layer: int, made: Forward, a: Array, choices: Choices) -> Array:
         if layer == 1:
@@ -362,7 +362,7 @@ class GPT2Subject(Network):
     ``lm_head.weight`` may be another than the table of tokens: a mistake is then to use it.
     """
 
-    model, table = gpt2, GPT2
+    model, table, if_nan = gpt2, GPT2, NO_KEY
 
     def __init__(self, named: Mapping[str, Array], config: GPT2Config, allowed: float) -> None:
         wide = _wide(named)
@@ -393,7 +393,7 @@ class GPT2Subject(Network):
 
     def model_input(self, x: Array) -> Array:
         """Return tokens as integers."""
-        return x.astype("int64")
+        return np.rint(x).astype("int64")
 
     def run(self, x: Array, choices: Choices) -> tuple[Found, Array]:
         """Return all that is computed of tokens (B, T), and which texts do not hang on rounding."""
