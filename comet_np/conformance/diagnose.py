@@ -10,11 +10,12 @@ from ..gates import Comet, Gate, Layerwise, TopK
 from ..models.gpt2 import GPT2Config
 from ..models.mixer import MixerConfig
 from ..models.mlp import MLPConfig
+from ..optim import OptimizerConfig
 from ..models.vit import ViTConfig
 from ..rng import stream
 from .layers import AttentionSubject, LayerNormSubject
 from .mistakes import Choices, Mistake
-from .mlp import MLPSubject
+from .mlp import ROWS, MLPSubject
 from .networks import GPT2Subject, MixerSubject, ViTSubject
 from .search import (
     Agreement,
@@ -25,12 +26,13 @@ from .search import (
     tolerance,
     unseen,
 )
+from .training import Plan, Training
 
 Array = Any
 Named = Mapping[str, Array]
 GATES = {"comet": Comet, "layerwise": Layerwise, "top_k": TopK}
 FLOATS = ("float32", "float64")
-SETTINGS = {"mlp": ("p_k", "activation", "ties", "gate"), "layer-norm": ("eps",),
+SETTINGS = {"mlp": ("p_k", "activation", "ties", "gate", "loss"), "layer-norm": ("eps",),
             "attention": ("heads", "causal")}
 NETWORKS: dict[Any, Any] = {ViTConfig: ViTSubject, MixerConfig: MixerSubject,
                             GPT2Config: GPT2Subject}
@@ -78,7 +80,7 @@ class Finding(NamedTuple):
     def lines(self) -> list[str]:
         """The finding in words, a line a fact, but for its cause."""
         if self.found is None:
-            return ["not compared: what comes before it is not explained"]
+            return ["not compared: what comes before it has to be put right first"]
         right, near = self.found.right, self.found.right.items - self.found.right.decided
         left_out = f"; {near} hang on rounding" if near else ""
         if self.undecided:
@@ -166,6 +168,9 @@ class Report(NamedTuple):
 def diagnose(fn: Callable[[Array], Array], named: Named, model: str | Any = "mlp", *,
              gradients: Callable[[Array, Array], Named] | None = None,
              intermediates: Callable[[Array], Named] | None = None,
+             step: Callable[[Array, Array], Named] | None = None,
+             optimizer: OptimizerConfig | None = None, lr: float = 0.1,
+             schedule: str = "constant", total: int | None = None, warmup: int = 0,
              **settings: Any) -> Report:
     """Compare a function with the specification, and name the mistake that explains a difference.
 
@@ -183,13 +188,25 @@ def diagnose(fn: Callable[[Array], Array], named: Named, model: str | Any = "mlp
     model : str or configuration
         What it should be: "mlp", or an MLPConfig.
     gradients : callable, optional
-        ``gradients(x, labels) -> {name: gradient}`` of the mean cross-entropy, labels int (B,).
+        ``gradients(x, labels) -> {name: gradient}`` of the mean cross-entropy, labels int (B,), or
+        of the loss given.
     intermediates : callable, optional
         ``intermediates(x) -> {"c_1": ..., "m_1": ..., "a_1": ..., "x_1": ...}``, any of them: the
         first that differs is named.
+    step : callable, optional
+        ``step(x, labels) -> {name: parameter}``: one step of the training loop, which begins with
+        `named`, and all parameters after it, V too. It is called some six times, with another
+        batch each time.
+    optimizer : OptimizerConfig, optional
+        What `step` should be; plain SGD if not given.
+    lr : float
+        The learning rate; the highest one, with a schedule.
+    schedule, total, warmup
+        As of `comet_np.schedules.schedule`; of a short run (total=10) most shows.
     settings
         Of "mlp": p_k, activation, ties and gate ("comet", "layerwise", "top_k" or None), as of
-        `comet_np.gates` and `comet_np.models.mlp.MLPConfig`.
+        `comet_np.gates` and `comet_np.models.mlp.MLPConfig`; and loss, "cross_entropy" or "mse"
+        (the mean over examples and outputs; labels are then targets (B, N_L)).
 
     Returns
     -------
@@ -201,26 +218,37 @@ def diagnose(fn: Callable[[Array], Array], named: Named, model: str | Any = "mlp
     UserError
         If the parameters do not fit together, or `fn` returns what is no output.
     """
-    arrays = {str(name): _array(name, array) for name, array in named.items()}
+    # Copies: a loop may change its arrays in place.
+    arrays = {str(name): _array(name, array).copy() for name, array in named.items()}
     dtype = np.result_type(*arrays.values())
     allowed = tolerance(*(array.dtype for array in arrays.values()))
     subject = _subject(model, arrays, settings, allowed)
+    if step is not None and not isinstance(subject, MLPSubject):
+        raise UserError("step is compared with an MLP's training: for other models compare "
+                        "gradients, and the loop with an MLP in it")
     findings = [_of_output(fn, subject, dtype, allowed, intermediates)]
     choices = _chosen(findings[-1].found, subject.right)
     if gradients is not None:
         findings.append(Finding("gradients", "gradients", None) if choices is None else
                         _of_gradients(gradients, subject, choices, dtype, allowed))
+        choices = choices and _chosen(findings[-1].found, choices)
+    if step is not None:
+        plan = Plan(optimizer or OptimizerConfig(), lr, schedule, total, warmup)
+        findings.append(Finding("training", "changes of parameters", None) if choices is None else
+                        _of_training(step, plan, subject, arrays, choices, dtype, allowed))
     return Report(tuple(findings))
 
 
 def _subject(model: Any, named: Named, settings: dict[str, Any], allowed: float) -> Any:
     """Return what is to be checked."""
     if not isinstance(model, str):
-        if settings:
-            raise UserError(f"{min(settings)} is given, and the {type(model).__name__} says all: "
-                            "change it there")
+        known = ("loss",) if isinstance(model, MLPConfig) else ()
+        for name in sorted(settings.keys() - set(known)):
+            raise UserError(f"{name} is given, and the {type(model).__name__} says all: change it "
+                            "there")
         if isinstance(model, MLPConfig):
-            subject = MLPSubject(named, model.gate, model.activation, allowed, model.scale)
+            subject = MLPSubject(named, model.gate, model.activation, allowed, model.scale,
+                                 settings.get("loss", "cross_entropy"))
             if subject.widths != model.widths:
                 raise UserError(f"the parameters are those of widths {subject.widths}, the "
                                 f"configuration's are {model.widths}")
@@ -242,7 +270,8 @@ def _subject(model: Any, named: Named, settings: dict[str, Any], allowed: float)
         if gate not in GATES:
             raise unknown("gate", gate, GATES)
         gate = GATES[gate](settings.get("p_k", 0.5), settings.get("ties", "strict"))
-    return MLPSubject(named, gate, settings.get("activation", "softplus"), allowed)
+    return MLPSubject(named, gate, settings.get("activation", "softplus"), allowed,
+                      loss=settings.get("loss", "cross_entropy"))
 
 
 def _array(name: str, array: Any) -> Array:
@@ -361,13 +390,22 @@ def _of_gradients(gradients: Callable[[Array, Array], Named], subject: MLPSubjec
     """Return what explains the gradients, given what explains the output."""
     x, labels = _sure(subject, choices, dtype)
     wide = x.astype("float64")
-    calls: Sequence[Named] = [dict(_called(gradients, "gradients", x, labels)) for _ in range(2)]
-    names = list(subject.gradients(wide, labels, choices))
+    try:
+        subject.gradients(wide, labels, choices)
+    except NotApplicable:
+        return Finding("gradients", "gradients", None)
+    calls: Sequence[Named] = [
+        {name: np.array(array) for name, array in
+         _by_name(_called(gradients, "gradients", x, labels), "gradients").items()
+         if array is not None} for _ in range(2)]
+    names = subject.parameters
     missing = [name for name in names if name not in calls[0]]
     if missing:
         raise UserError(f"gradients must return one for each parameter, missing: "
                         f"{', '.join(missing)}")
-    seen = [[np.asarray(call[name], "float64") for name in names] for call in calls]
+    seen = [[call[name].astype("float64") for name in names] for call in calls]
+    routing = [name for name in calls[0] if name not in names]  # V's, which have none
+    trained = [name for name in routing if np.any(calls[0][name])]
 
     def compare(tried: Choices, quick: bool) -> Agreement:
         errors = []
@@ -377,14 +415,15 @@ def _of_gradients(gradients: Callable[[Array, Array], Named], subject: MLPSubjec
             floor = allowed * sizes.max()  # of a gradient that cancels to nothing
             errors += [relative(got[None], each[None], np.array([max(size, floor)]))[0]
                        for got, each, size in zip(call, want.values(), sizes, strict=True)]
+        if tried["V_gradient"] == "any":
+            errors += [0.0 if trained else np.inf] * len(routing)
+        else:
+            errors += [np.inf if name in trained else 0.0 for name in routing]
         return Agreement(np.array(errors), np.ones(len(errors), bool))
 
     found = search(compare, choices, subject.gradient_mistakes, allowed)
-    trained = [name for name, array in calls[0].items()
-               if name not in names and np.any(np.asarray(array))]
-    first = f"{trained[0]}: V has a gradient, and is fixed" if trained else None
     hidden = (unseen(compare, choices, subject.gradient_mistakes, allowed) if found.ok else ())
-    return Finding("gradients", "gradients", found, first, hidden)
+    return Finding("gradients", "gradients", found, None, hidden)
 
 
 def _inputs(subject: Any, number: int, dtype: Any) -> Array:
@@ -393,9 +432,70 @@ def _inputs(subject: Any, number: int, dtype: Any) -> Array:
     return x if x.dtype.kind == "i" else x.astype(dtype)
 
 
-def _sure(subject: MLPSubject, choices: Choices, dtype: Any) -> tuple[Array, Array]:
+def _of_training(step: Callable[[Array, Array], Named], plan: Plan, subject: MLPSubject,
+                 named: Named, choices: Choices, dtype: Any, allowed: float) -> Finding:
+    """Return what explains the steps of a training loop, given what explains all before them."""
+    plan.check()
+    points, subjects, batches = [named], [], []
+    for number in range(plan.steps):
+        at = subject.at(points[-1])
+        # Batches of several sizes: or a sum over the batch would be a rate.
+        x = _sure(at, choices, dtype, 10 + number)[0][:ROWS - 8 * (number % 4)]
+        labels = at.labels(x)
+        try:
+            at.gradients(x.astype("float64"), labels, choices)
+        except NotApplicable:
+            return Finding("training", Training.unit, None)
+        points.append(_after(_called(step, "step", x, labels), named, number + 1))
+        subjects.append(at)
+        batches.append((x.astype("float64"), labels))
+    training = Training(subjects, batches, points, plan, allowed)
+    right = choices | training.right | {"calls": "fresh"}
+    decided = training.decided(right)
+    if 2 * decided.sum() < decided.size:
+        raise UserError(f"steps change the parameters by too little to be told from rounding in "
+                        f"{dtype}: give a larger lr, or parameters in float64")
+    found = search(training.compare, right, training.mistakes, allowed)
+    if found.ok:
+        return Finding("training", Training.unit, found, None,
+                       unseen(training.compare, right, training.visible, allowed))
+    error, decided = training.compare(right, False)
+    wrong = np.flatnonzero(decided & ~(error <= allowed))
+    return Finding("training", Training.unit, found,
+                   training.item(int(wrong[0])) if len(wrong) else None)
+
+
+def _by_name(returned: Any, what: str) -> Named:
+    """Return what a function returned, if it is a mapping."""
+    if not isinstance(returned, Mapping):
+        raise UserError(f"{what} must return a dict of names to arrays, got "
+                        f"{type(returned).__name__}")
+    return returned
+
+
+def _after(returned: Any, named: Named, number: int) -> dict[str, Array]:
+    """Return copies of the parameters after a step, which must be those of `named`."""
+    returned = _by_name(returned, "step")
+    missing = [name for name in named if name not in returned]
+    if missing:
+        raise UserError("step must return all parameters by name, V too, missing: "
+                        f"{', '.join(missing)}")
+    after = {name: _array(name, returned[name]).copy() for name in named}
+    for name, array in after.items():
+        was = named[name]
+        if array.shape != was.shape or array.dtype != was.dtype:
+            raise UserError(f"{name} is {was.dtype} of shape {was.shape}, and step {number} "
+                            f"returned {array.dtype} of shape {array.shape}")
+        if not np.isfinite(array).all():
+            raise UserError(f"{name} is not finite after step {number}: the loop diverges, or "
+                            "divides by zero; if it is meant to, give a smaller lr")
+    return after
+
+
+def _sure(subject: MLPSubject, choices: Choices, dtype: Any, number: int = 3
+          ) -> tuple[Array, Array]:
     """Return inputs, and labels, of which no mask hangs on rounding."""
-    x = _inputs(subject, 3, dtype)
+    x = _inputs(subject, number, dtype)
     _, _, decided = subject.outputs([x.astype("float64")], choices)
     x = x[decided]
     return x, subject.labels(x)

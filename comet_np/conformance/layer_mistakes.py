@@ -187,7 +187,7 @@ GPT2 = (
 NETWORK_GRADIENTS = tuple(mistake for mistake in GRADIENTS if mistake.name in (
     "loss-summed", "loss-divided-twice", "loss-over-classes", "gradient-negated", "softmax-twice",
     "gradient-through-mask", "derivative-at-output", "gradients-accumulate") or (
-        mistake.decision, mistake.value) == ("detached", "last"))
+        mistake.decision, mistake.value) in (("detached", "last"), ("V_gradient", "any")))
 TIED_GRADIENTS = (
     Mistake("head-untied", "tied", "embedding",
             "the table of tokens has its gradient as the embedding alone, not as the head too"),

@@ -32,6 +32,8 @@ OF_NORM = {"variance": "biased", "eps_place": "inside", "norm_mean": "subtracted
            "norm_gain": "given", "norm_bias": "given", "norm_axis": "features"}
 OF_ATTENTION = {"attention_scale": "head", "softmax": "keys", "heads": "blocks", "qkv": "qkv",
                 "attention_bias": "given", "attention_out": "given"}
+OF_GRADIENTS = {"loss": "mean", "through": "function", "derivative": "input", "calls": "fresh",
+                "detached": "none", "bias_gradient": "sum", "tied": "both", "V_gradient": "none"}
 
 
 class Subject:
@@ -86,7 +88,7 @@ class LayerNormSubject(Subject):
                             f"{_shapes(named)}")
         self.p = Norm(given.get("weight", np.ones(D)), given.get("bias", np.zeros(D)))
         self.names, self.D, self.eps, self.allowed = list(given), D, float(eps), allowed
-        self.right = OF_NORM | {"eps": self.eps}
+        self.right = OF_NORM | OF_GRADIENTS | {"eps": self.eps}
 
     def inputs(self, number: int) -> Array:
         """Return tokens (B, T, D): with a mean far from 0, and of little variance."""
@@ -104,6 +106,11 @@ class LayerNormSubject(Subject):
         """Return the output, and that nothing hangs on rounding."""
         return {"y": normed(x, self.p, choices)}, np.ones(len(x), bool)
 
+    @property
+    def parameters(self) -> list[str]:
+        """The names of what `gradients` returns."""
+        return [name for name in ("weight", "bias") if name in self.names]
+
     def gradients(self, x: Array, labels: Array, choices: Choices, call: int = 0
                   ) -> dict[str, Array]:
         """Return the gradients of weight and bias for `labels`, that of the output."""
@@ -111,7 +118,7 @@ class LayerNormSubject(Subject):
         g = zeros_like(self.p)
         norm_backward(labels, norm_forward(x, self.p, self.eps)[1], self.p, g)
         return {name: each for name, each in zip(("weight", "bias"), g, strict=True)
-                if name in self.names}
+                if name in self.parameters}
 
 
 class AttentionSubject(Subject):
@@ -146,7 +153,7 @@ class AttentionSubject(Subject):
         self.p = SelfAttention(Linear(*maps["qkv"]), Linear(*maps["out"]))
         self.given, self.heads, self.causal, self.allowed = list(given), heads, causal, allowed
         self.if_nan = NO_KEY * causal
-        self.right = OF_ATTENTION | {"triangle": "own" if causal else "none"}
+        self.right = OF_ATTENTION | OF_GRADIENTS | {"triangle": "own" if causal else "none"}
 
     @property
     def mistakes(self) -> list[Mistake]:  # type: ignore[override]
@@ -170,6 +177,11 @@ class AttentionSubject(Subject):
         y, P = attention(x, self.p, self.heads, choices)
         return {"weights": P, "y": y}, np.ones(len(x), bool)
 
+    @property
+    def parameters(self) -> list[str]:
+        """The names of what `gradients` returns."""
+        return [name for name in self.places if name in self.given]
+
     def gradients(self, x: Array, labels: Array, choices: Choices, call: int = 0
                   ) -> dict[str, Array]:
         """Return the gradients of the maps for `labels`, that of the output."""
@@ -178,7 +190,7 @@ class AttentionSubject(Subject):
         _, cache = self_attention_forward(x, self.p, self.heads, self.causal)
         self_attention_backward(labels, cache, self.p, g, self.heads)
         return {name: getattr(getattr(g, module), "bias" if name.endswith("bias") else "weight")
-                for name, module in self.places.items() if name in self.given}
+                for name, module in self.places.items() if name in self.parameters}
 
 
 def normed(x: Array, p: Norm, choices: Choices) -> Array:
@@ -259,10 +271,6 @@ def check_right(subject: Any, choices: Choices) -> None:
     if any(choices[decision] != value for decision, value in subject.right.items()
            if decision not in OF_GRADIENTS):
         raise NotApplicable
-
-
-OF_GRADIENTS = {"loss": "mean", "through": "function", "derivative": "input", "calls": "fresh",
-                "detached": "none", "bias_gradient": "sum", "tied": "both"}
 
 
 def _mapped(x: Array, p: Linear, biased: bool) -> Array:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, unknown
 from ..functional.activations import activation, sigmoid, softplus
 from ..gates import Comet, Gate, Layerwise, TopK
 from ..rng import stream
@@ -22,6 +22,7 @@ Array = Any
 TRANSPOSED = " (is it transposed? pass .T)"
 NAME = re.compile(r"(fc|spec_)(\d+)\.(weight|bias)")
 ROWS = 64  # of a batch
+LOSSES = ("cross_entropy", "mse")
 OF_OUTPUT = ("W", "output", "bias", "output_mask", "output_scale")  # there without hidden layers
 WITHOUT_GATE = ("W", "activation", "output", "bias", "hidden_scale", "output_scale")
 ROUTING = {Comet: "z", Layerwise: "backbone", TopK: "pre-activation"}
@@ -61,17 +62,21 @@ class MLPSubject:
         What a relative difference may be: scores nearer than that are not ordered.
     scale : float
         Of the hidden activations.
+    loss : {"cross_entropy", "mse"}
+        Of `gradients`.
     """
 
     unit = "rows"
 
     def __init__(self, named: Mapping[str, Array], gate: Gate | None, f: str,
-                 allowed: float, scale: float = 1.0) -> None:
+                 allowed: float, scale: float = 1.0, loss: str = "cross_entropy") -> None:
         if gate is not None and type(gate) not in ROUTING:
             raise UserError("diagnose knows the gates Comet, Layerwise, TopK and None, got "
                             f"{type(gate).__name__}")
+        if loss not in LOSSES:
+            raise unknown("loss", loss, LOSSES)
         activation(f)
-        self.gate, self.f, self.allowed, self.scale = gate, f, allowed, scale
+        self.gate, self.f, self.allowed, self.scale, self.loss = gate, f, allowed, scale, loss
         self.g = activation(getattr(gate, "g", "identity")).forward
         layers = {kind: _layers(named, *kind.split()) for kind in
                   ("fc weight", "fc bias", "spec_ weight", "spec_ bias")}
@@ -131,7 +136,7 @@ class MLPSubject:
                 "W": "given", "activation": self.f, "output": "logits", "bias": "given",
                 "masks": "fresh", "hidden_scale": self.scale, "output_scale": 1.0, "loss": "mean",
                 "through": "function", "derivative": "input", "bias_gradient": "sum",
-                "calls": "fresh", "detached": "none"}
+                "calls": "fresh", "detached": "none", "V_gradient": "none"}
 
     @property
     def mistakes(self) -> list[Mistake]:
@@ -145,6 +150,16 @@ class MLPSubject:
     def gradient_mistakes(self) -> tuple[Mistake, ...]:
         """What may be wrong with gradients."""
         return GRADIENTS
+
+    @property
+    def parameters(self) -> list[str]:
+        """The names of what is trained, in the order of computation."""
+        return [f"fc{layer}.{part}" for layer in range(1, self.L + 1)
+                for part in ("weight", "bias")[:1 + (self.b[layer - 1] is not None)]]
+
+    def at(self, named: Mapping[str, Array]) -> "MLPSubject":
+        """Return this network with other weights."""
+        return MLPSubject(named, self.gate, self.f, self.allowed, self.scale, self.loss)
 
     def inputs(self, number: int) -> Array:
         """Return a batch (B, N_0) on which mistakes show, another one for each number.
@@ -164,8 +179,11 @@ class MLPSubject:
         return x[draw.permutation(ROWS)]
 
     def labels(self, x: Array) -> Array:
-        """Return labels (B,) of these inputs."""
-        return stream(4, "diagnose").integers(0, self.widths[-1], len(x))
+        """Return labels (B,) of these inputs, or targets (B, N_L) of the squared error."""
+        draw = stream(4, "diagnose")
+        if self.loss == "mse":
+            return draw.normal(size=(len(x), self.widths[-1])).astype(x.dtype)
+        return draw.integers(0, self.widths[-1], len(x))
 
     def intermediates(self, x: Array, choices: Choices) -> tuple[dict[str, Array], Array]:
         """Return by name, in the order of computation, what `forward` computes; and `decided`."""
@@ -263,25 +281,15 @@ class MLPSubject:
 
     def gradients(self, x: Array, labels: Array, choices: Choices, call: int = 0
                   ) -> dict[str, Array]:
-        """Return the gradients of the cross-entropy of x (B, N_0), labels (B,) by W_l and b_l.
+        """Return the gradients of the loss of x (B, N_0), labels (B,) by W_l and b_l.
 
         `call` says which call of the same x this is: gradients that are not set to zero add up.
         """
-        if choices["output"] not in ("logits", "log-softmax") or choices["output_mask"] != "none":
-            raise NotApplicable  # whose gradient is of no use: the output comes first
         made = self.forward(x, choices)
-        B, classes = made.y.shape
-        target = np.eye(classes)[labels]
-        p = np.exp(log_softmax(made.y))
-        da = p - target
-        if choices["loss"] == "softmax twice":
-            q = np.exp(log_softmax(p)) - target
-            da = p * (q - (q * p).sum(axis=1, keepdims=True))
-        da = da * choices["output_scale"] * {
-            "sum": 1.0, "mean twice": 1 / B**2, "mean over classes": 1 / (B * classes),
-            "negated": -1 / B}.get(choices["loss"], 1 / B)
+        da = self._output_gradient(made.y, labels, choices) * choices["output_scale"]
         if choices["calls"] == "accumulate":
             da = (call + 1) * da
+        dc = np.zeros_like(da)  # of the layer after
         grads = {}
         for layer in range(self.L, 0, -1):
             W = self.W[layer - 1]
@@ -291,14 +299,59 @@ class MLPSubject:
             if self.b[layer - 1] is not None:
                 used = self._has_bias(layer, choices)
                 db = da.sum(axis=0) * used
-                grads[f"fc{layer}.bias"] = {"mean": db / B, "none": 0 * db}.get(
+                grads[f"fc{layer}.bias"] = {"mean": db / len(x), "none": 0 * db}.get(
                     choices["bias_gradient"], db)
             if layer > 1:
-                da = da @ (W.T if transposed else W) * made.slope[layer - 2]
+                dx = da @ (W.T if transposed else W)
+                if layer < self.L and self._routes_by_input(choices):
+                    dx = dx + dc @ self.V[layer]
                 if choices["detached"] == "last" or (choices["detached"] == "first"
                                                      and layer == 2):
-                    da = 0 * da
-        return dict(reversed(grads.items()))
+                    dx = 0 * dx
+                da = dx * made.slope[layer - 2]
+                dc = self._score_gradient(dx, made, layer - 1, choices)
+                if choices["routing"] == "pre-activation":
+                    da = da + dc
+        return {name: grads[name] for name in self.parameters}
+
+    def _output_gradient(self, y: Array, labels: Array, choices: Choices) -> Array:
+        """Return the gradient of the loss by the logits, (B, N_L)."""
+        if choices["output"] not in ("logits", "log-softmax") or choices["output_mask"] != "none":
+            raise NotApplicable  # whose gradient is of no use: the output comes first
+        (B, N), loss = y.shape, choices["loss"]
+        of = {"mean": 1 / B, "sum": 1.0, "mean twice": 1 / B**2, "negated": -1 / B}
+        if self.loss == "mse":
+            of = {each: factor / N for each, factor in of.items()} | {
+                "sum": 1.0, "halved": 0.5 / (B * N), "sum over outputs": 1 / B}
+            if loss not in of or choices["output"] != "logits":
+                raise NotApplicable
+            return of[loss] * 2 * (y - labels)
+        of |= {"mean over classes": 1 / (B * N), "softmax twice": 1 / B}
+        if loss not in of:
+            raise NotApplicable
+        target = np.eye(N)[labels]
+        p = np.exp(log_softmax(y))
+        dy = p - target
+        if loss == "softmax twice":
+            q = np.exp(log_softmax(p)) - target
+            dy = p * (q - (q * p).sum(axis=1, keepdims=True))
+        return of[loss] * dy
+
+    def _routes_by_input(self, choices: Choices) -> bool:
+        """Return whether scores are V x_{l-1}, through which a gradient could flow back."""
+        return choices["routing"] == "backbone" and choices["V"] == "given"
+
+    def _score_gradient(self, dx: Array, made: Forward, layer: int, choices: Choices) -> Array:
+        """Return the gradient by the scores of a layer, which a mask has none of: (B, N_l)."""
+        if choices["through"] not in ("identity", "sigmoid"):
+            return np.zeros_like(dx)
+        if choices["mask"] != "after" or not (self._routes_by_input(choices)
+                                              or choices["routing"] == "pre-activation"):
+            raise NotApplicable  # scores do not depend on what is trained
+        f, _ = _activation(choices["activation"])
+        c = made.c[layer - 1]
+        slope = sigmoid(c) * (1 - sigmoid(c)) if choices["through"] == "sigmoid" else 1.0
+        return dx * choices["hidden_scale"] * f(made.a[layer - 1]) * slope
 
     def _has_bias(self, layer: int, choices: Choices) -> bool:
         return {"given": True, "none": False, "hidden only": layer < self.L,

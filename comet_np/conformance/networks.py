@@ -132,7 +132,8 @@ class Network(Subject):
     def gradient_mistakes(self) -> Sequence[Mistake]:  # type: ignore[override]
         """What may be wrong with gradients."""
         return [mistake for mistake in NETWORK_GRADIENTS
-                if self.config.gate is not None or mistake.decision != "through"]
+                if self.config.gate is not None
+                or mistake.decision not in ("through", "V_gradient")]
 
     def branch(self, x: Array, i: int, norm: Any, choices: Choices, part: int = 1,
                across: bool = False) -> tuple[Array, Found, Array]:
@@ -176,6 +177,11 @@ class Network(Subject):
             return x
         y = log_softmax(x.reshape(-1, x.shape[-1])).reshape(x.shape)
         return np.exp(y) if choices["logits"] == "softmax" else y
+
+    @property
+    def parameters(self) -> list[str]:
+        """The names of what `gradients` returns."""
+        return list(self.named_gradients(self.params))
 
     def gradients(self, x: Array, labels: Array, choices: Choices, call: int = 0
                   ) -> dict[str, Array]:

@@ -231,13 +231,14 @@ class _Profile:
     def made(self, logarithms: Array) -> Mistakes:
         """Return the mistakes with these numbers."""
         made = list(self.mistakes)
-        for place, logarithm in zip(self.places, logarithms, strict=True):
+        within = np.clip(logarithms, self.low, self.high)
+        for place, logarithm in zip(self.places, within, strict=True):
             made[place] = with_number(made[place], math.exp(logarithm))
         return tuple(made)
 
     def __call__(self, logarithms: Array) -> float:
         """Return the distance."""
-        found = self.explain(self.made(np.clip(logarithms, self.low, self.high)), True)
+        found = self.explain(self.made(logarithms), True)
         return math.inf if found is None else found.distance
 
 
@@ -265,10 +266,13 @@ def _minimum(profile: _Profile, start: Array, allowed: float) -> Array:
             around = [point + part * step for part in np.linspace(-1, 1, 9)]
             point = min(around, key=profile)
             step = step / 4
-        least = minimize_scalar(lambda logarithm: profile([logarithm]), method="bounded",
-                                bounds=(*(point - step), *(point + step)),
-                                options={"xatol": allowed / 100})
-        return min((point, np.array([least.x])), key=profile)
+        for _ in range(2):  # of a shift: a minimum is found to half the digits of where it is
+            start = point
+            least = minimize_scalar(lambda shift: profile(start + shift),  # noqa: B023
+                                    method="bounded", bounds=(-step[0], step[0]),
+                                    options={"xatol": allowed / 100})
+            point = min((start, start + least.x), key=profile)
+        return point
     for _ in range(2):  # of a narrow valley Nelder and Mead see the end at the second try
         simplex = [point, point + [step[0], 0], point + [0, step[1]]]
         least = minimize(profile, point, method="Nelder-Mead", options={
