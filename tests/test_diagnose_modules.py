@@ -12,6 +12,7 @@ import pytest
 
 import comet_np
 from comet_np.errors import UserError
+from comet_np.models.gpt2 import GPT2Config
 from comet_np.optim import OptimizerConfig
 from comet_np.rng import stream
 
@@ -280,6 +281,47 @@ def test_modules_that_cannot_be_diagnosed():
     module.forward = lambda x: (forward(x), None)
     with pytest.raises(UserError, match="must return a tensor of logits, got tuple"):
         diagnosed(module)
+
+
+# --- other models
+
+
+def test_a_layer_norm():
+    torch = pytest.importorskip("torch")
+
+    class Norm(torch.nn.LayerNorm):
+        def forward(self, x):
+            return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + self.eps).sqrt()
+
+    assert diagnosed_as("layer-norm", torch.nn.LayerNorm(7).double()).ok
+    report = diagnosed_as("layer-norm", Norm(7).double())
+    assert "variance-unbiased" in report.mistakes
+    assert not report.findings[0].ok
+
+
+def diagnosed_as(model, module, **settings):
+    return comet_np.diagnose_module(module, model, **settings)
+
+
+def test_a_gpt2_whose_head_is_tied():
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    sizes = {"bos_token_id": None, "eos_token_id": None, "vocab_size": 23, "n_positions": 8,
+             "n_embd": 12, "n_layer": 1, "n_head": 3}
+    module = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).double()
+    right = {"vocabulary": 23, "positions": 8, "width": 12, "depth": 1, "heads": 3, "gate": None}
+    report = diagnosed_as(GPT2Config(**right, activation="gelu_new"), module)
+    assert report.ok, str(report)
+    assert report.findings[1].stage == "gradients"
+    wrong = diagnosed_as(GPT2Config(**right, activation="gelu"), module)
+    assert wrong.mistakes == ("gelu-form",)
+
+
+def test_weights_that_are_v_too():
+    module = torch_mlp()
+    for layer in LAYERS:
+        getattr(module, f"spec_{layer}").weight = getattr(module, f"fc{layer}").weight
+    assert "V-is-W" not in diagnosed(module).mistakes  # V is given, and is what is used
 
 
 # --- training

@@ -118,7 +118,7 @@ def _of_torch(torch: Any, module: Any, model: Any, others: Mapping[str, Tensor],
               names: Mapping[str, str] | None, criterion: Callable[[Any, Any], Any] | None,
               optimizer: Any, scheduler: Any, settings: dict[str, Any]) -> Report:
     """Return what is found of a module."""
-    tensors = _tensors(module, others)
+    tensors = _tensors(module, others, twice=_is_mlp(model))
     own = {name: Own(tuple(tensor.shape), not tensor.requires_grad)
            for name, tensor in tensors.items()}
     places = _places(own, names, model, settings)
@@ -151,6 +151,8 @@ def _of_torch(torch: Any, module: Any, model: Any, others: Mapping[str, Tensor],
             return criterion(y, given(labels))
         if settings.get("loss") == "mse":
             return torch.nn.functional.mse_loss(y, given(labels))
+        if labels.dtype.kind == "f":  # of a layer, the gradient of its output
+            return (y * given(labels)).sum()
         return torch.nn.functional.cross_entropy(y.reshape(-1, y.shape[-1]),
                                                  given(labels).reshape(-1))
 
@@ -229,10 +231,14 @@ def _begun_anew(optimizer: Any, scheduler: Any) -> Iterator[None]:
             each.load_state_dict(state)
 
 
-def _tensors(module: Any, others: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of floats of a module, by their names without those of wrappers."""
-    found = {**dict(module.named_parameters(remove_duplicate=False)),
-             **dict(module.named_buffers(remove_duplicate=False))}
+def _tensors(module: Any, others: Mapping[str, Tensor], twice: bool) -> dict[str, Tensor]:
+    """Return the tensors of floats of a module, by their names without those of wrappers.
+
+    `twice`: whether one tensor may have two names, as W that is V too, or only its first, as a
+    head that is tied to the embedding.
+    """
+    found = {**dict(module.named_parameters(remove_duplicate=not twice)),
+             **dict(module.named_buffers(remove_duplicate=not twice))}
     found = {WRAPPERS.sub("", name): tensor for name, tensor in found.items()}
     if not isinstance(others, Mapping):
         raise UserError("of a module params is a mapping of names to tensors that are not "
@@ -308,6 +314,8 @@ def _of_jax(jax: Any, fn: Callable[[Any, Any], Any], params: Any, model: Any,
                 return criterion(y, target)
             if settings.get("loss") == "mse":
                 return ((y - target) ** 2).mean()
+            if labels.dtype.kind == "f":  # of a layer, the gradient of its output
+                return (y * target).sum()
             return -jax.numpy.take_along_axis(jax.nn.log_softmax(y), target[..., None], -1).mean()
 
         found = {name: np.asarray(array) for name, array in jax.grad(value)(used).items()}
@@ -340,10 +348,14 @@ def _check_floats(name: str, dtype: str) -> None:
                         "model in float32 or float64")
 
 
+def _is_mlp(model: Any) -> bool:
+    return isinstance(model, MLPConfig) or (isinstance(model, str) and model == "mlp")
+
+
 def _places(own: Mapping[str, Own], names: Mapping[str, str] | None, model: Any,
             settings: Mapping[str, Any]) -> dict[str, Place]:
     """Return where each published parameter stands."""
-    mlp = model == "mlp" or isinstance(model, MLPConfig)
+    mlp = _is_mlp(model)
     places = {}
     for published, theirs in (names or {}).items():
         name = theirs if theirs in own else str(theirs).removesuffix(".T")
