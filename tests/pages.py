@@ -16,7 +16,8 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 from comet_np import conformance
-from comet_np.conformance.mistakes import Mistake
+from comet_np.conformance.mistakes import Between, Mistake
+from comet_np.conformance.search import number
 
 ROOT = Path(__file__).resolve().parent.parent
 OF_CI = 2  # README's first blocks of shell lines install this package and run its tests: .ci/run
@@ -104,7 +105,9 @@ def table_of_mistakes():
             if isinstance(entries, tuple) and entries and all(
                     isinstance(entry, Mistake) for entry in entries):
                 for entry in entries:
-                    rows.setdefault(entry.name, {})[str(entry)] = None
+                    value = "..." if isinstance(number(entry), Between) else str(number(entry))
+                    said = entry.sentence.removeprefix("in the MLPs: ").replace("{value}", value)
+                    rows.setdefault(entry.name, {})[said] = None
                     if table in STAGES:
                         rows[entry.name].setdefault("stage", STAGES[table])
     lines = ["| mistake | shows in | what was done |", "|---|---|---|"]
