@@ -7,10 +7,16 @@ import numpy as np
 
 from ..errors import UserError, unknown
 from ..gates import Comet, Gate, Layerwise, TopK
+from ..models.gpt2 import GPT2Config
+from ..models.mixer import MixerConfig
 from ..models.mlp import MLPConfig
 from ..optim import OptimizerConfig
+from ..models.vit import ViTConfig
+from ..rng import stream
+from .layers import AttentionSubject, LayerNormSubject
 from .mistakes import Choices, Mistake
 from .mlp import ROWS, MLPSubject
+from .networks import GPT2Subject, MixerSubject, ViTSubject
 from .search import (
     Agreement,
     NotApplicable,
@@ -26,6 +32,10 @@ Array = Any
 Named = Mapping[str, Array]
 GATES = {"comet": Comet, "layerwise": Layerwise, "top_k": TopK}
 FLOATS = ("float32", "float64")
+SETTINGS = {"mlp": ("p_k", "activation", "ties", "gate", "loss"), "layer-norm": ("eps",),
+            "attention": ("heads", "causal")}
+NETWORKS: dict[Any, Any] = {ViTConfig: ViTSubject, MixerConfig: MixerSubject,
+                            GPT2Config: GPT2Subject}
 OTHERS = 3  # causes that compute the same are named, at most
 NAMED = 8  # mistakes that would not show, at most
 FEW = 24  # rows, on which what is wrong is seen to be so
@@ -215,6 +225,9 @@ def diagnose(fn: Callable[[Array], Array], named: Named, model: str | Any = "mlp
     dtype = np.result_type(*arrays.values())
     allowed = tolerance(*(array.dtype for array in arrays.values()))
     subject = _subject(model, arrays, settings, allowed)
+    if step is not None and not isinstance(subject, MLPSubject):
+        raise UserError("step is compared with an MLP's training: for other models compare "
+                        "gradients, and the loop with an MLP in it")
     findings = [_of_output(fn, subject, dtype, allowed, intermediates)]
     choices = _chosen(findings[-1].found, subject.right)
     if gradients is not None:
@@ -228,21 +241,32 @@ def diagnose(fn: Callable[[Array], Array], named: Named, model: str | Any = "mlp
     return Report(tuple(findings))
 
 
-def _subject(model: Any, named: Named, settings: dict[str, Any], allowed: float) -> MLPSubject:
+def _subject(model: Any, named: Named, settings: dict[str, Any], allowed: float) -> Any:
     """Return what is to be checked."""
-    if isinstance(model, MLPConfig):
-        subject = MLPSubject(named, model.gate, model.activation, allowed, model.scale,
-                             settings.get("loss", "cross_entropy"))
-        if subject.widths != model.widths:
-            raise UserError(f"the parameters are those of widths {subject.widths}, the "
-                            f"configuration's are {model.widths}")
-        return subject
-    if model != "mlp":
-        raise unknown("model", model, ["mlp"])
-    known = ("p_k", "activation", "ties", "gate", "loss")
-    wrong = settings.keys() - set(known)
-    if wrong:
-        raise unknown("setting", min(wrong), known)
+    if not isinstance(model, str):
+        known = ("loss",) if isinstance(model, MLPConfig) else ()
+        for name in sorted(settings.keys() - set(known)):
+            raise UserError(f"{name} is given, and the {type(model).__name__} says all: change it "
+                            "there")
+        if isinstance(model, MLPConfig):
+            subject = MLPSubject(named, model.gate, model.activation, allowed, model.scale,
+                                 settings.get("loss", "cross_entropy"))
+            if subject.widths != model.widths:
+                raise UserError(f"the parameters are those of widths {subject.widths}, the "
+                                f"configuration's are {model.widths}")
+            return subject
+        for config, network in NETWORKS.items():
+            if isinstance(model, config):
+                return network(named, model, allowed)
+    if model not in SETTINGS:
+        raise unknown("model", model, [*SETTINGS, *(f"a {config.__name__}" for config in (
+            MLPConfig, *NETWORKS))])
+    for name in sorted(settings.keys() - set(SETTINGS[model])):
+        raise unknown("setting", name, SETTINGS[model])
+    if model == "layer-norm":
+        return LayerNormSubject(named, allowed, **settings)
+    if model == "attention":
+        return AttentionSubject(named, allowed, **settings)
     gate: Gate | str | None = settings.get("gate", "comet")
     if isinstance(gate, str):
         if gate not in GATES:
@@ -284,7 +308,7 @@ def _chosen(found: Search | None, right: Choices) -> Choices | None:
 def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, allowed: float,
                intermediates: Callable[[Array], Named] | None) -> Finding:
     """Return what explains the outputs."""
-    one, other = (subject.inputs(number).astype(dtype) for number in (1, 2))
+    one, other = (_inputs(subject, number, dtype) for number in (1, 2))
     calls = (one, other, other, other)
     got = []
     for x in calls:
@@ -308,7 +332,7 @@ def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, al
         zeros = not np.any(np.concatenate(wide)[lost])
         raise UserError(f"fn returns NaN or infinity for {int(lost.sum())} of {len(lost)} rows of "
                         f"finite inputs{', which are all zeros' * zeros}: it must be finite for "
-                        "all")
+                        f"all{getattr(subject, 'if_nan', '')}")
     calm = _calm(subject, wide, dtype, allowed)
     few = [wide[0][:FEW]]
 
@@ -406,6 +430,12 @@ def _of_gradients(gradients: Callable[[Array, Array], Named], subject: MLPSubjec
     return Finding("gradients", "gradients", found, None, hidden)
 
 
+def _inputs(subject: Any, number: int, dtype: Any) -> Array:
+    """Return a batch of this dtype, or of tokens."""
+    x = subject.inputs(number)
+    return x if x.dtype.kind == "i" else x.astype(dtype)
+
+
 def _of_training(step: Callable[[Array, Array], Named], plan: Plan, subject: MLPSubject,
                  named: Named, choices: Choices, dtype: Any, allowed: float) -> Finding:
     """Return what explains the steps of a training loop, given what explains all before them."""
@@ -469,7 +499,7 @@ def _after(returned: Any, named: Named, number: int) -> dict[str, Array]:
 def _sure(subject: MLPSubject, choices: Choices, dtype: Any, number: int = 3
           ) -> tuple[Array, Array]:
     """Return inputs, and labels, of which no mask hangs on rounding."""
-    x = subject.inputs(number).astype(dtype)
+    x = _inputs(subject, number, dtype)
     _, _, decided = subject.outputs([x.astype("float64")], choices)
     x = x[decided]
     return x, subject.labels(x)

@@ -86,8 +86,11 @@ class Search(NamedTuple):
 
 
 def tolerance(*dtypes: Any) -> float:
-    """Return what a relative difference may be: EPS^(2/3) of the coarsest of the dtypes."""
-    return float(max(np.finfo(dtype).eps for dtype in dtypes) ** (2 / 3))
+    """Return what a relative difference may be: EPS^(2/3) of the coarsest of the dtypes.
+
+    At least 1e-8: PyTorch's softplus is linear above 20, which is 2e-9 off.
+    """
+    return float(max(1e-8, *(np.finfo(dtype).eps ** (2 / 3) for dtype in dtypes)))
 
 
 def search(compare: Compare, right: Choices, mistakes: Sequence[Mistake], allowed: float
