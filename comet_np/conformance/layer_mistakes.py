@@ -18,6 +18,8 @@ NORM = (
     Mistake("norm-over-tokens", "norm_axis", "tokens too",
             "a norm is taken over all tokens together, not over the features of each"),
     Mistake("eps-missing", "eps", 0.0, "a norm has no eps"),
+    *(Mistake("eps-other", "eps", eps, "eps of a norm is {value}")
+      for eps in (1e-12, 1e-8, 1e-6, 1e-5, 1e-3)),
     Mistake("eps-other", "eps", Between(1e-14, 10.0), "eps of a norm is {value}"),
 )
 

@@ -95,7 +95,7 @@ class LayerNormSubject(Subject):
         draw = stream(number, "diagnose")
         x = draw.normal(size=(ROWS, TOKENS, self.D))
         x[:3] += 8.0 * draw.normal(size=(3, TOKENS, 1))
-        x[3:9] *= math.sqrt(self.eps) * np.array([0.1, 0.3, 1.0, 3.0, 10.0, 30.0])[:, None, None]
+        x[3:9] *= math.sqrt(self.eps) * np.array([1e-3, 0.1, 0.3, 1.0, 3.0, 10.0])[:, None, None]
         return x
 
     def labels(self, x: Array) -> Array:

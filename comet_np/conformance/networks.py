@@ -97,6 +97,7 @@ class Network(Subject):
     model: Any  # its module
     config: Any
     table: Sequence[Mistake]
+    numbers_in_pairs = False  # there are too many pairs
 
     def _begin(self, params: Any, fixed: Any, maps: Sequence[Params], config: Any,
                allowed: float) -> None:

@@ -90,8 +90,8 @@ def tolerance(*dtypes: Any) -> float:
     return float(max(np.finfo(dtype).eps for dtype in dtypes) ** (2 / 3))
 
 
-def search(compare: Compare, right: Choices, mistakes: Sequence[Mistake], allowed: float
-           ) -> Search:
+def search(compare: Compare, right: Choices, mistakes: Sequence[Mistake], allowed: float,
+           numbers_in_pairs: bool = True) -> Search:
     """Return which one or two of the mistakes explain all items.
 
     Parameters
@@ -105,6 +105,8 @@ def search(compare: Compare, right: Choices, mistakes: Sequence[Mistake], allowe
         The likeliest first: of two that compute the same, the first is the cause.
     allowed : float
         What a relative difference may be.
+    numbers_in_pairs : bool
+        Whether mistakes with an unknown number are tried in pairs too, which takes long.
     """
     def explain(made: Mistakes, quick: bool = False) -> Explanation | None:
         choices = right | {mistake.decision: mistake.value for mistake in made}
@@ -141,7 +143,9 @@ def search(compare: Compare, right: Choices, mistakes: Sequence[Mistake], allowe
     order += [mistake for mistake, each in zip(free, tried, strict=True) if not each]
     pairs = [explain(pair, True) for pair in combinations(order, 2)
              if pair[0].decision != pair[1].decision]
-    causes = _full(explain, pairs) or _with_numbers(explain, order, mistakes, allowed)
+    causes = _full(explain, pairs)
+    if not causes and numbers_in_pairs:
+        causes = _with_numbers(explain, order, mistakes, allowed)
     if causes:
         return Search(spec, causes[:1], None)
     nearest = max((each for each in singles + pairs if each), default=None,
