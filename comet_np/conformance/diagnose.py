@@ -10,8 +10,8 @@ from ..gates import Comet, Gate, Layerwise, TopK
 from ..models.gpt2 import GPT2Config
 from ..models.mixer import MixerConfig
 from ..models.mlp import MLPConfig
-from ..optim import OptimizerConfig
 from ..models.vit import ViTConfig
+from ..optim import OptimizerConfig
 from ..rng import stream
 from .layers import AttentionSubject, LayerNormSubject
 from .mistakes import Choices, Mistake

@@ -2,7 +2,7 @@
 
 from itertools import permutations
 
-from .mistakes import ACTIVATION, CAP, GRADIENTS, MLP, Between, Mistake
+from .mistakes import CAP, GRADIENTS, MLP, Between, Mistake
 
 NORM = (
     Mistake("variance-unbiased", "variance", "unbiased",
@@ -123,7 +123,8 @@ _IMAGE = (
             "the values of a patch are taken colour by colour, not pixel by pixel"),
     Mistake("patches-by-column", "patches", "by column",
             "the patches of an image are taken column by column, not row by row"),
-    Mistake("patch-bias-missing", "patch_bias", "none", "the bias of the map of patches is left out"),
+    Mistake("patch-bias-missing", "patch_bias", "none",
+            "the bias of the map of patches is left out"),
     Mistake("head-bias-missing", "head_bias", "none", "the bias of the head is left out"),
 )
 BLOCK = (

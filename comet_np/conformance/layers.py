@@ -260,7 +260,7 @@ def of_attention(mistakes: Sequence[Mistake], causal: bool, p: SelfAttention) ->
     one = p.qkv.bias is not None or p.out.bias is not None
     return [mistake for mistake in mistakes
             if (mistake.decision != "triangle" or causal != (mistake.value == "own"))
-            and (mistake.decision != "attention_bias" or both or one and mistake.value == "none")]
+            and (mistake.decision != "attention_bias" or both or (one and mistake.value == "none"))]
 
 
 def check_right(subject: Any, choices: Choices) -> None:

@@ -122,7 +122,7 @@ class MLPSubject:
             V = self.V[layer].shape
             if V not in ((N, N_in), (N, widths[0])):  # the latter routes from the input
                 raise UserError(f"spec_{layer}.weight is (N_l, N_{{l-1}}) and should have the "
-                                f"shape {N, N_in}, got {V}" + TRANSPOSED * (V == (N_in, N)))
+                                f"shape {N, N_in}, got {V}" + TRANSPOSED * ((N_in, N) == V))
 
     @property
     def right(self) -> Choices:

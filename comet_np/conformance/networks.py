@@ -278,11 +278,11 @@ class ViTSubject(OfImages):
         of_class = self.config.pooling == "class"
         return [mistake for mistake in super().mistakes
                 if (of_class or not mistake.name.startswith("class-token"))
-                and (mistake.name != "final-norm-place" or not of_class and self.params.norm)]
+                and (mistake.name != "final-norm-place" or (not of_class and self.params.norm))]
 
     def run(self, x: Array, choices: Choices) -> tuple[Found, Array]:
         """Return all that is computed of images, and which do not hang on rounding."""
-        p, config = self.params, self.config
+        p = self.params
         x = self.embedded(self.mapped(x, p.embedding.patches, choices), p.embedding, choices)
         found, decided = blocks(self, x, choices)
         x = list(found.values())[-1]
@@ -307,9 +307,9 @@ class ViTSubject(OfImages):
         positions, how = p.positions, choices["positions"]
         if choices["embedding_scale"] == "root":
             x = x * math.sqrt(x.shape[-1])
-        if how in ("before class", "patches only") or choices["class_token"] == "last":
-            if not class_token:
-                raise NotApplicable
+        if not class_token and (how in ("before class", "patches only")
+                                or choices["class_token"] == "last"):
+            raise NotApplicable
         if how == "before class":
             positions = np.concatenate([0 * positions[:1], positions[:-1]])
         if how == "patches only":
