@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UserError, unknown
-from ..gates import Comet, Gate, Layerwise, TopK
+from ..gates import Comet, Layerwise, TopK
 from ..models.gpt2 import GPT2Config
 from ..models.mixer import MixerConfig
 from ..models.mlp import MLPConfig
@@ -267,7 +267,7 @@ def _subject(model: Any, named: Named, settings: dict[str, Any], allowed: float)
         return LayerNormSubject(named, allowed, **settings)
     if model == "attention":
         return AttentionSubject(named, allowed, **settings)
-    gate: Gate | str | None = settings.get("gate", "comet")
+    gate: Any = settings.get("gate", "comet")
     if isinstance(gate, str):
         if gate not in GATES:
             raise unknown("gate", gate, GATES)

@@ -139,7 +139,8 @@ class AttentionSubject(Subject):
         unknown = given.keys() - self.places.keys()
         maps = {module: [given.get(name) for name, of in self.places.items() if of == module]
                 for module in ("qkv", "out")}
-        W, out = maps["qkv"][0], maps["out"][0]
+        W: Array = maps["qkv"][0]
+        out: Array = maps["out"][0]
         D = 0 if out is None else len(out)
         fits = W is not None and W.shape == (3 * D, D) and out.shape == (D, D) and all(
             b is None or b.shape == (N,) for b, N in ((maps["qkv"][1], 3 * D),
