@@ -969,6 +969,23 @@ MUTANTS = {
     "kernels are not turned": Mutant(
         "comet_np/conformance/modules.py", "array.T if self.transposed else array", "array",
         ("test_diagnose_modules", "names_are_proposed")),
+    # --- diagnose, of layers and networks -------------------------------------------------------
+    "a norm's variance always unbiased": Mutant(
+        "comet_np/conformance/layers.py", 'if choices["variance"] == "unbiased":', "if True:",
+        ("test_diagnose_layers", "they_are_our_layers")),
+    "attention's triangle one to the right": Mutant(
+        "comet_np/conformance/layers.py", "seen = seen | np.eye(T, k=1, dtype=bool)",
+        "seen = seen | np.eye(T, k=2, dtype=bool)", ("test_diagnose_layers", "sees-next")),
+    "rows of a mixer's masks by token": Mutant(
+        "comet_np/conformance/networks.py", "            routed = routed.swapaxes(1, 2)\n",
+        "            pass\n", ("test_diagnose_layers", "our_model and square")),
+    "the head's part of a tied table twice": Mutant(
+        "comet_np/conformance/networks.py", '{"embedding": whole - of_head,',
+        '{"embedding": whole + of_head,', ("test_diagnose_layers", "told_which and gpt2-")),
+    "hanging on rounding in one token is none": Mutant(
+        "comet_np/conformance/networks.py", "made.decided.reshape(self.lead).all(axis=1)",
+        "made.decided.reshape(self.lead).any(axis=1)",
+        ("test_diagnose_layers", "near_tie_of_one_token")),
 }
 
 

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UserError, unknown
-from ..gates import Comet, Gate, Layerwise, TopK
+from ..gates import Comet, Layerwise, TopK
 from ..models.gpt2 import GPT2Config
 from ..models.mixer import MixerConfig
 from ..models.mlp import MLPConfig
-from ..optim import OptimizerConfig
 from ..models.vit import ViTConfig
+from ..optim import OptimizerConfig
 from ..rng import stream
 from .layers import AttentionSubject, LayerNormSubject
 from .mistakes import Choices, Mistake
@@ -222,6 +222,8 @@ def diagnose(fn: Callable[[Array], Array], named: Named, model: str | Any = "mlp
     """
     # Copies: a loop may change its arrays in place.
     arrays = {str(name): _array(name, array).copy() for name, array in named.items()}
+    if not arrays:
+        raise UserError("named holds no parameters: give them by name, as of state_dict()")
     dtype = np.result_type(*arrays.values())
     allowed = tolerance(*(array.dtype for array in arrays.values()))
     subject = _subject(model, arrays, settings, allowed)
@@ -267,7 +269,7 @@ def _subject(model: Any, named: Named, settings: dict[str, Any], allowed: float)
         return LayerNormSubject(named, allowed, **settings)
     if model == "attention":
         return AttentionSubject(named, allowed, **settings)
-    gate: Gate | str | None = settings.get("gate", "comet")
+    gate: Any = settings.get("gate", "comet")
     if isinstance(gate, str):
         if gate not in GATES:
             raise unknown("gate", gate, GATES)
@@ -345,7 +347,8 @@ def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, al
             y, scale, decided = subject.outputs(wide[:1], choices)  # if it needs a whole batch
         return Agreement(relative(seen[:len(y)], y, scale), decided & calm[:len(y)])
 
-    found = search(compare, subject.right, subject.mistakes, allowed)
+    found = search(compare, subject.right, subject.mistakes, allowed,
+                   getattr(subject, "numbers_in_pairs", True))
     first = None
     if not found.ok and intermediates is not None:
         first = _first(_called(intermediates, "intermediates", one), subject, wide[0], allowed)
@@ -416,7 +419,7 @@ def _of_gradients(gradients: Callable[[Array, Array], Named], subject: MLPSubjec
         for number, call in enumerate(seen):
             want = subject.gradients(wide, labels, tried, number)
             sizes = np.array([np.abs(each).max(initial=0.0) for each in want.values()])
-            floor = allowed * sizes.max()  # of a gradient that cancels to nothing
+            floor = sizes.max() / 100  # of a gradient that cancels to nothing, but for rounding
             errors += [relative(got[None], each[None], np.array([max(size, floor)]))[0]
                        for got, each, size in zip(call, want.values(), sizes, strict=True)]
         if tried["V_gradient"] == "any":

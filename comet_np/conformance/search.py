@@ -93,8 +93,8 @@ def tolerance(*dtypes: Any) -> float:
     return float(max(1e-8, *(np.finfo(dtype).eps ** (2 / 3) for dtype in dtypes)))
 
 
-def search(compare: Compare, right: Choices, mistakes: Sequence[Mistake], allowed: float
-           ) -> Search:
+def search(compare: Compare, right: Choices, mistakes: Sequence[Mistake], allowed: float,
+           numbers_in_pairs: bool = True) -> Search:
     """Return which one or two of the mistakes explain all items.
 
     Parameters
@@ -108,6 +108,8 @@ def search(compare: Compare, right: Choices, mistakes: Sequence[Mistake], allowe
         The likeliest first: of two that compute the same, the first is the cause.
     allowed : float
         What a relative difference may be.
+    numbers_in_pairs : bool
+        Whether mistakes with an unknown number are tried in pairs too, which takes long.
     """
     def explain(made: Mistakes, quick: bool = False) -> Explanation | None:
         choices = right | {mistake.decision: mistake.value for mistake in made}
@@ -150,7 +152,8 @@ def search(compare: Compare, right: Choices, mistakes: Sequence[Mistake], allowe
             causes = _best((*causes, *_full(explain, pairs[-1:])))
             if causes and causes[0].agreeing == causes[0].items:
                 break  # nothing agrees with more
-    causes = causes or _with_numbers(explain, order, mistakes, allowed)
+    if not causes and numbers_in_pairs:
+        causes = _with_numbers(explain, order, mistakes, allowed)
     if causes:
         return Search(spec, causes[:1], None)
     nearest = max((each for each in singles + pairs if each), default=None,
