@@ -324,10 +324,9 @@ def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, al
                         "chance, still on? put the model in evaluation, as by model.eval()")
     wide = [x.astype("float64") for x in calls[:3]]
     wide[2] = wide[1]
-    want, _, _ = subject.outputs(wide[:1], subject.right)
-    if got[0].shape != want.shape:
-        raise UserError(f"fn must return {want.shape} for inputs of {one.shape}, got "
-                        f"{got[0].shape}")
+    wanted = (len(one), subject.widths[-1])
+    if got[0].shape != wanted:
+        raise UserError(f"fn must return {wanted} for inputs of {one.shape}, got {got[0].shape}")
     seen = np.concatenate(got[:3])
     lost = ~np.isfinite(seen).all(axis=tuple(range(1, seen.ndim)))
     if lost.any():

@@ -60,7 +60,7 @@ class Explanation(NamedTuple):
     @property
     def full(self) -> bool:
         """Whether all decided items are explained, and at least half of all agree."""
-        return self.explained == self.decided and 2 * self.agreeing >= self.items
+        return 0 < self.items <= 2 * self.agreeing and self.explained == self.decided
 
 
 Explain = Callable[..., Explanation | None]
