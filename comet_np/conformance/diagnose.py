@@ -12,7 +12,6 @@ from ..models.mixer import MixerConfig
 from ..models.mlp import MLPConfig
 from ..models.vit import ViTConfig
 from ..optim import OptimizerConfig
-from ..rng import stream
 from .layers import AttentionSubject, LayerNormSubject
 from .mistakes import Choices, Mistake
 from .mlp import ROWS, MLPSubject
