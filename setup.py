@@ -21,7 +21,7 @@ if __name__ == "__main__":
     text = ["tokenizers>=0.20"]
     setup(
         name="comet-np",
-        version="0.6.0",
+        version="0.7.0",
         description="The reference implementation of COMET (arXiv 2410.08003) on NumPy and CuPy",
         license="BSD-3-Clause",
         author="The COMET-NP authors",
