@@ -17,11 +17,13 @@ if (_ROOT / "backends" / "numpy_backend.py").is_file():
 from .functional.routing import kwta_mask  # noqa: E402  (needs the path above)
 
 __version__ = "0.6.0"
-__all__ = ["__version__", "diagnose", "fit", "kwta_mask", "load_run"]  # not what needs scikit-learn
+__all__ = ["__version__", "diagnose", "diagnose_module", "fit", "kwta_mask",
+           "load_run"]  # not what needs scikit-learn
 
 _MODULES = ("backends", "experiments", "functional", "gates", "gradcheck", "interop", "models",
             "optim")
-_LATER = {"diagnose": "conformance.diagnose", "fit": "experiments.fit", "load_run": "experiments.training.model",
+_LATER = {"diagnose": "conformance.diagnose", "diagnose_module": "conformance.modules",
+          "fit": "experiments.fit", "load_run": "experiments.training.model",
           "CometClassifier": "experiments.estimators", "CometRegressor": "experiments.estimators"}
 
 

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import itertools
+import json
 import os
 import signal
 import sys
@@ -136,6 +137,23 @@ def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     data.add_argument("--fetch", metavar="NAME", help="download a data set into the folder")
     check = command("check", _check, "check gradients and kernels on this machine, a line each")
     check.add_argument("--backend", default="numpy", help="numpy (the default) or cupy")
+    against = command("conform", _conform, "check another implementation against test vectors, "
+                      "level by level")
+    against.add_argument("adapter", metavar="MODULE:CLASS", help="of three methods, cap, run and "
+                         "train, each of which may be missing; modules of this folder are found")
+    against.add_argument("--vectors", metavar="FOLDER", help="of the test vectors (default: those "
+                         "that come with COMET-NP)")
+    against.add_argument("--only", metavar="PATTERN", help='cases whose names match, as "mlp-*"')
+    against.add_argument("--expected", metavar="FILE", help="of failures that are expected, a case "
+                         'and a level a line, as "mlp-top-k-* routing"; # begins a comment')
+    against.add_argument("--count", type=int, metavar="N", help="fail unless so many cases are "
+                         "run, at one level at least")
+    against.add_argument("--json", metavar="FILE", help="write all results as JSON")
+    against.add_argument("--html", metavar="FILE", help="write a page to read")
+    vectors = command("vectors", _vectors, "write the test vectors, by which other implementations "
+                      "are checked, into a folder")
+    vectors.add_argument("folder", help="a new or empty one")
+    vectors.add_argument("--large", action="store_true", help="more and larger ones (some 150 MB)")
     bench = command("bench", _bench, "measure speed against PyTorch, JAX and the machine's "
                     "limits")
     bench.add_argument("--backend", default="numpy", help="numpy (the default) or cupy")
@@ -203,9 +221,9 @@ def _out(options: argparse.Namespace) -> Path:
     return _folder(options.out, f"runs/{options.name}-{options.preset}")
 
 
-def _folder(out: str | None, default: str) -> Path:
+def _folder(out: str | None, default: str, flag: str = "--out") -> Path:
     if out == "":
-        raise UserError("--out needs a folder, got nothing")
+        raise UserError(f"{flag} needs a folder, got nothing")
     return user_path(out or default)
 
 
@@ -357,6 +375,64 @@ def _check(options: argparse.Namespace) -> int:
     from ..selfcheck import run_checks
 
     return run_checks(get_backend(options.backend))
+
+
+def _conform(options: argparse.Namespace) -> int:
+    from ..conformance import conform
+    from ..conformance.adapter import load
+    from ..conformance.vectors import read_all
+
+    folder = user_path(options.vectors) if options.vectors else None
+    cases = read_all(folder)
+    expected = (conform.Expected(user_path(options.expected), cases) if options.expected
+                else None)
+    if options.only:
+        cases = conform.chosen(cases, options.only)
+    report = conform.conform(load(options.adapter), cases, expected, options.adapter,
+                             str(folder or ""))
+    print(report)
+    if options.json:
+        _write(options.json, json.dumps(report.json(), indent=1) + "\n", "--json")
+    if options.html:
+        from ..conformance.page import page
+
+        _write(options.html, page(report), "--html")
+    if options.count is not None and report.cases != options.count:
+        print(f"comet-np: expected {conform.many(options.count, 'case')} to be run, and "
+              f"{report.cases} were", file=sys.stderr)
+        return 1
+    return 0 if report.ok else 1
+
+
+def _write(file: str, text: str, flag: str) -> None:
+    path = user_path(file)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(of_system("write", file, error, flag)) from None
+
+
+def _vectors(options: argparse.Namespace) -> int:
+    from ..conformance.vectors import cases
+    from .progress import Progress
+
+    folder = _folder(options.folder, "", "comet-np vectors")
+    total = cases.count(options.large)
+    progress = Progress(total, unit="vectors")
+    try:
+        size = cases.write_all(folder, options.large, progress.advance)
+    except KeyboardInterrupt as stop:
+        print(f"\ncomet-np: stopped; {folder} has some of the vectors: delete it and start anew",
+              file=sys.stderr)
+        return int(128 + (stop.args or (signal.SIGINT,))[0])
+    except OSError as error:
+        raise UserError(of_system("write", error.filename or folder, error, "")) from None
+    finally:
+        progress.clear()
+    print(f"{total} test vectors, {size / 1e6:.1f} MB, in {folder}; {folder / 'FORMAT.md'} says "
+          "how to read them")
+    return 0
 
 
 def _bench(options: argparse.Namespace) -> int:

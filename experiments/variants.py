@@ -67,9 +67,10 @@ def _centred(run: RunConfig, p_k: float, ties: Ties) -> RunConfig:
     return _change(run, activation=centred) if centred in ACTIVATIONS else run
 
 
-# The paper's eleven. The last two are controls of what a mask does besides routing: "scaled" is
-# the standard model with its hidden activations multiplied by p_k, as a mask does on average;
-# "centred" the standard model with f(a) - f(0), without the positive mean of softplus.
+# The paper's eleven, and three more. "comet-exact" is COMET with masks that rounding cannot change;
+# the last two are controls of what a mask does besides routing: "scaled" is the standard model with
+# its hidden activations multiplied by p_k, as a mask does on average; "centred" the standard model
+# with f(a) - f(0), without the positive mean of softplus.
 VARIANTS: dict[str, Variant] = {
     "standard": lambda run, p_k, ties: run,
     "smaller": _fewer_neurons,
@@ -82,6 +83,7 @@ VARIANTS: dict[str, Variant] = {
     "example-tied": lambda run, p_k, ties: _change(run, gate=ExampleTied(p_k)),
     "l1": _l1,
     "comet": lambda run, p_k, ties: _change(run, gate=Comet(p_k, ties)),
+    "comet-exact": lambda run, p_k, ties: _change(run, gate=Comet(p_k, ties, exact=True)),
     "scaled": lambda run, p_k, ties: _change(run, scale=p_k),
     "centred": _centred,
 }

@@ -1,6 +1,7 @@
 """The paper's definitions one number at a time, in plain Python: what other tests compare with."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -63,6 +64,15 @@ def cap(v, k, ties="strict"):
         else:
             mask[i] = sum(v_j > v[i] for v_j in v) + sum(v_j == v[i] for v_j in v[:i]) < k
     return mask
+
+
+def on_grid(row):
+    """Return a row, as its exact routing reads it, in whole numbers times a power of two."""
+    both = min(14, 24 - math.ceil(math.log2(len(row))))
+    bits = both - both // 2
+    E = max(-100, min(100, math.frexp(max(map(abs, map(float, row))))[1]))
+    unit, most = Fraction(2) ** (E - bits), 2**bits - 1
+    return [float(max(-most, min(most, round(Fraction(float(z)) / unit))) * unit) for z in row]
 
 
 def product(W, x):

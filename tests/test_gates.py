@@ -34,6 +34,7 @@ from tests.tolerances import TOLERANCES, assert_close
 
 WIDTHS = (6, 10, 9, 12, 4)
 CAPPED = [Comet(), Comet(p_k=0.3, ties="threshold"), Comet(ties="index", g="tanh"),
+          Comet(exact=True), Comet(p_k=0.3, ties="index", g="relu", exact=True),
           Layerwise(), Layerwise(p_k=0.3, ties="threshold"), TopK(), TopK(p_k=0.3, ties="index"),
           TopK(of="activation"), TopK(p_k=0.3, ties="threshold", of="activation")]
 OF_EXAMPLES = [Bernoulli(), Bernoulli(p=0.3), ExampleTied(), ExampleTied(p=0.3, generalisation=0.4),
@@ -75,6 +76,7 @@ def naive_mask(gate, x, fixed, config, example, seed):
     if isinstance(gate, Comet):
         z, found = x, []
         for V in fixed:
+            z = naive.on_grid(z) if gate.exact else z
             c = naive.product(V, z)  # eq. (4)
             m = naive.cap(c, max(1, int(gate.p_k * len(c))), gate.ties)  # eq. (5)
             z = [naive.ACTIVATIONS[gate.g](c_i) if m_i else 0.0

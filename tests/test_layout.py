@@ -12,10 +12,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # is where `experiments` and `benchmarks` come together.
 ORDER = ("errors", "backends", "settings", "rng", "tree", "checkpoint", "records", "schedules",
          "precision", "optim", "functional", "gates", "models", "generation", "interop",
-         "gradcheck", "samples", "conformance", "selfcheck", "experiments", "benchmarks", "experiments.cli")
+         "gradcheck", "samples", "conformance", "selfcheck", "experiments", "benchmarks",
+         "experiments.cli")
 OPTIONAL = {  # what the core may import besides NumPy and SciPy, and where
     "backends/cupy_backend.py": {"cupy", "cupyx"}, "backends/cublas.py": {"ml_dtypes"},
-    "comet_np/precision.py": {"ml_dtypes"}, "comet_np/interop/tensors.py": {"safetensors"}}
+    "comet_np/precision.py": {"ml_dtypes"}, "comet_np/interop/tensors.py": {"safetensors"},
+    "comet_np/conformance/modules.py": {"jax"}}
 INSIDE = ("backends", "experiments", "benchmarks")  # top level here, comet_np.NAME when imported
 
 

@@ -1,58 +1,16 @@
 """What README and docs show runs as it stands there, and their links lead to what they name."""
 
-import os
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.pages import blocks_of, can_import, filled, run_page, table_of_mistakes
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-OF_CI = 2  # README's first blocks of shell lines install this package and run its tests: .ci/run
-
-
-def blocks_of(page):
-    """Return the blocks of a page that are to run, in order: their language and lines."""
-    found = re.findall(r"^```(python|sh)\n(.*?)^```", page.read_text(encoding="utf-8"),
-                       re.DOTALL | re.MULTILINE)
-    shell = [i for i, (language, _) in enumerate(found) if language == "sh"]
-    left_out = shell[:OF_CI] if page.name == "README.md" else []
-    return [block for i, block in enumerate(found) if i not in left_out]
-
-
-def run_shell(lines, folder):
-    """Run lines in a shell that knows the commands of this package."""
-    for name, module in (("python", ""), ("comet-np", " -m comet_np.experiments.cli")):
-        command = folder / "bin" / name
-        command.parent.mkdir(exist_ok=True)
-        command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)}{module} "$@"\n')
-        command.chmod(0o755)
-    path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
-    subprocess.run(["bash", "-euc", lines], cwd=folder, check=True, timeout=300,
-                   env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)})
-
-
-def run_page(blocks, folder):
-    """Run the blocks of a page in a folder, Python in one namespace, and return that."""
-    names = {}
-    for language, lines in blocks:
-        if language == "sh":
-            run_shell(lines, folder)
-        elif "import torch" not in lines or can_import("torch"):
-            exec(lines, names)
-    return names
-
-
-def can_import(name):
-    try:
-        __import__(name)
-    except ImportError:
-        return False
-    return True
+CHECK = ROOT / "docs" / "check-your-implementation.md"
 
 
 @pytest.mark.slow
@@ -61,13 +19,23 @@ def can_import(name):
 def test_pages_run_as_they_stand(page, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
-    names = run_page(blocks_of(page), tmp_path)
+    names, printed = run_page(blocks_of(page), tmp_path)
     if page.name == "README.md":
         assert names.get("differ", []) == []
         assert ("differ" in names) == can_import("torch")
         assert [m.shape for m in names["t"].m] == [(5, 1000)] * 3
         assert (tmp_path / "my-run" / "quickstart.png").exists()
         assert names["model"].config.gate == names["HalfSpaces"]()
+    if page == CHECK:  # if not: python -m tests.pages docs/check-your-implementation.md
+        text = page.read_text(encoding="utf-8")
+        assert filled(text, printed) == text
+
+
+def test_all_known_mistakes_are_on_the_page():
+    """If not: python -m tests.pages docs/check-your-implementation.md"""
+    table = table_of_mistakes()
+    assert len(table.splitlines()) > 60
+    assert table in CHECK.read_text(encoding="utf-8")
 
 
 def test_the_cross_check_names_what_is_wrong():

@@ -31,6 +31,7 @@ from comet_np.models.mlp import MLPConfig
 from comet_np.records import read_json, write_json
 from comet_np.settings import build
 from comet_np.tree import leaves
+from tests import naive
 from tests.oracle import F, cap
 from tests.residual import ResidualConfig
 from tests.runs import small_data, stopped
@@ -143,6 +144,8 @@ def mlp_by_hand(model, weights, x):
         N, m = a.shape[1], 1
         k = max(1, int(gate.get("p_k", 1) * N))
         if gate["class"] == "Comet":
+            if gate["exact"]:
+                z = np.array(list(map(naive.on_grid, z)))
             c = z @ weights[f"spec_{layer}.weight"].T
             m = cap(c, k, gate["ties"])
             z = m * F[gate["g"]](c)

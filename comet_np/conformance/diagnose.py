@@ -7,15 +7,37 @@ import numpy as np
 
 from ..errors import UserError, unknown
 from ..gates import Comet, Gate, Layerwise, TopK
+from ..models.gpt2 import GPT2Config
+from ..models.mixer import MixerConfig
 from ..models.mlp import MLPConfig
+from ..optim import OptimizerConfig
+from ..models.vit import ViTConfig
+from ..rng import stream
+from .layers import AttentionSubject, LayerNormSubject
 from .mistakes import Choices, Mistake
-from .mlp import MLPSubject
-from .search import Agreement, Explanation, Search, relative, search, tolerance, unseen
+from .mlp import ROWS, MLPSubject
+from .networks import GPT2Subject, MixerSubject, ViTSubject
+from .search import (
+    Agreement,
+    NotApplicable,
+    Search,
+    relative,
+    search,
+    tolerance,
+    unseen,
+)
+from .training import Plan, Training
 
 Array = Any
 Named = Mapping[str, Array]
 GATES = {"comet": Comet, "layerwise": Layerwise, "top_k": TopK}
 FLOATS = ("float32", "float64")
+SETTINGS = {"mlp": ("p_k", "activation", "ties", "gate", "loss"), "layer-norm": ("eps",),
+            "attention": ("heads", "causal")}
+NETWORKS: dict[Any, Any] = {ViTConfig: ViTSubject, MixerConfig: MixerSubject,
+                            GPT2Config: GPT2Subject}
+OTHERS = 3  # causes that compute the same are named, at most
+FEW = 24  # rows, on which what is wrong is seen to be so
 
 
 class Finding(NamedTuple):
@@ -39,44 +61,64 @@ class Finding(NamedTuple):
         return self.found is not None and self.found.ok
 
     @property
+    def undecided(self) -> bool:
+        """Whether nothing differs, and too little could be compared."""
+        right = self.found.right if self.found else None
+        return bool(right and not right.full and right.explained == right.decided and right.items
+                    and not (self.found and self.found.causes))
+
+    @property
     def cause(self) -> str | None:
         """What explains the differences, in a sentence; None if nothing does, or there are none."""
         if self.found is None or not self.found.causes:
             return None
         best = self.found.causes[0]
-        number = "both" if best.decided == 2 else f"all {best.decided}"
-        return (f"{'; and '.join(map(str, best.mistakes))}: {number} {self.unit} explained"
-                if best.decided > 1 else "; and ".join(map(str, best.mistakes)))
+        counted = f": {_all(best.decided)} {self.unit} explained" * (best.decided > 1)
+        return " AND ".join(map(str, best.mistakes)) + counted
 
     @property
     def lines(self) -> list[str]:
-        """The finding in words, a line a fact."""
+        """The finding in words, a line a fact, but for its cause."""
         if self.found is None:
-            return ["not compared: what comes before it is not explained"]
-        right = self.found.right
-        near = right.items - right.decided
-        compared = f"{right.decided} {self.unit} compared" + (
-            f", {near} left out, whose masks hang on rounding" if near else "")
+            return ["not compared: what comes before it has to be put right first"]
+        right, near = self.found.right, self.found.right.items - self.found.right.decided
+        left_out = f"; {near} hang on rounding" if near else ""
+        if self.undecided:
+            return [f"cannot be told: only {right.decided} of {right.items} {self.unit} do not "
+                    "hang on rounding (diagnose a copy in float64)"]
         if self.ok:
-            lines = [f"agrees with the specification: {compared}"]
+            lines = [f"agrees in all {right.decided} {self.unit}{left_out}"]
             if self.unseen:
-                lines.append("would not show here: "
-                             + ", ".join(dict.fromkeys(each.name for each in self.unseen)))
+                lines.append(f"mistakes that would not show here: {_names(self.unseen)}")
             return lines
-        lines = [f"differs in {right.decided - right.explained} of {compared}"]
+        lines = [f"differs in {right.decided - right.explained} of {right.decided} {self.unit}"
+                 f"{left_out}" if right.items else "cannot be computed with parameters of these "
+                                                   "shapes"]
         if self.first:
             lines.append(f"the first that differs: {self.first}")
-        if self.cause:
-            lines.append(self.cause)
-            lines += ["or, which computes the same here: "
-                      + "; and ".join(map(str, other.mistakes)) for other in self.found.causes[1:]]
-        else:
+        lines += [f"or, which computes the same here: {' AND '.join(map(str, other.mistakes))}"
+                  for other in self.found.causes[1:1 + OTHERS]]
+        if not self.cause:
             lines.append("None of the known mistakes explains it, nor two of them")
             if self.found.closest is not None:
-                close: Explanation = self.found.closest
-                lines.append(f"closest: {close.mistakes[0]} ({close.explained} of {close.decided} "
-                             f"{self.unit} explained)")
+                close = self.found.closest
+                lines.append(f"closest: {' AND '.join(map(str, close.mistakes))} "
+                             f"({close.explained} of {close.decided} {self.unit} explained)")
         return lines
+
+
+def _all(number: int) -> str:
+    return "both" if number == 2 else f"all {number}"
+
+
+def _names(mistakes: Sequence[Mistake]) -> str:
+    """Return the names of mistakes, those of k together."""
+    of_k = [each.name for each in mistakes if each.decision in ("k", "k_width")]
+    others = [each.name for each in mistakes if each.name not in of_k]
+    parts = [", ".join(dict.fromkeys(others))] if others else []
+    if of_k:
+        parts.append(", ".join(dict.fromkeys(of_k)) + " (the same k at these widths)")
+    return "; ".join(parts)
 
 
 class Report(NamedTuple):
@@ -106,12 +148,19 @@ class Report(NamedTuple):
 
     def __str__(self) -> str:
         """Return the verdict, and the finding of each stage."""
-        verdict = "RIGHT, as far as was compared" if self.ok else (
-            f"WRONG: {self.cause or 'and no known mistake explains it'}")
+        if self.ok:
+            verdict = "RIGHT, as far as was compared"
+        elif any(not finding.ok and not finding.undecided for finding in self.findings):
+            verdict = f"WRONG: {self.cause or 'and no known mistake explains it'}"
+        else:
+            verdict = "UNDECIDED"
         width = max(len(finding.stage) for finding in self.findings)
-        lines = [verdict]
+        lines, told = [verdict], self.cause
         for finding in self.findings:
-            for i, line in enumerate(finding.lines):
+            words = finding.lines
+            if finding.cause and finding.cause != told:
+                words.insert(1, finding.cause)
+            for i, line in enumerate(words):
                 lines.append(f"  {finding.stage * (i == 0):{width}}  {line}")
         return "\n".join(lines)
 
@@ -119,6 +168,9 @@ class Report(NamedTuple):
 def diagnose(fn: Callable[[Array], Array], named: Named, model: str | Any = "mlp", *,
              gradients: Callable[[Array, Array], Named] | None = None,
              intermediates: Callable[[Array], Named] | None = None,
+             step: Callable[[Array, Array], Named] | None = None,
+             optimizer: OptimizerConfig | None = None, lr: float = 0.1,
+             schedule: str = "constant", total: int | None = None, warmup: int = 0,
              **settings: Any) -> Report:
     """Compare a function with the specification, and name the mistake that explains a difference.
 
@@ -136,13 +188,25 @@ def diagnose(fn: Callable[[Array], Array], named: Named, model: str | Any = "mlp
     model : str or configuration
         What it should be: "mlp", or an MLPConfig.
     gradients : callable, optional
-        ``gradients(x, labels) -> {name: gradient}`` of the mean cross-entropy, labels int (B,).
+        ``gradients(x, labels) -> {name: gradient}`` of the mean cross-entropy, labels int (B,), or
+        of the loss given.
     intermediates : callable, optional
         ``intermediates(x) -> {"c_1": ..., "m_1": ..., "a_1": ..., "x_1": ...}``, any of them: the
         first that differs is named.
+    step : callable, optional
+        ``step(x, labels) -> {name: parameter}``: one step of the training loop, which begins with
+        `named`, and all parameters after it, V too. It is called some six times, with another
+        batch each time.
+    optimizer : OptimizerConfig, optional
+        What `step` should be; plain SGD if not given.
+    lr : float
+        The learning rate; the highest one, with a schedule.
+    schedule, total, warmup
+        As of `comet_np.schedules.schedule`; of a short run (total=10) most shows.
     settings
         Of "mlp": p_k, activation, ties and gate ("comet", "layerwise", "top_k" or None), as of
-        `comet_np.gates` and `comet_np.models.mlp.MLPConfig`.
+        `comet_np.gates` and `comet_np.models.mlp.MLPConfig`; and loss, "cross_entropy" or "mse"
+        (the mean over examples and outputs; labels are then targets (B, N_L)).
 
     Returns
     -------
@@ -154,33 +218,60 @@ def diagnose(fn: Callable[[Array], Array], named: Named, model: str | Any = "mlp
     UserError
         If the parameters do not fit together, or `fn` returns what is no output.
     """
-    arrays = {str(name): _array(name, array) for name, array in named.items()}
+    # Copies: a loop may change its arrays in place.
+    arrays = {str(name): _array(name, array).copy() for name, array in named.items()}
     dtype = np.result_type(*arrays.values())
     allowed = tolerance(*(array.dtype for array in arrays.values()))
     subject = _subject(model, arrays, settings, allowed)
+    if step is not None and not isinstance(subject, MLPSubject):
+        raise UserError("step is compared with an MLP's training: for other models compare "
+                        "gradients, and the loop with an MLP in it")
     findings = [_of_output(fn, subject, dtype, allowed, intermediates)]
     choices = _chosen(findings[-1].found, subject.right)
     if gradients is not None:
         findings.append(Finding("gradients", "gradients", None) if choices is None else
                         _of_gradients(gradients, subject, choices, dtype, allowed))
+        choices = choices and _chosen(findings[-1].found, choices)
+    if step is not None:
+        plan = Plan(optimizer or OptimizerConfig(), lr, schedule, total, warmup)
+        findings.append(Finding("training", "changes of parameters", None) if choices is None else
+                        _of_training(step, plan, subject, arrays, choices, dtype, allowed))
     return Report(tuple(findings))
 
 
-def _subject(model: Any, named: Named, settings: dict[str, Any], allowed: float) -> MLPSubject:
+def _subject(model: Any, named: Named, settings: dict[str, Any], allowed: float) -> Any:
     """Return what is to be checked."""
-    if isinstance(model, MLPConfig):
-        return MLPSubject(named, model.gate, model.activation, allowed)
-    if model != "mlp":
-        raise unknown("model", model, ["mlp"])
-    wrong = settings.keys() - {"p_k", "activation", "ties", "gate"}
-    if wrong:
-        raise unknown("setting", min(wrong), ("p_k", "activation", "ties", "gate"))
+    if not isinstance(model, str):
+        known = ("loss",) if isinstance(model, MLPConfig) else ()
+        for name in sorted(settings.keys() - set(known)):
+            raise UserError(f"{name} is given, and the {type(model).__name__} says all: change it "
+                            "there")
+        if isinstance(model, MLPConfig):
+            subject = MLPSubject(named, model.gate, model.activation, allowed, model.scale,
+                                 settings.get("loss", "cross_entropy"))
+            if subject.widths != model.widths:
+                raise UserError(f"the parameters are those of widths {subject.widths}, the "
+                                f"configuration's are {model.widths}")
+            return subject
+        for config, network in NETWORKS.items():
+            if isinstance(model, config):
+                return network(named, model, allowed)
+    if model not in SETTINGS:
+        raise unknown("model", model, [*SETTINGS, *(f"a {config.__name__}" for config in (
+            MLPConfig, *NETWORKS))])
+    for name in sorted(settings.keys() - set(SETTINGS[model])):
+        raise unknown("setting", name, SETTINGS[model])
+    if model == "layer-norm":
+        return LayerNormSubject(named, allowed, **settings)
+    if model == "attention":
+        return AttentionSubject(named, allowed, **settings)
     gate: Gate | str | None = settings.get("gate", "comet")
     if isinstance(gate, str):
         if gate not in GATES:
             raise unknown("gate", gate, GATES)
         gate = GATES[gate](settings.get("p_k", 0.5), settings.get("ties", "strict"))
-    return MLPSubject(named, gate, settings.get("activation", "softplus"), allowed)
+    return MLPSubject(named, gate, settings.get("activation", "softplus"), allowed,
+                      loss=settings.get("loss", "cross_entropy"))
 
 
 def _array(name: str, array: Any) -> Array:
@@ -215,7 +306,7 @@ def _chosen(found: Search | None, right: Choices) -> Choices | None:
 def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, allowed: float,
                intermediates: Callable[[Array], Named] | None) -> Finding:
     """Return what explains the outputs."""
-    one, other = (subject.inputs(number).astype(dtype) for number in (1, 2))
+    one, other = (_inputs(subject, number, dtype) for number in (1, 2))
     calls = (one, other, other, other)
     got = []
     for x in calls:
@@ -234,10 +325,23 @@ def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, al
         raise UserError(f"fn must return {want.shape} for inputs of {one.shape}, got "
                         f"{got[0].shape}")
     seen = np.concatenate(got[:3])
+    lost = ~np.isfinite(seen).all(axis=tuple(range(1, seen.ndim)))
+    if lost.any():
+        zeros = not np.any(np.concatenate(wide)[lost])
+        raise UserError(f"fn returns NaN or infinity for {int(lost.sum())} of {len(lost)} rows of "
+                        f"finite inputs{', which are all zeros' * zeros}: it must be finite for "
+                        f"all{getattr(subject, 'if_nan', '')}")
+    calm = _calm(subject, wide, dtype, allowed)
+    few = [wide[0][:FEW]]
 
     def compare(choices: Choices, quick: bool) -> Agreement:
-        y, scale, decided = subject.outputs(wide[:1] if quick else wide, choices)
-        return Agreement(relative(seen[:len(y)], y, scale), decided)
+        try:
+            y, scale, decided = subject.outputs(few if quick else wide, choices)
+        except NotApplicable:
+            if not quick:
+                raise
+            y, scale, decided = subject.outputs(wide[:1], choices)  # if it needs a whole batch
+        return Agreement(relative(seen[:len(y)], y, scale), decided & calm[:len(y)])
 
     found = search(compare, subject.right, subject.mistakes, allowed)
     first = None
@@ -245,6 +349,21 @@ def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, al
         first = _first(_called(intermediates, "intermediates", one), subject, wide[0], allowed)
     hidden = unseen(compare, subject.right, subject.mistakes, allowed) if found.ok else ()
     return Finding("output", subject.unit, found, first, hidden)
+
+
+def _calm(subject: MLPSubject, calls: Sequence[Array], dtype: Any, allowed: float) -> Array:
+    """Return at which rows the output, as it should be, does not hang on rounding.
+
+    They are those at which it hardly moves if all inputs do so by the last digit.
+    """
+    try:
+        y, scale, _ = subject.outputs(calls, subject.right)
+        eps = 2 * np.finfo(dtype).eps
+        signs = stream(5, "diagnose").choice([-eps, eps], calls[0].shape)
+        moved, _, _ = subject.outputs([x * (1 + signs) for x in calls], subject.right)
+    except NotApplicable:
+        return np.ones(sum(map(len, calls)), bool)
+    return relative(moved, y, scale) < allowed / 2
 
 
 def _first(given: Named, subject: MLPSubject, x: Array, allowed: float) -> str | None:
@@ -271,13 +390,22 @@ def _of_gradients(gradients: Callable[[Array, Array], Named], subject: MLPSubjec
     """Return what explains the gradients, given what explains the output."""
     x, labels = _sure(subject, choices, dtype)
     wide = x.astype("float64")
-    calls: Sequence[Named] = [dict(_called(gradients, "gradients", x, labels)) for _ in range(2)]
-    names = list(subject.gradients(wide, labels, choices))
+    try:
+        subject.gradients(wide, labels, choices)
+    except NotApplicable:
+        return Finding("gradients", "gradients", None)
+    calls: Sequence[Named] = [
+        {name: np.array(array) for name, array in
+         _by_name(_called(gradients, "gradients", x, labels), "gradients").items()
+         if array is not None} for _ in range(2)]
+    names = subject.parameters
     missing = [name for name in names if name not in calls[0]]
     if missing:
         raise UserError(f"gradients must return one for each parameter, missing: "
                         f"{', '.join(missing)}")
-    seen = [[np.asarray(call[name], "float64") for name in names] for call in calls]
+    seen = [[call[name].astype("float64") for name in names] for call in calls]
+    routing = [name for name in calls[0] if name not in names]  # V's, which have none
+    trained = [name for name in routing if np.any(calls[0][name])]
 
     def compare(tried: Choices, quick: bool) -> Agreement:
         errors = []
@@ -287,19 +415,87 @@ def _of_gradients(gradients: Callable[[Array, Array], Named], subject: MLPSubjec
             floor = allowed * sizes.max()  # of a gradient that cancels to nothing
             errors += [relative(got[None], each[None], np.array([max(size, floor)]))[0]
                        for got, each, size in zip(call, want.values(), sizes, strict=True)]
+        if tried["V_gradient"] == "any":
+            errors += [0.0 if trained else np.inf] * len(routing)
+        else:
+            errors += [np.inf if name in trained else 0.0 for name in routing]
         return Agreement(np.array(errors), np.ones(len(errors), bool))
 
     found = search(compare, choices, subject.gradient_mistakes, allowed)
-    trained = [name for name, array in calls[0].items()
-               if name not in names and np.any(np.asarray(array))]
-    first = f"{trained[0]}: V has a gradient, and is fixed" if trained else None
     hidden = (unseen(compare, choices, subject.gradient_mistakes, allowed) if found.ok else ())
-    return Finding("gradients", "gradients", found, first, hidden)
+    return Finding("gradients", "gradients", found, None, hidden)
 
 
-def _sure(subject: MLPSubject, choices: Choices, dtype: Any) -> tuple[Array, Array]:
+def _inputs(subject: Any, number: int, dtype: Any) -> Array:
+    """Return a batch of this dtype, or of tokens."""
+    x = subject.inputs(number)
+    return x if x.dtype.kind == "i" else x.astype(dtype)
+
+
+def _of_training(step: Callable[[Array, Array], Named], plan: Plan, subject: MLPSubject,
+                 named: Named, choices: Choices, dtype: Any, allowed: float) -> Finding:
+    """Return what explains the steps of a training loop, given what explains all before them."""
+    plan.check()
+    points, subjects, batches = [named], [], []
+    for number in range(plan.steps):
+        at = subject.at(points[-1])
+        # Batches of several sizes: or a sum over the batch would be a rate.
+        x = _sure(at, choices, dtype, 10 + number)[0][:ROWS - 8 * (number % 4)]
+        labels = at.labels(x)
+        try:
+            at.gradients(x.astype("float64"), labels, choices)
+        except NotApplicable:
+            return Finding("training", Training.unit, None)
+        points.append(_after(_called(step, "step", x, labels), named, number + 1))
+        subjects.append(at)
+        batches.append((x.astype("float64"), labels))
+    training = Training(subjects, batches, points, plan, allowed)
+    right = choices | training.right | {"calls": "fresh"}
+    decided = training.decided(right)
+    if 2 * decided.sum() < decided.size:
+        raise UserError(f"steps change the parameters by too little to be told from rounding in "
+                        f"{dtype}: give a larger lr, or parameters in float64")
+    found = search(training.compare, right, training.mistakes, allowed)
+    if found.ok:
+        return Finding("training", Training.unit, found, None,
+                       unseen(training.compare, right, training.visible, allowed))
+    error, decided = training.compare(right, False)
+    wrong = np.flatnonzero(decided & ~(error <= allowed))
+    return Finding("training", Training.unit, found,
+                   training.item(int(wrong[0])) if len(wrong) else None)
+
+
+def _by_name(returned: Any, what: str) -> Named:
+    """Return what a function returned, if it is a mapping."""
+    if not isinstance(returned, Mapping):
+        raise UserError(f"{what} must return a dict of names to arrays, got "
+                        f"{type(returned).__name__}")
+    return returned
+
+
+def _after(returned: Any, named: Named, number: int) -> dict[str, Array]:
+    """Return copies of the parameters after a step, which must be those of `named`."""
+    returned = _by_name(returned, "step")
+    missing = [name for name in named if name not in returned]
+    if missing:
+        raise UserError("step must return all parameters by name, V too, missing: "
+                        f"{', '.join(missing)}")
+    after = {name: _array(name, returned[name]).copy() for name in named}
+    for name, array in after.items():
+        was = named[name]
+        if array.shape != was.shape or array.dtype != was.dtype:
+            raise UserError(f"{name} is {was.dtype} of shape {was.shape}, and step {number} "
+                            f"returned {array.dtype} of shape {array.shape}")
+        if not np.isfinite(array).all():
+            raise UserError(f"{name} is not finite after step {number}: the loop diverges, or "
+                            "divides by zero; if it is meant to, give a smaller lr")
+    return after
+
+
+def _sure(subject: MLPSubject, choices: Choices, dtype: Any, number: int = 3
+          ) -> tuple[Array, Array]:
     """Return inputs, and labels, of which no mask hangs on rounding."""
-    x = subject.inputs(3).astype(dtype)
+    x = _inputs(subject, number, dtype)
     _, _, decided = subject.outputs([x.astype("float64")], choices)
     x = x[decided]
     return x, subject.labels(x)

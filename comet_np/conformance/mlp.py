@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, unknown
 from ..functional.activations import activation, sigmoid, softplus
 from ..gates import Comet, Gate, Layerwise, TopK
 from ..rng import stream
@@ -19,8 +19,12 @@ from .mistakes import ACTIVATION, GRADIENTS, MLP, Choices, Mistake
 from .search import NotApplicable
 
 Array = Any
+TRANSPOSED = " (is it transposed? pass .T)"
 NAME = re.compile(r"(fc|spec_)(\d+)\.(weight|bias)")
 ROWS = 64  # of a batch
+LOSSES = ("cross_entropy", "mse")
+OF_OUTPUT = ("W", "output", "bias", "output_mask", "output_scale")  # there without hidden layers
+WITHOUT_GATE = ("W", "activation", "output", "bias", "hidden_scale", "output_scale")
 ROUTING = {Comet: "z", Layerwise: "backbone", TopK: "pre-activation"}
 
 
@@ -28,7 +32,8 @@ class Forward(NamedTuple):
     """Every intermediate of a forward pass, by its name in the paper, a list over the layers.
 
     x : x_0..x_{L-1}. a : a_1..a_L. c, m, z : of the hidden layers. slope : dh/da of the hidden
-    layers. y : what the network returns. decided : bool (B,), whether no mask hangs on rounding.
+    layers. y : what the network returns. size : (B,), that of y or of the terms of its sums, as
+    rounding is as large as these. decided : bool (B,), whether no mask hangs on rounding.
     """
 
     x: list[Array]
@@ -38,6 +43,7 @@ class Forward(NamedTuple):
     z: list[Array]
     slope: list[Array]
     y: Array
+    size: Array
     decided: Array
 
 
@@ -50,16 +56,28 @@ class MLPSubject:
         ``fc{l}.weight`` (N_l, N_{l-1}), ``fc{l}.bias``, ``spec_{l}.weight`` and perhaps
         ``spec_{l}.bias``.
     gate : Comet, Layerwise, TopK or None
-    activation : str
+    f : str
+        The activation.
     allowed : float
         What a relative difference may be: scores nearer than that are not ordered.
+    scale : float
+        Of the hidden activations.
+    loss : {"cross_entropy", "mse"}
+        Of `gradients`.
     """
 
     unit = "rows"
 
-    def __init__(self, named: Mapping[str, Array], gate: Gate | None, activation: str,
-                 allowed: float) -> None:
-        self.gate, self.f, self.allowed = gate, activation, allowed
+    def __init__(self, named: Mapping[str, Array], gate: Gate | None, f: str,
+                 allowed: float, scale: float = 1.0, loss: str = "cross_entropy") -> None:
+        if gate is not None and type(gate) not in ROUTING:
+            raise UserError("diagnose knows the gates Comet, Layerwise, TopK and None, got "
+                            f"{type(gate).__name__}")
+        if loss not in LOSSES:
+            raise unknown("loss", loss, LOSSES)
+        activation(f)
+        self.gate, self.f, self.allowed, self.scale, self.loss = gate, f, allowed, scale, loss
+        self.g = activation(getattr(gate, "g", "identity")).forward
         layers = {kind: _layers(named, *kind.split()) for kind in
                   ("fc weight", "fc bias", "spec_ weight", "spec_ bias")}
         self.W = list(layers["fc weight"].values())
@@ -67,47 +85,81 @@ class MLPSubject:
         if not self.W or list(layers["fc weight"]) != list(range(1, self.L + 1)):
             raise UserError("the layers' weights are fc1.weight to fcL.weight, got "
                             f"{', '.join(map(str, named)) or 'none'}")
-        for layer, (W_in, W) in enumerate(zip(self.W, self.W[1:], strict=False), start=1):
-            if W.shape[1] != len(W_in):
-                transposed = " (are they transposed? pass .T)" * (len(W) == W_in.shape[0] or (
-                    W.shape[0] == W_in.shape[1]))
-                raise UserError(f"fc{layer + 1}.weight is (N_l, N_{{l-1}}) and should have "
-                                f"{len(W_in)} columns, the rows of fc{layer}.weight, got "
-                                f"{W.shape}{transposed}")
-        self.widths = (self.W[0].shape[1], *map(len, self.W))
         self.V, self.V_bias = layers["spec_ weight"], layers["spec_ bias"]
-        biases = layers["fc bias"]
-        self.b = [biases.get(layer) for layer in range(1, self.L + 1)]
-        for layer, b in biases.items():
-            if layer > self.L or b.shape != (self.widths[layer],):
-                raise UserError(f"fc{layer}.bias does not belong to a layer of these widths, "
-                                f"{self.widths}: got shape {b.shape}")
-        if isinstance(gate, Comet | Layerwise):
-            missing = [f"spec_{layer}.weight" for layer in range(1, self.L) if layer not in self.V]
-            if missing:
-                raise UserError(f"the routing weights V are missing: {', '.join(missing)}")
+        self.b = [layers["fc bias"].get(layer) for layer in range(1, self.L + 1)]
+        self._check_shapes(layers)
         self._products: dict[tuple[str, int], Array] = {}
+
+    def _check_shapes(self, layers: Mapping[str, Mapping[int, Array]]) -> None:
+        """Raise a UserError unless the parameters fit together; note the widths."""
+        for kind, arrays in layers.items():
+            name, part = kind.split()
+            for layer, array in arrays.items():
+                if array.ndim != (2 if part == "weight" else 1):
+                    raise UserError(f"{name}{layer}.{part} must have "
+                                    f"{2 if part == 'weight' else 1} axes, got shape {array.shape}")
+        shapes = [W.shape for W in self.W]
+        pairs = list(enumerate(zip(shapes, shapes[1:], strict=False), start=2))
+        for layer, (before, W) in pairs:
+            if W[1] != before[0]:
+                turned = all(before[1] == W[0] for _, (before, W) in pairs) or W[0] == before[0]
+                raise UserError(
+                    f"fc{layer}.weight is (N_l, N_{{l-1}}) and should have {before[0]} columns, "
+                    f"the rows of fc{layer - 1}.weight, got {W}" + TRANSPOSED * turned)
+        self.widths = widths = (shapes[0][1], *(rows for rows, _ in shapes))
+        for layer, b in layers["fc bias"].items():
+            if layer > self.L or b.shape != (widths[layer],):
+                turned = layer <= self.L and len(b) == widths[layer - 1]
+                raise UserError(f"fc{layer}.bias does not belong to a layer of these widths, "
+                                f"{widths}: got shape {b.shape}" + TRANSPOSED * turned)
+        if not isinstance(self.gate, Comet | Layerwise):
+            return
+        missing = [f"spec_{layer}.weight" for layer in range(1, self.L) if layer not in self.V]
+        if missing:
+            raise UserError(f"the routing weights V are missing: {', '.join(missing)}")
+        for layer in range(1, self.L):
+            N_in, N = widths[layer - 1:layer + 1]
+            V = self.V[layer].shape
+            if V not in ((N, N_in), (N, widths[0])):  # the latter routes from the input
+                raise UserError(f"spec_{layer}.weight is (N_l, N_{{l-1}}) and should have the "
+                                f"shape {N, N_in}, got {V}" + TRANSPOSED * (V == (N_in, N)))
 
     @property
     def right(self) -> Choices:
         """The decisions of the specification."""
+        routing = ROUTING[type(self.gate)] if self.gate else "none"
+        if getattr(self.gate, "of", None) == "activation":
+            routing = "activation"
         return {"ties": getattr(self.gate, "ties", "strict"), "k": "floor", "k_width": "own",
                 "cap": "largest", "axis": "neurons", "mask": "after" if self.gate else "none",
-                "output_mask": "none", "routing": ROUTING[type(self.gate)] if self.gate else "none",
-                "routing_bias": "none", "V": "given", "W": "given", "activation": self.f,
-                "output": "logits", "bias": "given", "masks": "fresh", "hidden_scale": 1.0,
-                "output_scale": 1.0, "loss": "mean", "through": "function", "derivative": "input",
-                "bias_gradient": "sum", "calls": "fresh", "detached": "none"}
+                "output_mask": "none", "routing": routing, "routing_bias": "none", "V": "given",
+                "W": "given", "activation": self.f, "output": "logits", "bias": "given",
+                "masks": "fresh", "hidden_scale": self.scale, "output_scale": 1.0, "loss": "mean",
+                "through": "function", "derivative": "input", "bias_gradient": "sum",
+                "calls": "fresh", "detached": "none", "V_gradient": "none"}
 
     @property
     def mistakes(self) -> list[Mistake]:
         """What may be wrong with an output, the likeliest first."""
-        return [mistake for mistake in MLP if mistake not in ACTIVATION or _fits(mistake, self.f)]
+        return [mistake for mistake in MLP
+                if (self.gate or mistake.decision in WITHOUT_GATE)
+                and (self.L > 1 or mistake.decision in OF_OUTPUT)
+                and (mistake not in ACTIVATION or _fits(mistake, self.f))]
 
     @property
     def gradient_mistakes(self) -> tuple[Mistake, ...]:
         """What may be wrong with gradients."""
         return GRADIENTS
+
+    @property
+    def parameters(self) -> list[str]:
+        """The names of what is trained, in the order of computation."""
+        return [f"fc{layer}.{part}" for layer in range(1, self.L + 1)
+                for part in ("weight", "bias")[:1 + (self.b[layer - 1] is not None)]]
+
+    def at(self, named: Mapping[str, Array]) -> "MLPSubject":
+        """Return this network with other weights."""
+        return MLPSubject(named, self.gate, self.f, self.allowed, self.scale, self.loss)
 
     def inputs(self, number: int) -> Array:
         """Return a batch (B, N_0) on which mistakes show, another one for each number.
@@ -127,8 +179,11 @@ class MLPSubject:
         return x[draw.permutation(ROWS)]
 
     def labels(self, x: Array) -> Array:
-        """Return labels (B,) of these inputs."""
-        return stream(4, "diagnose").integers(0, self.widths[-1], len(x))
+        """Return labels (B,) of these inputs, or targets (B, N_L) of the squared error."""
+        draw = stream(4, "diagnose")
+        if self.loss == "mse":
+            return draw.normal(size=(len(x), self.widths[-1])).astype(x.dtype)
+        return draw.integers(0, self.widths[-1], len(x))
 
     def intermediates(self, x: Array, choices: Choices) -> tuple[dict[str, Array], Array]:
         """Return by name, in the order of computation, what `forward` computes; and `decided`."""
@@ -160,15 +215,15 @@ class MLPSubject:
                 fresh = self.forward(x, choices, stale.m)._replace(decided=stale.decided)
             passes.append(fresh)
         y = np.concatenate([each.y for each in passes])
-        size = np.abs(y).max(axis=1)
+        size = np.concatenate([each.size for each in passes])
         # The floor is for rows of which all terms cancel.
-        scale = np.maximum(size, self.allowed * size.max(initial=0.0))
+        scale = np.maximum(size, self.allowed * np.nanmax(size, initial=0.0))
         return y, scale, np.concatenate([each.decided for each in passes])
 
     def forward(self, x: Array, choices: Choices, masks: Sequence[Array] | None = None) -> Forward:
         """Return all that the network computes of x (B, N_0)."""
         f, df = _activation(choices["activation"])
-        made = Forward([x], [], [], [], [], [], x, np.ones(len(x), bool))
+        made = Forward([x], [], [], [], [], [], x, x, np.ones(len(x), bool))
         decided, scale = made.decided, choices["hidden_scale"]
         for layer in range(1, self.L):
             a = self._pre_activation(made.x[-1], layer, choices)
@@ -188,8 +243,12 @@ class MLPSubject:
                 place = "none" if layer == 1 else "after"
             if place == "not last":
                 place = "none" if layer == self.L - 1 else "after"
-            if place == "before":
-                h, slope = f(m * a), m * df(m * a)
+            if place in ("before", "before bias"):
+                masked = m * a
+                if place == "before bias" and self.b[layer - 1] is not None and self._has_bias(
+                        layer, choices):
+                    masked = masked + (1 - m) * self.b[layer - 1]
+                h, slope = f(masked), m * df(masked)
             else:
                 factor = {"after": m, "none": 1.0, "scores": m * c}[place]
                 h, slope = factor * f(a), factor * df(a)
@@ -199,7 +258,7 @@ class MLPSubject:
                 slope = m * np.ones_like(a)
             if choices["through"] == "mask":
                 slope = df(a)
-            for made_list, value in zip(made[:6], (scale * h, a, c, m, m * c, scale * slope),
+            for made_list, value in zip(made[:6], (scale * h, a, c, m, m * self.g(c), scale * slope),
                                         strict=True):
                 made_list.append(value)
         a = self._pre_activation(made.x[-1], self.L, choices)
@@ -214,29 +273,23 @@ class MLPSubject:
         elif choices["output"] != "logits":
             y = log_softmax(y)
             y = np.exp(y) if choices["output"] == "softmax" else y
-        return made._replace(y=y, decided=decided)
+        size = np.abs(y).max(axis=1)
+        if choices["output"] == "logits":
+            terms = made.x[-1]**2 @ self.W[-1].T**2 if choices["W"] == "given" else 0 * a
+            size = np.maximum(size, abs(choices["output_scale"]) * np.sqrt(terms.max(axis=1)))
+        return made._replace(y=y, size=size, decided=decided)
 
     def gradients(self, x: Array, labels: Array, choices: Choices, call: int = 0
                   ) -> dict[str, Array]:
-        """Return the gradients of the cross-entropy of x (B, N_0), labels (B,) by W_l and b_l.
+        """Return the gradients of the loss of x (B, N_0), labels (B,) by W_l and b_l.
 
         `call` says which call of the same x this is: gradients that are not set to zero add up.
         """
-        if choices["output"] not in ("logits", "log-softmax") or choices["output_mask"] != "none":
-            raise NotApplicable  # whose gradient is of no use: the output comes first
         made = self.forward(x, choices)
-        B, classes = made.y.shape
-        target = np.eye(classes)[labels]
-        p = np.exp(log_softmax(made.y))
-        da = p - target
-        if choices["loss"] == "softmax twice":
-            q = np.exp(log_softmax(p)) - target
-            da = p * (q - (q * p).sum(axis=1, keepdims=True))
-        da = da * choices["output_scale"] * {
-            "sum": 1.0, "mean twice": 1 / B**2, "mean over classes": 1 / (B * classes),
-            "negated": -1 / B}.get(choices["loss"], 1 / B)
+        da = self._output_gradient(made.y, labels, choices) * choices["output_scale"]
         if choices["calls"] == "accumulate":
             da = (call + 1) * da
+        dc = np.zeros_like(da)  # of the layer after
         grads = {}
         for layer in range(self.L, 0, -1):
             W = self.W[layer - 1]
@@ -246,14 +299,59 @@ class MLPSubject:
             if self.b[layer - 1] is not None:
                 used = self._has_bias(layer, choices)
                 db = da.sum(axis=0) * used
-                grads[f"fc{layer}.bias"] = {"mean": db / B, "none": 0 * db}.get(
+                grads[f"fc{layer}.bias"] = {"mean": db / len(x), "none": 0 * db}.get(
                     choices["bias_gradient"], db)
             if layer > 1:
-                da = da @ (W.T if transposed else W) * made.slope[layer - 2]
+                dx = da @ (W.T if transposed else W)
+                if layer < self.L and self._routes_by_input(choices):
+                    dx = dx + dc @ self.V[layer]
                 if choices["detached"] == "last" or (choices["detached"] == "first"
                                                      and layer == 2):
-                    da = 0 * da
-        return dict(reversed(grads.items()))
+                    dx = 0 * dx
+                da = dx * made.slope[layer - 2]
+                dc = self._score_gradient(dx, made, layer - 1, choices)
+                if choices["routing"] == "pre-activation":
+                    da = da + dc
+        return {name: grads[name] for name in self.parameters}
+
+    def _output_gradient(self, y: Array, labels: Array, choices: Choices) -> Array:
+        """Return the gradient of the loss by the logits, (B, N_L)."""
+        if choices["output"] not in ("logits", "log-softmax") or choices["output_mask"] != "none":
+            raise NotApplicable  # whose gradient is of no use: the output comes first
+        (B, N), loss = y.shape, choices["loss"]
+        of = {"mean": 1 / B, "sum": 1.0, "mean twice": 1 / B**2, "negated": -1 / B}
+        if self.loss == "mse":
+            of = {each: factor / N for each, factor in of.items()} | {
+                "sum": 1.0, "halved": 0.5 / (B * N), "sum over outputs": 1 / B}
+            if loss not in of or choices["output"] != "logits":
+                raise NotApplicable
+            return of[loss] * 2 * (y - labels)
+        of |= {"mean over classes": 1 / (B * N), "softmax twice": 1 / B}
+        if loss not in of:
+            raise NotApplicable
+        target = np.eye(N)[labels]
+        p = np.exp(log_softmax(y))
+        dy = p - target
+        if loss == "softmax twice":
+            q = np.exp(log_softmax(p)) - target
+            dy = p * (q - (q * p).sum(axis=1, keepdims=True))
+        return of[loss] * dy
+
+    def _routes_by_input(self, choices: Choices) -> bool:
+        """Return whether scores are V x_{l-1}, through which a gradient could flow back."""
+        return choices["routing"] == "backbone" and choices["V"] == "given"
+
+    def _score_gradient(self, dx: Array, made: Forward, layer: int, choices: Choices) -> Array:
+        """Return the gradient by the scores of a layer, which a mask has none of: (B, N_l)."""
+        if choices["through"] not in ("identity", "sigmoid"):
+            return np.zeros_like(dx)
+        if choices["mask"] != "after" or not (self._routes_by_input(choices)
+                                              or choices["routing"] == "pre-activation"):
+            raise NotApplicable  # scores do not depend on what is trained
+        f, _ = _activation(choices["activation"])
+        c = made.c[layer - 1]
+        slope = sigmoid(c) * (1 - sigmoid(c)) if choices["through"] == "sigmoid" else 1.0
+        return dx * choices["hidden_scale"] * f(made.a[layer - 1]) * slope
 
     def _has_bias(self, layer: int, choices: Choices) -> bool:
         return {"given": True, "none": False, "hidden only": layer < self.L,
@@ -272,9 +370,7 @@ class MLPSubject:
                 raise NotApplicable
             W = W.T
         if x.shape[1] != W.shape[1]:
-            if x.shape[1] != W.shape[0]:
-                raise NotApplicable
-            W = W.T  # as the shapes say, this is how it is stored
+            raise NotApplicable
         if layer > 1:
             return x @ W.T
         key = f"{name} {how}", id(x)
@@ -293,7 +389,9 @@ class MLPSubject:
         elif routing == "backbone unmasked":
             z = choices["hidden_scale"] * f(made.a[-1])
         else:
-            z = {"z": made.z, "backbone": made.x, "unmasked": made.c}.get(routing, [None])[-1]
+            z = {"z": made.z, "backbone": made.x}.get(routing, [None])[-1]
+            if routing == "unmasked":
+                z = self.g(made.c[-1])
             if routing == "activated":
                 z = made.m[-1] * f(made.c[-1])
         how = choices["V"]
@@ -312,20 +410,29 @@ class MLPSubject:
 
     def _cap(self, c: Array, layer: int, choices: Choices) -> tuple[Array, Array]:
         """Return the mask (B, N_l), and (B,) whether it does not hang on rounding."""
-        if choices["cap"] != "largest":
-            c = -c if choices["cap"] == "smallest" else np.abs(c)
+        if choices["cap"] == "smallest":
+            c = -c
+        elif choices["cap"] == "magnitude":
+            c = np.abs(c)
         if choices["axis"] == "batch":
+            if len(c) != ROWS:
+                raise NotApplicable  # of some rows of a batch
             m, sure = winners_of(c.T, count(self.gate.p_k, len(c), "floor"), choices["ties"],
                                  self.allowed)
             return m.T, np.full(len(c), sure.all())
         of = {"own": layer, "before": layer - 1, "after": layer + 1, "first": 1}[choices["k_width"]]
         N = self.widths[min(of, self.L)]
         k = min(count(self.gate.p_k, N, choices["k"]), c.shape[1])
-        return winners_of(c, k, choices["ties"], self.allowed)
+        if choices["cap"].startswith("argsort"):
+            return argsort_of(c, k, choices["cap"] == "argsort", self.allowed)
+        m, sure = winners_of(c, k, choices["ties"], self.allowed)
+        return (1 - m if choices["cap"] == "inverted" else m), sure
 
 
 def count(p_k: float, N: int, how: str) -> int:
     """Return k of a layer of N neurons."""
+    if how == "quantile":  # N - k scores lie below it
+        return N - math.ceil((1 - p_k) * (N - 1) - 1e-9)
     share = 1 - p_k if how == "complement" else p_k
     k = {"round": round, "ceil": math.ceil}.get(how, int)(share * N)
     return max(1, k + {"more": 1, "less": -1}.get(how, 0))
@@ -348,13 +455,25 @@ def winners_of(c: Array, k: int, ties: str, allowed: float) -> tuple[Array, Arra
     if ties == "threshold":
         return (c >= kth).astype(float), sure
     if ties == "any":
-        return (c >= kth).astype(float), sure & (gap > 0)
+        # Whatever is seen in the other rows, it does not agree with this.
+        return np.where(gap[:, None] > 0, c >= kth, np.nan), sure & (gap > 0)
     if ties == "last":
         m, _ = winners_of(c[:, ::-1], k, "index", allowed)
         return m[:, ::-1], sure
     places = k - (c > kth).sum(axis=1, keepdims=True)
     tied = c == kth
     return ((c > kth) | (tied & (tied.cumsum(axis=1) <= places))).astype(float), sure
+
+
+def argsort_of(c: Array, k: int, descending: bool, allowed: float) -> tuple[Array, Array]:
+    """Return the k first places, or last, of the argsort of rows c where ranks were meant.
+
+    All places hang on rounding if any two scores of a row are nearly equal.
+    """
+    order = np.argsort(-c if descending else c, axis=1, kind="stable")
+    gaps = np.diff(np.sort(c, axis=1), axis=1).min(axis=1, initial=np.inf)
+    m = order < k if descending else order >= c.shape[1] - k
+    return m.astype(float), gaps > allowed * np.abs(c).max(axis=1)
 
 
 def log_softmax(a: Array) -> Array:
@@ -378,8 +497,8 @@ def _fits(mistake: Mistake, f: str) -> bool:
     """Return whether this is a mistake that one makes with the activation f."""
     if mistake.name == "softplus-beta":
         return f == "softplus"
-    if mistake.name == "leaky-slope":
-        return f == "leaky_relu"
+    if mistake.name == "leaky-slope" or (f == "leaky_relu" and type(mistake.value) is tuple):
+        return f == "leaky_relu" and mistake.name == "leaky-slope"
     gelu = f in ("gelu", "gelu_new")
     if mistake.name == "gelu-form":
         return gelu

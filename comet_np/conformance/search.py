@@ -7,17 +7,21 @@ score are nearly equal, is undecided and counts for nothing.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import combinations, islice
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations, product
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 
 from ..errors import UserError
 from .mistakes import Between, Choices, Mistake
 
 Array = Any
+GRID = {1: 41, 2: 15}  # points an unknown number, of one and of two
+STARTS = 3  # of a fit
+ZOOMS = 3  # of a fit
+CLOSER = 12  # pairs with a number
 
 
 class NotApplicable(Exception):
@@ -40,18 +44,23 @@ Mistakes = tuple[Mistake, ...]
 
 
 class Explanation(NamedTuple):
-    """Mistakes, and the items that they explain."""
+    """Mistakes, and the items that they explain.
+
+    explained : of the decided items. agreeing : of all items.
+    distance : the mean logarithm of the errors of the decided items.
+    """
 
     mistakes: tuple[Mistake, ...]
     explained: int
     decided: int
+    agreeing: int
     items: int
-    distance: float  # the mean logarithm of the errors of the decided items
+    distance: float
 
     @property
     def full(self) -> bool:
-        """Whether all decided items are explained, and half of all are decided."""
-        return self.explained == self.decided and 2 * self.decided >= self.items
+        """Whether all decided items are explained, and at least half of all agree."""
+        return self.explained == self.decided and 2 * self.agreeing >= self.items
 
 
 Explain = Callable[..., Explanation | None]
@@ -63,7 +72,7 @@ class Search(NamedTuple):
     right : Explanation, by no mistake.
     causes : Explanations in full, the first that of the fewest mistakes; the others compute the
         same.
-    closest : the single mistake that explains most, and more than none does; or None.
+    closest : without causes, the one or two mistakes that explain a good deal; or None.
     """
 
     right: Explanation
@@ -77,8 +86,11 @@ class Search(NamedTuple):
 
 
 def tolerance(*dtypes: Any) -> float:
-    """Return what a relative difference may be: EPS^(2/3) of the coarsest of the dtypes."""
-    return float(max(np.finfo(dtype).eps for dtype in dtypes) ** (2 / 3))
+    """Return what a relative difference may be: EPS^(2/3) of the coarsest of the dtypes.
+
+    At least 1e-8: PyTorch's softplus is linear above 20, which is 2e-9 off.
+    """
+    return float(max(1e-8, *(np.finfo(dtype).eps ** (2 / 3) for dtype in dtypes)))
 
 
 def search(compare: Compare, right: Choices, mistakes: Sequence[Mistake], allowed: float
@@ -103,81 +115,185 @@ def search(compare: Compare, right: Choices, mistakes: Sequence[Mistake], allowe
             error, decided = compare(choices, quick)
         except NotApplicable:
             return None
-        of_decided = np.where(np.isnan(error), np.inf, error)[decided]
+        error = np.where(np.isnan(error), np.inf, error)
+        agrees = error <= allowed
         # Of a number, a few digits more in a few rows say more than fewer in all.
-        distance = np.log(np.minimum(of_decided, 1e9) + allowed).mean() if len(of_decided) else 0.0
-        return Explanation(made, int((of_decided <= allowed).sum()), len(of_decided), len(error),
-                           float(distance))
+        digits = np.log(np.minimum(error[decided], 1e9) + allowed)
+        return Explanation(made, int(agrees[decided].sum()), int(decided.sum()), int(agrees.sum()),
+                           len(error), float(digits.mean()) if len(digits) else 0.0)
 
     spec = explain(())
     if spec is not None and spec.full:
         return Search(spec, (), None)
-    spec = spec or Explanation((), 0, 0, 0, 0.0)
+    spec = spec or Explanation((), 0, 0, 0, 0, 0.0)
     mistakes = [mistake for mistake in mistakes
                 if right.get(mistake.decision, mistake.value) != mistake.value]
-    singles = [_tried(explain, (mistake,), allowed) for mistake in mistakes]
-    ranked = sorted(filter(None, singles), key=lambda each: (-each.explained, each.distance))
-    causes = tuple(each for each in filter(None, singles) if each.full)
-    if not causes:
-        order = [each.mistakes[0] for each in ranked]
-        # What cannot be computed alone, for its shapes, may be with a second.
-        order += [mistake for mistake, each in zip(mistakes, singles, strict=True) if not each]
-        pairs = (_tried(explain, pair, allowed) for pair in combinations(order, 2)
-                 if pair[0].decision != pair[1].decision)
-        causes = tuple(islice((each for each in pairs if each and each.full), 1))
-    better = bool(ranked) and ranked[0].explained > spec.explained
-    return Search(spec, causes, ranked[0] if better else None)
+    free = [mistake for mistake in mistakes if not _is_unknown(mistake)]
+    tried = [explain((mistake,), True) for mistake in free]
+    causes = _full(explain, tried)
+    if causes:
+        return Search(spec, causes, None)
+    fits = [_fitted(explain, (mistake,), allowed) for mistake in mistakes if _is_unknown(mistake)]
+    causes = _best(filter(None, fits))
+    if causes:
+        return Search(spec, causes, None)
+    singles = [each for each in tried if each]
+    singles.sort(key=lambda each: (-each.explained, each.distance))
+    order = [each.mistakes[0] for each in singles]
+    # What cannot be computed alone, for its shapes, may be with a second.
+    order += [mistake for mistake, each in zip(free, tried, strict=True) if not each]
+    pairs = [explain(pair, True) for pair in combinations(order, 2)
+             if pair[0].decision != pair[1].decision]
+    causes = _full(explain, pairs) or _with_numbers(explain, order, mistakes, allowed)
+    if causes:
+        return Search(spec, causes[:1], None)
+    nearest = max((each for each in singles + pairs if each), default=None,
+                  key=lambda each: each.explained)
+    close = [each for each in (nearest and explain(nearest.mistakes), *fits) if each]
+    closest = max(close, default=None, key=lambda each: each.explained)
+    if closest and 4 * (closest.explained - spec.explained) < closest.items:
+        closest = None  # by chance, or of rows that tell nothing
+    return Search(spec, (), closest)
 
 
 def unseen(compare: Compare, right: Choices, mistakes: Sequence[Mistake], allowed: float
            ) -> tuple[Mistake, ...]:
     """Return the mistakes that agree with what was seen as well as the specification does."""
-    found = []
-    for mistake in mistakes:
-        if isinstance(number(mistake), Between) or right.get(mistake.decision) in (
-                mistake.value, None):
-            continue
+    def agreeing(choices: Choices, quick: bool) -> int:
         try:
-            error, decided = compare(right | {mistake.decision: mistake.value}, False)
+            return int((compare(choices, quick).error <= allowed).sum())
         except NotApplicable:
-            continue
-        if bool((error[decided] <= allowed).all()):
-            found.append(mistake)
-    return tuple(found)
+            return -1
+
+    need = {quick: agreeing(right, quick) for quick in (True, False)}
+    return tuple(
+        mistake for mistake in mistakes
+        if not _is_unknown(mistake) and right.get(mistake.decision) not in (mistake.value, None)
+        and all(agreeing(right | {mistake.decision: mistake.value}, quick) >= need[quick]
+                for quick in (True, False)))
 
 
-def _tried(explain: Explain, mistakes: Mistakes, allowed: float) -> Explanation | None:
-    """Return what mistakes explain; an unknown number, of one of them, is fitted."""
-    unknown = [i for i, mistake in enumerate(mistakes) if isinstance(number(mistake), Between)]
-    if not unknown:
-        return explain(mistakes)
-    if len(unknown) > 1:
-        return None
-    place, = unknown
-    mistake = mistakes[place]
-    low, high = number(mistake)
+def _is_unknown(mistake: Mistake) -> bool:
+    """Return whether a number of the mistake is not known."""
+    return isinstance(number(mistake), Between)
 
-    def made(value: float) -> Mistakes:
-        return *mistakes[:place], with_number(mistake, value), *mistakes[place + 1:]
 
-    def distance(logarithm: float) -> float:
-        found = explain(made(math.exp(logarithm)), True)
+def _full(explain: Explain, tried: Iterable[Explanation | None]) -> tuple[Explanation, ...]:
+    """Return what explains all, of what explains all of a few items."""
+    whole = (explain(each.mistakes) for each in tried if each and each.explained == each.decided)
+    return _best(filter(None, whole))
+
+
+def _best(found: Iterable[Explanation]) -> tuple[Explanation, ...]:
+    """Return those in full that agree with the most: what leaves items out must not win."""
+    full = [each for each in found if each.full]
+    most = max((each.agreeing for each in full), default=0)
+    return tuple(each for each in full if each.agreeing == most)
+
+
+def _with_numbers(explain: Explain, order: Sequence[Mistake], mistakes: Sequence[Mistake],
+                  allowed: float) -> tuple[Explanation, ...]:
+    """Return the pair in full of which at least one has an unknown number."""
+    unknown = [mistake for mistake in mistakes if _is_unknown(mistake)]
+    pairs = [pair for pair in (*combinations(unknown, 2), *product(unknown, order))
+             if pair[0].decision != pair[1].decision]
+    # A grid shows where it is worth while to look closer.
+    profiles = [(pair, _Profile(explain, pair)) for pair in pairs]
+    profiles.sort(key=lambda each: each[1].least)
+    for pair, profile in profiles[:CLOSER]:
+        found = _fitted(explain, pair, allowed, profile)
+        if found and found.full:
+            return (found,)
+    return ()
+
+
+class _Profile:
+    """The distance as a function of the logarithms of the unknown numbers, one or two, on a grid.
+
+    starts : the grid's best points, none beside another. step : float array, the grid's.
+    """
+
+    def __init__(self, explain: Explain, mistakes: Mistakes) -> None:
+        self.explain, self.mistakes = explain, mistakes
+        self.places = [i for i, mistake in enumerate(mistakes) if _is_unknown(mistake)]
+        points = GRID[len(self.places)]
+        bounds = [np.log(number(mistakes[place])) for place in self.places]
+        axes = [np.linspace(low, high, points) for low, high in bounds]
+        self.step = np.array([axis[1] - axis[0] for axis in axes])
+        self.low, self.high = np.array(bounds).T
+        grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
+        distances = np.array([self(point) for point in grid])
+        self.least = float(distances.min())
+        self.starts: list[Array] = []
+        for i in np.argsort(distances, kind="stable"):
+            if len(self.starts) == STARTS or distances[i] == np.inf:
+                break
+            if all((np.abs(grid[i] - start) > 1.5 * self.step).any() for start in self.starts):
+                self.starts.append(grid[i])
+
+    def made(self, logarithms: Array) -> Mistakes:
+        """Return the mistakes with these numbers."""
+        made = list(self.mistakes)
+        within = np.clip(logarithms, self.low, self.high)
+        for place, logarithm in zip(self.places, within, strict=True):
+            made[place] = with_number(made[place], math.exp(logarithm))
+        return tuple(made)
+
+    def __call__(self, logarithms: Array) -> float:
+        """Return the distance."""
+        found = self.explain(self.made(logarithms), True)
         return math.inf if found is None else found.distance
 
-    grid = np.linspace(math.log(low), math.log(high), 25)
-    distances = [distance(each) for each in grid]
-    best = int(np.argmin(distances))
-    if distances[best] == math.inf:
-        return None
-    ends = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    least = minimize_scalar(distance, bounds=ends, method="bounded", options={"xatol": 1e-11})
-    fitted = math.exp(least.x)
-    if least.fun < math.log(2 * allowed):  # to be had, perhaps, by a round number
-        for digits in range(2, 7):
-            found = explain(made(float(f"{fitted:.{digits}g}")))
-            if found is not None and found.full:
-                return found
-    return explain(made(fitted))
+
+def _fitted(explain: Explain, mistakes: Mistakes, allowed: float, profile: _Profile | None = None
+            ) -> Explanation | None:
+    """Return what mistakes explain, of which one or two have an unknown number."""
+    profile = profile or _Profile(explain, mistakes)
+    best = None
+    for start in profile.starts:
+        point = _minimum(profile, start, allowed)
+        found = explain(profile.made(point))
+        if found is not None and found.full:
+            return _round(explain, profile.mistakes, found)
+        if found and (best is None or found.explained > best.explained):
+            best = found
+    return best
+
+
+def _minimum(profile: _Profile, start: Array, allowed: float) -> Array:
+    """Return the logarithms of the numbers at which the distance is least, near a start."""
+    point, step = start, profile.step
+    if len(point) == 1:
+        # Masks that hang on the number make steps: only near the minimum it can be seen as one.
+        for _ in range(ZOOMS):
+            around = [point + part * step for part in np.linspace(-1, 1, 9)]
+            point = min(around, key=profile)
+            step = step / 4
+        for _ in range(2):  # of a shift: a minimum is found to half the digits of where it is
+            start = point
+            least = minimize_scalar(lambda shift: profile(start + shift),  # noqa: B023
+                                    method="bounded", bounds=(-step[0], step[0]),
+                                    options={"xatol": allowed / 100})
+            point = min((start, start + least.x), key=profile)
+        return point
+    for _ in range(2):  # of a narrow valley Nelder and Mead see the end at the second try
+        simplex = [point, point + [step[0], 0], point + [0, step[1]]]
+        least = minimize(profile, point, method="Nelder-Mead", options={
+            "initial_simplex": simplex, "xatol": allowed / 100, "fatol": 1e-3, "maxfev": 200})
+        point, step = least.x, step / 16
+    return point
+
+
+def _round(explain: Explain, mistakes: Mistakes, found: Explanation) -> Explanation:
+    """Return an explanation by rounder numbers, if there is one."""
+    for digits in range(2, 7):
+        made = tuple(
+            with_number(mistake, float(f"{number(mistake):.{digits}g}")) if _is_unknown(before)
+            else mistake for before, mistake in zip(mistakes, found.mistakes, strict=True))
+        rounder = explain(made)
+        if rounder is not None and rounder.full and rounder.agreeing >= found.agreeing:
+            return rounder
+    return found
 
 
 def number(mistake: Mistake) -> Any:

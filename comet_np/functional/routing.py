@@ -127,8 +127,8 @@ class RoutingTrace(NamedTuple):
     z: tuple[Array, ...]
 
 
-def routing_forward(x: Array, V: Sequence[Array], p_k: float, ties: Ties,
-                    g: Activation) -> RoutingTrace:
+def routing_forward(x: Array, V: Sequence[Array], p_k: float, ties: Ties, g: Activation,
+                    exact: bool = False) -> RoutingTrace:
     """Run the routing network, eq. (4)-(6), with z_0 = x.
 
     ``c_l = V_l z_{l-1}``,  ``m_l = C_{k_l}(c_l)``,  ``z_l = m_l o g(c_l)``
@@ -145,11 +145,15 @@ def routing_forward(x: Array, V: Sequence[Array], p_k: float, ties: Ties,
         See `kwta_mask`.
     g : Activation
         The routing network's own activation; the paper uses the identity.
+    exact : bool
+        Whether each z is put `on_grid` before it is multiplied, so that for V of
+        `weight_on_grid` and a g that is exact, identity or relu, the masks are the same bits in
+        any order of summation.
 
     Returns
     -------
     RoutingTrace
-        m as `cap` gives them.
+        m as `cap` gives them; z as the next layer reads them.
     """
     c: list[Array] = []
     m: list[Array] = []
@@ -157,6 +161,8 @@ def routing_forward(x: Array, V: Sequence[Array], p_k: float, ties: Ties,
     for V_l in V:
         if m:
             z.append(masked(c[-1], m[-1], g))  # (..., N_{l-1})
+        if exact:
+            z[-1] = on_grid(z[-1], grid_bits(V_l.shape[1]).z)
         c.append(project(z[-1], V_l))  # (..., N_l)
         m.append(cap(c[-1], winners(p_k, len(V_l)), ties))  # (..., N_l)
     return RoutingTrace(tuple(c), tuple(m), tuple(z[1:]))
@@ -166,6 +172,75 @@ def whole(x: Array) -> Array:
     """Return x in float32 or better, in which routing scores are taken."""
     xp_of(x)  # says what it should be
     return x.astype("float32") if x.dtype.itemsize < 4 else x
+
+
+class GridBits(NamedTuple):
+    """Bits, besides the sign, of the integers of z and of V on their grids."""
+
+    z: int
+    V: int
+
+
+MOST_BITS = 7  # with its sign a number then fits int8, and bfloat16 and TF32 hold it exactly
+FLOAT32_BITS = 24  # float32 holds all integers up to 2^24
+FURTHEST = 100  # exponent up to which nothing over- or underflows in float32, for any N_in
+
+
+def grid_bits(N_in: int) -> GridBits:
+    """Return the bits (b, v) of exact routing for sums of N_in products.
+
+    ``b + v = min(14, 24 - ceil(log2 N_in))``,  ``b = ceil((b + v) / 2)``
+
+    All partial sums of products of such integers, in any order, are integers below
+    ``N_in 2^b 2^v <= 2^24``, which float32 holds: no addition rounds.
+
+    Raises
+    ------
+    UserError
+        If N_in leaves no bits.
+    """
+    both = min(2 * MOST_BITS, FLOAT32_BITS - (N_in - 1).bit_length())
+    if both < 2:
+        raise UserError(f"exact routing takes at most {2**(FLOAT32_BITS - 2):,} inputs of a layer, "
+                        f"beyond which float32 leaves no bits for them, got {N_in:,}: route by "
+                        "Comet(exact=False)")
+    return GridBits(both - both // 2, both // 2)
+
+
+def on_grid(z: Array, bits: int) -> Array:
+    """Return z (..., N) rounded to integers of so many bits times a power of two for each row.
+
+    ``z_q = n u``,  ``n = clip(rint(z / u), -(2^bits - 1), 2^bits - 1)``,  ``u = 2^(E - bits)``
+
+    E is the exponent of the row's largest, ``max|z| = f 2^E`` with 0.5 <= f < 1, as frexp gives it,
+    but at least -100 and at most 100; of a row of zeros it is 0. rint takes halves to even. A row
+    with NaN or infinity becomes NaN, of which `kwta_mask` tells.
+
+    Division by u and multiplication are exact, so that float32 and float64 give the same numbers.
+    So do sums of products with a `weight_on_grid`, in any order: each is an integer below 2^24, see
+    `grid_bits`, times the product of both u, which is a power of two between the limits of float32.
+    """
+    xp = xp_of(z)
+    top = abs(z).max(axis=-1, keepdims=True)  # (..., 1)
+    E = xp.clip(xp.frexp(top)[1], -FURTHEST, FURTHEST)
+    unit = xp.where(xp.isfinite(top), xp.ldexp(xp.ones_like(top), E - bits), xp.nan)
+    return _rounded_to(unit, z, bits)
+
+
+def weight_on_grid(V: Array) -> Array:
+    """Return V (N, N_in) on the grid of exact routing: `on_grid` with one exponent for all rows.
+
+    That of the bound of V's law, ``1 / sqrt(N_in) = f 2^E``, with `grid_bits`' bits v.
+    """
+    N_in = V.shape[1]
+    bits = grid_bits(N_in).V
+    _, E = math.frexp(1 / math.sqrt(N_in))
+    return _rounded_to(2.0**(E - bits), V, bits)
+
+
+def _rounded_to(unit: Array | float, z: Array, bits: int) -> Array:
+    xp, most = xp_of(z), 2**bits - 1
+    return xp.clip(xp.rint(z / unit), -most, most) * unit
 
 
 def log10_experts(N: int, k: int) -> float:

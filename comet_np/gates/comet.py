@@ -4,15 +4,23 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
-from ..backends import Backend
-from ..errors import unknown
+from ..backends import Backend, backend_of
+from ..errors import UserError, unknown
 from ..functional.activations import activation
 from ..functional.linear import check_features
-from ..functional.routing import TIES, RoutingTrace, Ties, routing_forward, winners
+from ..functional.routing import (
+    TIES,
+    RoutingTrace,
+    Ties,
+    routing_forward,
+    weight_on_grid,
+    winners,
+)
 from ..rng import uniform
 from .base import Array, Gate, Pass
 
 Weights = tuple[Array, ...]  # V_l, one a hidden layer
+EXACT = ("identity", "relu")  # g that do not round
 
 
 @dataclass(frozen=True)
@@ -59,20 +67,42 @@ class Comet(Routed):
         Proportion of active neurons, in (0, 1]; rule for ties, see `comet_np.kwta_mask`.
     g : str
         The routing network's own activation, of eq. (6); the paper uses the identity.
+    exact : bool
+        Whether V and each z lie on a fixed-point grid on which every sum is exact, see
+        `comet_np.functional.routing.on_grid`. The masks of an input are then the same bits on every
+        machine and in float32 and float64, which near-ties otherwise prevent; they are those of a
+        slightly other routing network than without. Within a transformer's block that holds for the
+        block's input, which is not exact itself.
     """
 
     g: str = "identity"
+    exact: bool = False
     depends_on: ClassVar[Literal["input"]] = "input"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         activation(self.g)
+        if self.exact and self.g not in EXACT:
+            raise UserError(f"exact routing needs g that does not round, {' or '.join(EXACT)}, got "
+                            f'"{self.g}"')
+
+    def init(self, widths: tuple[int, ...], seed: int, backend: Backend, dtype: str) -> Weights:
+        V = super().init(widths, seed, backend, dtype)
+        return tuple(map(weight_on_grid, V)) if self.exact else V
+
+    def check(self, name: str, V: Array) -> None:
+        """Raise a UserError that begins with the name if V is not on the grid of an exact gate."""
+        if self.exact and not backend_of(V).to_host((weight_on_grid(V) == V).all()):
+            raise UserError(f'"{name}" is not on the grid of exact routing: pass '
+                            "comet_np.functional.routing.weight_on_grid of it, or a config with "
+                            "gates.Comet(exact=False)")
 
     def trace(self, x: Array, fixed: Weights) -> RoutingTrace:
         """Return c and m of every hidden layer, and z of all but the last."""
         if fixed:
             check_features(x, fixed[0], "x")
-        return routing_forward(x, fixed, self.p_k, self.ties, activation(self.g))
+        return routing_forward(x, fixed, self.p_k, self.ties, activation(self.g),
+                               self.exact)
 
     def masks(self, x: Array, fixed: Weights, config: Any, at: Pass) -> tuple[Array, ...]:
         return self.trace(x, fixed).m

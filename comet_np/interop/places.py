@@ -7,7 +7,7 @@ from typing import Any
 
 from ..backends import backend_of
 from ..errors import UserError
-from ..gates.comet import Routed
+from ..gates.comet import Comet, Routed
 from ..models.stream import Stream, stream_shapes
 from ..tree import check_shapes, leaves, tree_map
 from .torch_mlp import array_of, check_backend, check_floats, has_names, routing_shapes
@@ -122,6 +122,9 @@ def from_places(named: Mapping[str, Array], places: tuple[Tree, Tree],
         check_backend(name, arrays[first], array)
         if name not in exempt:  # a gate of one's own has weights of any dtype
             check_floats(name, array, first, arrays[first])
+    if isinstance(config.gate, Comet):
+        for name in (name for place in leaves(places[1]) for name in place.names):
+            config.gate.check(name, arrays[name])
     params, fixed = tree_map(lambda place: place.back(arrays), places)
     return params, fixed
 

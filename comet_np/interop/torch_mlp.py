@@ -11,7 +11,7 @@ from ..backends import BackendError, backend_of
 from ..errors import UserError, nearest
 from ..functional.linear import Linear
 from ..gates import Gate
-from ..gates.comet import Routed
+from ..gates.comet import Comet, Routed
 from ..models.mlp import Fixed, MLPConfig, Params
 
 Array = Any
@@ -161,6 +161,8 @@ def _check(name: str, array: Array, shape: Shape, config: MLPConfig, like: Array
     if name.startswith("spec_") and not isinstance(config.gate, Routed):
         return  # a gate of one's own has weights of any dtype
     check_floats(name, array, "fc1.weight", like)
+    if name.startswith("spec_") and isinstance(config.gate, Comet):
+        config.gate.check(name, array)
 
 
 def check_floats(name: str, array: Array, first: str, like: Array) -> None:

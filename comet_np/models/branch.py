@@ -109,6 +109,9 @@ def check_common(config: Any, sizes: Sequence[str], rates: Sequence[str]) -> Non
     if config.routing == "stream" and not isinstance(config.gate, Comet):
         raise UserError("a routing stream is COMET's: configure it with a gate "
                         f"comet_np.gates.Comet(...), or routing=\"block\", got {config.gate!r}")
+    if config.routing == "stream" and config.gate.exact:
+        raise UserError("a routing stream is not exact, since it passes through maps that round: "
+                        "configure it with gates.Comet(exact=False), or routing=\"block\"")
 
 
 def check_images(config: Any) -> None:
