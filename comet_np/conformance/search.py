@@ -69,10 +69,14 @@ Explain = Callable[..., Explanation | None]
 class Search(NamedTuple):
     """What was found of one stage.
 
-    right : Explanation, by no mistake.
-    causes : Explanations in full, the first that of the fewest mistakes; the others compute the
-        same.
-    closest : without causes, the one or two mistakes that explain a good deal; or None.
+    Attributes
+    ----------
+    right : Explanation
+        By no mistake.
+    causes : tuple of Explanation
+        In full, the first that of the fewest mistakes; the others compute the same.
+    closest : Explanation or None
+        Without causes, the one or two mistakes that explain a good deal.
     """
 
     right: Explanation
