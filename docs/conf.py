@@ -36,7 +36,8 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 
-INCLUDED = {"../comet_np/conformance/vectors/FORMAT.md": "vectors.md", "../CHANGELOG.md": "changelog.md"}
+INCLUDED = {"../comet_np/conformance/vectors/FORMAT.md": "vectors.md",
+            "../CHANGELOG.md": "changelog.md"}
 
 
 class Body(LiteralInclude):
