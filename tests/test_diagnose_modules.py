@@ -159,6 +159,12 @@ def test_a_module_is_left_as_it_was():
         assert parameter.grad is None or bool((parameter.grad == 1).all())
 
 
+def test_hooks_are_taken_away():
+    module = torch_mlp(before=True)
+    assert "a_2" in str(diagnosed(module))
+    assert not any(each._forward_hooks for each in module.modules())
+
+
 def test_a_module_is_left_as_it_was_after_an_error():
     module = torch_mlp().train()
     module.fc3.forward = None

@@ -875,6 +875,23 @@ MUTANTS = {
     "routing that costs nothing": Mutant(
         "experiments/training/config.py", "epochs * each + whole - each", "epochs * each",
         ("test_fair", "multiply_adds")),
+    # --- modules that are diagnosed -------------------------------------------------------------
+    "a module stays in evaluation": Mutant(
+        "comet_np/conformance/modules.py", "            store.update(before)\n",
+        "            store.update(before | {\"training\": False})\n",
+        ("test_diagnose_modules", "a_module_is_left_as_it_was")),
+    "hooks stay": Mutant(
+        "comet_np/conformance/modules.py", "                hook.remove()", "                pass",
+        ("test_diagnose_modules", "hooks_are_taken_away")),
+    "an optimizer keeps the steps of its diagnosis": Mutant(
+        "comet_np/conformance/modules.py", "            each.load_state_dict(state)",
+        "            pass", ("test_diagnose_modules", "an_optimizer_is_left_as_it_was")),
+    "parameters keep the steps of their diagnosis": Mutant(
+        "comet_np/conformance/modules.py", "                tensor.copy_(value)",
+        "                pass", ("test_diagnose_modules", "an_optimizer_is_left_as_it_was")),
+    "kernels are not turned": Mutant(
+        "comet_np/conformance/modules.py", "array.T if self.transposed else array", "array",
+        ("test_diagnose_modules", "names_are_proposed")),
 }
 
 

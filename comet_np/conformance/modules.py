@@ -377,11 +377,11 @@ def _places(own: Mapping[str, Own], names: Mapping[str, str] | None, model: Any,
         proposal = _proposal(own, routed)
         has = ", ".join(f"{name} {each.shape}" for name, each in own.items()) or "none"
         raise UserError(
-            f"there is no {' and no '.join(missing)}, and names= says what is called so: "
-            + (f"by shapes and order it would be names={proposal}" if proposal else
-               'give names={"fc1.weight": YOURS, ...}, with ".T" behind what is stored transposed, '
-               "params= for a V that is no parameter, or gate=None if there are no masks "
-               f"(the parameters are {has})"))
+            f"there is no {' and no '.join(missing)}: "
+            + (f"say what is called so, by shapes and order names={proposal}" if proposal else
+               'say what is called so, names={"fc1.weight": YOURS, ...}, with ".T" behind what is '
+               "stored transposed, params= for a V that is no parameter, or gate=None if there are "
+               f"no masks (the parameters are {has})"))
     return places
 
 
