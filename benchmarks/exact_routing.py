@@ -7,10 +7,10 @@ of the masks the two routers share.
 """
 
 import argparse
-import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ def by_pytorch(x: np.ndarray, V: Sequence[np.ndarray], gate: Comet) -> list[np.n
                                torch.frexp(top).exponent.clamp(-100, 100) - bits)
             z = (z / unit).round().clamp(1 - 2**bits, 2**bits - 1) * unit
         c, k = z @ V_l.T, winners(gate.p_k, N)
-        m = c > c.topk(k + 1).values[:, -1:] if k < N else torch.ones_like(c, dtype=torch.bool)
+        m = c > c.sort().values[:, N - k - 1, None] if k < N else c == c
         masks.append(m.numpy())
         z = c * m
     return masks
@@ -84,8 +84,7 @@ def routers() -> Iterator[tuple[str, Router, str]]:
     """
     yield "NumPy float64", by_numpy, "float64"
     for name, package, router in (("PyTorch", "torch", by_pytorch), ("JAX", "jax", by_jax)):
-        with contextlib.suppress(ImportError):
-            __import__(package)
+        if find_spec(package):
             for dtype in "float32", "float64":
                 yield f"{name} {dtype}", router, dtype
 

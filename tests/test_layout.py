@@ -17,7 +17,7 @@ ORDER = ("errors", "backends", "settings", "rng", "tree", "checkpoint", "records
 OPTIONAL = {  # what the core may import besides NumPy and SciPy, and where
     "backends/cupy_backend.py": {"cupy", "cupyx"}, "backends/cublas.py": {"ml_dtypes"},
     "comet_np/precision.py": {"ml_dtypes"}, "comet_np/interop/tensors.py": {"safetensors"},
-    "comet_np/conformance/modules.py": {"jax"}}
+    "comet_np/conformance/plugin.py": {"pytest"}, "comet_np/conformance/modules.py": {"jax"}}
 INSIDE = ("backends", "experiments", "benchmarks")  # top level here, comet_np.NAME when imported
 
 

@@ -39,6 +39,8 @@ def by_hand(cases):
 TABLE = ("test_grid", "the_table_says")
 OF_ONE_PROCESS = ("test_data_parallel", "the_numbers_of_one_process")
 FLAGS = ("test_grid", "every_flag_reaches")
+OF_OPTIM = ("test_diagnose_training", "those_of_optim")
+RIGHT_LOOPS = ("test_diagnose_training", "right_loops")
 MUTANTS = {
     # --- the loop -------------------------------------------------------------------------------
     "argmin for argmax": Mutant(
@@ -98,6 +100,33 @@ MUTANTS = {
     "a result before its metrics are on the disk": Mutant(
         "experiments/training/record.py", "run.record.sync()\n        Trained", "Trained",
         ("test_sweep", "on_the_disk")),
+    # --- diagnose --------------------------------------------------------------------------------
+    "a cause that leaves rows out wins": Mutant(
+        "comet_np/conformance/search.py", "most = max((each.agreeing for each in full), default=0)",
+        "most = max((each.agreeing for each in full[:1]), default=0)",
+        ("test_diagnose", "own_name and threshold and float64")),
+    "numbers that are only as near as the grid": Mutant(
+        "comet_np/conformance/search.py", "point = min((point, point + least.x), key=profile)",
+        "pass", ("test_diagnose", "own_name and scaled and float64")),
+    "two unknown numbers are not tried": Mutant(
+        "comet_np/conformance/search.py", "(*combinations(unknown, 2), *product(unknown, order))",
+        "product(unknown, order)", ("test_diagnose", "two_numbers")),
+    "a closest mistake by chance": Mutant(
+        "comet_np/conformance/search.py",
+        "4 * (closest.explained - spec.explained) < closest.items", "False",
+        ("test_diagnose", "not_known")),
+    "a mask that its scores do not fit": Mutant(
+        "comet_np/conformance/mlp.py", "return (c > after).astype(float), sure",
+        "return (c >= after).astype(float), sure", ("test_diagnose", "right_decisions and strict")),
+    "the routing network's activation is left out": Mutant(
+        "comet_np/conformance/mlp.py", "values = scale * h, a, c, m, m * self.g(c)",
+        "values = scale * h, a, c, m, m * c", ("test_diagnose", "right_decisions and relu")),
+    "rows are as small as they come out": Mutant(
+        "comet_np/conformance/mlp.py", "size = np.maximum(size, abs(choices",
+        "np.maximum(size, abs(choices", ("test_diagnose", "cancels")),
+    "quantile as floor": Mutant(
+        "comet_np/conformance/mlp.py", "(1 - p_k) * (N - 1) - 1e-9", "(1 - p_k) * N - 1e-9",
+        ("test_diagnose", "own_name and quantile")),
     # --- data-parallel training -----------------------------------------------------------------
     "all ranks drop the same": Mutant(
         "experiments/training/step.py", "self.forward(batch, examples, True, part)",
@@ -194,6 +223,31 @@ MUTANTS = {
     "routing of a stream counted once": Mutant(
         "comet_np/models/stream.py", "return 2 * sum(each) -", "return sum(each) -",
         ("test_vit_mixer", "of_the_products")),
+    # --- exact routing --------------------------------------------------------------------------
+    "a bit too many in exact routing": Mutant(
+        "comet_np/functional/routing.py", "FLOAT32_BITS = 24", "FLOAT32_BITS = 25",
+        ("test_exact_routing", "leave_sums_below")),
+    "z that is not on the grid": Mutant(
+        "comet_np/functional/routing.py", "        if exact:", "        if False:",
+        ("test_exact_routing", "no_order_of_summation")),
+    "V that is not on the grid": Mutant(
+        "comet_np/gates/comet.py", "tuple(map(weight_on_grid, V)) if self.exact else V", "V",
+        ("test_exact_routing", "no_order_of_summation")),
+    "a grid that is cut off instead of rounded": Mutant(
+        "comet_np/functional/routing.py", "xp.rint(z / unit)", "xp.trunc(z / unit)",
+        ("test_exact_routing", "number_by_number")),
+    "a largest number that is not clipped": Mutant(
+        "comet_np/functional/routing.py", "2**bits - 1\n    return", "2**bits\n    return",
+        ("test_exact_routing", "number_by_number")),
+    "rows on a grid without limits": Mutant(
+        "comet_np/functional/routing.py", "FURTHEST = 100", "FURTHEST = 200",
+        ("test_exact_routing", "no_order_of_summation")),
+    "infinity on the grid": Mutant(
+        "comet_np/functional/routing.py", "xp.isfinite(top)", "(top == top)",
+        ("test_exact_routing", "not_finite")),
+    "weights from elsewhere that are not looked at": Mutant(
+        "comet_np/gates/comet.py", "if self.exact and not", "if False and not",
+        ("test_exact_routing", "from_elsewhere")),
     # --- scaled losses --------------------------------------------------------------------------
     "a scale that never grows": Mutant(
         "comet_np/precision.py", "xp.where(due, larger, scale)", "scale",
@@ -875,6 +929,29 @@ MUTANTS = {
     "routing that costs nothing": Mutant(
         "experiments/training/config.py", "epochs * each + whole - each", "epochs * each",
         ("test_fair", "multiply_adds")),
+    # --- diagnose: the training loop --------------------------------------------------------------
+    "a first moment without a memory": Mutant(
+        "comet_np/conformance/training.py", "u = beta1 * state.first + (1 - beta1) * g",
+        "u = (1 - beta1) * g", OF_OPTIM),
+    "a schedule that is ahead": Mutant(
+        "comet_np/conformance/training.py", ".get(how, lambda: factor(t))()",
+        ".get(how, lambda: factor(t + 1))()", OF_OPTIM),
+    "V decays with the rest": Mutant(
+        "comet_np/conformance/training.py", "still = still | self.fixed",
+        "still = still & self.fixed", RIGHT_LOOPS),
+    "rounding, of which Adam makes much, is a mistake": Mutant(
+        "comet_np/conformance/training.py",
+        "slack = rate * state.rounding / below * (1 + np.abs(u) / below)", "slack = 0 * below",
+        ("test_diagnose_training", "adam_makes_a_step")),
+    "gradients at the first parameters only": Mutant(
+        "comet_np/conformance/diagnose.py", "subjects.append(at)", "subjects.append(subject)",
+        RIGHT_LOOPS),
+    "parameters that change under its eyes": Mutant(
+        "comet_np/conformance/diagnose.py", "_array(name, returned[name]).copy()",
+        "_array(name, returned[name])", ("test_diagnose_training", "change_in_place")),
+    "scores that learn in their own layer only": Mutant(
+        "comet_np/conformance/mlp.py", "dx = dx + dc @ self.V[layer]", "dx = dx + 0.0",
+        ("test_diagnose_training", "through-scores-sigmoid")),
     # --- modules that are diagnosed -------------------------------------------------------------
     "a module stays in evaluation": Mutant(
         "comet_np/conformance/modules.py", "            store.update(before)\n",
@@ -892,6 +969,23 @@ MUTANTS = {
     "kernels are not turned": Mutant(
         "comet_np/conformance/modules.py", "array.T if self.transposed else array", "array",
         ("test_diagnose_modules", "names_are_proposed")),
+    # --- diagnose, of layers and networks -------------------------------------------------------
+    "a norm's variance always unbiased": Mutant(
+        "comet_np/conformance/layers.py", 'if choices["variance"] == "unbiased":', "if True:",
+        ("test_diagnose_layers", "they_are_our_layers")),
+    "attention's triangle one to the right": Mutant(
+        "comet_np/conformance/layers.py", "seen = seen | np.eye(T, k=1, dtype=bool)",
+        "seen = seen | np.eye(T, k=2, dtype=bool)", ("test_diagnose_layers", "sees-next")),
+    "rows of a mixer's masks by token": Mutant(
+        "comet_np/conformance/networks.py", "            routed = routed.swapaxes(1, 2)\n",
+        "            pass\n", ("test_diagnose_layers", "our_model and square")),
+    "the head's part of a tied table twice": Mutant(
+        "comet_np/conformance/networks.py", '{"embedding": whole - of_head,',
+        '{"embedding": whole + of_head,', ("test_diagnose_layers", "told_which and gpt2-")),
+    "hanging on rounding in one token is none": Mutant(
+        "comet_np/conformance/networks.py", "made.decided.reshape(self.lead).all(axis=1)",
+        "made.decided.reshape(self.lead).any(axis=1)",
+        ("test_diagnose_layers", "near_tie_of_one_token")),
 }
 
 
@@ -973,7 +1067,8 @@ def hunt(request, copies):
 def test_mutants_are_caught(name, hunt):
     file, tests = MUTANTS[name].tests
     for package in ("torch", "timm"):
-        if package in tests or (package == "torch" and file.startswith("test_interop")):
+        if package in tests or (package == "torch" and file.startswith(
+                ("test_interop", "test_diagnose"))):
             pytest.importorskip(package, reason=f"{package}, of the crosscheck extra, is not "
                                                 "installed")
     answer = hunt[name].result()

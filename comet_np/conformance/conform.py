@@ -23,6 +23,8 @@ Array = Any
 FORMAT = 1  # of the JSON
 STATUSES = ("passed", "failed", "expected-failure", "unexpected-pass", "unsupported")
 BAD = ("failed", "unexpected-pass")
+BEFORE = {"gradients": ("forward",), "routing": ("forward",),
+          "trajectory": ("forward", "gradients", "routing")}
 OF_ROUTING = ("routing", "routing_bias", "V", "masks")  # decisions that given masks hide
 SHOWN = 3  # failures of one model and level in a text
 WIDTH = 100
@@ -335,7 +337,7 @@ def wanted(case: Case, level: str) -> dict[str, Array]:
         return {name: array for name, array in case.expected.items()
                 if case.levels_of[name] == level}
     expected = {name: array for name, array in case.expected.items()
-                if case.levels_of[name] in ("routing", "forward")}
+                if case.levels_of[name] in ("routing", "forward") and name != "loss"}
     masks, ordered = routed(case), dict[str, Array]()
     for name, array in expected.items():
         # The mask of a layer follows from its scores, and comes before what is made with it.
@@ -426,7 +428,8 @@ def _of_numbers(case: Case, name: str, got: Array, want: Array) -> Compared:
         return Compared(name, largest, allowed, "")
     where = tuple(int(i) for i in np.unravel_index(difference.argmax(), want.shape))
     place = f" at {where if len(where) > 1 else where[0]}" if where else ""
-    text = (f"differs most{place}: got {given[where]:.6g}, expected {wide[where]:.6g}"
+    most = " most" * (want.size > 1)
+    text = (f"differs{most}{place}: got {given[where]:.6g}, expected {wide[where]:.6g}"
             if math.isfinite(largest) else f"is {given[where]}{place}, expected {wide[where]:.6g}")
     count = int((difference > allowed).sum())
     if want.size > 1:
@@ -437,9 +440,12 @@ def _of_numbers(case: Case, name: str, got: Array, want: Array) -> Compared:
 def _multiple(got: Array, want: Array, allowed: float) -> str:
     """Return by which number all of an array is multiplied, in words; "" if by none."""
     norm = float((want * want).sum())
-    if norm == 0 or want.size < 2 or not np.isfinite(got).all():
+    if norm == 0 or not np.isfinite(got).all():
         return ""
     factor = float((got * want).sum()) / norm
+    if want.size == 1:  # any number is a multiple of another, a whole one says something
+        near = abs(factor - round(factor)) <= allowed / abs(float(want.sum())) * abs(factor)
+        return f": {round(factor)} times as large" if near and factor > 1.5 else ""
     if not np.abs(got - factor * want).max() <= 2 * abs(factor) * allowed:
         return ""
     return f": all of it is {factor:.4g} times as large" if factor > 0 else (
@@ -530,7 +536,13 @@ def catches(result: Result) -> dict[str, str]:
 
 
 def suspects(report: Report, level: str, model: str) -> list[str]:
-    """Return the mistakes that fail at a level of a model just the cases that do."""
+    """Return the mistakes that fail at a level of a model just the cases that do.
+
+    None if a level fails on which this one builds: what differs then may follow from that.
+    """
+    if any((result.level, result.model) in [(one, model) for one in BEFORE.get(level, ())]
+           for result in report.bad):
+        return []
     run = [result for result in report.results if (result.level, result.model) == (level, model)
            and result.status != "unsupported"]
     failed = {result.case for result in run if result.status == "failed"}
@@ -547,7 +559,10 @@ def _mistakes() -> dict[str, tuple[set[str], str]]:
         for one in entries if isinstance(entries, tuple) else ():
             if isinstance(one, mistakes.Mistake):
                 usual = {"routing"} if one.decision in OF_ROUTING else {"forward"}
-                found.setdefault(one.name, (levels.get(group, usual), str(one)))
+                shows = levels.get(group, usual)
+                if one.decision == "loss":
+                    shows = shows | {"forward"}
+                found.setdefault(one.name, (shows, str(one)))
     return found
 
 
@@ -580,14 +595,19 @@ def groups(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
     return found
 
 
+def place(level: str, model: str) -> str:
+    """Return a level of a model, in words."""
+    return level if level == model else f"{model}, {level}"
+
+
 def _failures(report: Report) -> list[str]:
     lines = []
     for (level, model), group in groups(report.bad).items():
         for result in group[:SHOWN]:
             lines += _wrapped(f"{result.status.replace('-', ' ').upper()}  {result.sentence}")
         if len(group) > SHOWN:
-            lines.append(f"        ... and {len(group) - SHOWN} more of {model}, {level} (--html "
-                         "FILE or --json FILE shows all)")
+            lines.append(f"        ... and {len(group) - SHOWN} more of {place(level, model)} "
+                         "(--html FILE or --json FILE shows all)")
         if caught := suspects(report, level, model):
             lines += _wrapped(f"        these cases, and no others, catch: {', '.join(caught)}")
     return [*lines, ""] if lines else []

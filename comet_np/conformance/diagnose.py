@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UserError, unknown
-from ..gates import Comet, Gate, Layerwise, TopK
+from ..gates import Comet, Layerwise, TopK
 from ..models.gpt2 import GPT2Config
 from ..models.mixer import MixerConfig
 from ..models.mlp import MLPConfig
-from ..optim import OptimizerConfig
 from ..models.vit import ViTConfig
-from ..rng import stream
+from ..optim import OptimizerConfig
 from .layers import AttentionSubject, LayerNormSubject
 from .mistakes import Choices, Mistake
 from .mlp import ROWS, MLPSubject
@@ -37,6 +36,7 @@ SETTINGS = {"mlp": ("p_k", "activation", "ties", "gate", "loss"), "layer-norm": 
 NETWORKS: dict[Any, Any] = {ViTConfig: ViTSubject, MixerConfig: MixerSubject,
                             GPT2Config: GPT2Subject}
 OTHERS = 3  # causes that compute the same are named, at most
+NAMED = 8  # mistakes that would not show, at most
 FEW = 24  # rows, on which what is wrong is seen to be so
 
 
@@ -62,10 +62,10 @@ class Finding(NamedTuple):
 
     @property
     def undecided(self) -> bool:
-        """Whether nothing differs, and too little could be compared."""
-        right = self.found.right if self.found else None
-        return bool(right and not right.full and right.explained == right.decided and right.items
-                    and not (self.found and self.found.causes))
+        """Whether too little could be compared, and nothing explains it."""
+        if self.found is None or self.found.causes or self.found.ok:
+            return False
+        return 2 * self.found.right.decided < self.found.right.items
 
     @property
     def cause(self) -> str | None:
@@ -114,8 +114,9 @@ def _all(number: int) -> str:
 def _names(mistakes: Sequence[Mistake]) -> str:
     """Return the names of mistakes, those of k together."""
     of_k = [each.name for each in mistakes if each.decision in ("k", "k_width")]
-    others = [each.name for each in mistakes if each.name not in of_k]
-    parts = [", ".join(dict.fromkeys(others))] if others else []
+    others = list(dict.fromkeys(each.name for each in mistakes if each.name not in of_k))
+    more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+    parts = [", ".join(others[:NAMED]) + more] if others else []
     if of_k:
         parts.append(", ".join(dict.fromkeys(of_k)) + " (the same k at these widths)")
     return "; ".join(parts)
@@ -220,6 +221,8 @@ def diagnose(fn: Callable[[Array], Array], named: Named, model: str | Any = "mlp
     """
     # Copies: a loop may change its arrays in place.
     arrays = {str(name): _array(name, array).copy() for name, array in named.items()}
+    if not arrays:
+        raise UserError("named holds no parameters: give them by name, as of state_dict()")
     dtype = np.result_type(*arrays.values())
     allowed = tolerance(*(array.dtype for array in arrays.values()))
     subject = _subject(model, arrays, settings, allowed)
@@ -265,7 +268,7 @@ def _subject(model: Any, named: Named, settings: dict[str, Any], allowed: float)
         return LayerNormSubject(named, allowed, **settings)
     if model == "attention":
         return AttentionSubject(named, allowed, **settings)
-    gate: Gate | str | None = settings.get("gate", "comet")
+    gate: Any = settings.get("gate", "comet")
     if isinstance(gate, str):
         if gate not in GATES:
             raise unknown("gate", gate, GATES)
@@ -320,10 +323,9 @@ def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, al
                         "chance, still on? put the model in evaluation, as by model.eval()")
     wide = [x.astype("float64") for x in calls[:3]]
     wide[2] = wide[1]
-    want, _, _ = subject.outputs(wide[:1], subject.right)
-    if got[0].shape != want.shape:
-        raise UserError(f"fn must return {want.shape} for inputs of {one.shape}, got "
-                        f"{got[0].shape}")
+    wanted = (len(one), subject.widths[-1])
+    if got[0].shape != wanted:
+        raise UserError(f"fn must return {wanted} for inputs of {one.shape}, got {got[0].shape}")
     seen = np.concatenate(got[:3])
     lost = ~np.isfinite(seen).all(axis=tuple(range(1, seen.ndim)))
     if lost.any():
@@ -343,7 +345,8 @@ def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, al
             y, scale, decided = subject.outputs(wide[:1], choices)  # if it needs a whole batch
         return Agreement(relative(seen[:len(y)], y, scale), decided & calm[:len(y)])
 
-    found = search(compare, subject.right, subject.mistakes, allowed)
+    found = search(compare, subject.right, subject.mistakes, allowed,
+                   getattr(subject, "numbers_in_pairs", True))
     first = None
     if not found.ok and intermediates is not None:
         first = _first(_called(intermediates, "intermediates", one), subject, wide[0], allowed)
@@ -354,16 +357,18 @@ def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, al
 def _calm(subject: MLPSubject, calls: Sequence[Array], dtype: Any, allowed: float) -> Array:
     """Return at which rows the output, as it should be, does not hang on rounding.
 
-    They are those at which it hardly moves if all inputs do so by the last digit.
+    They are those at which it hardly moves if all weights do so by their last digits.
     """
+    calm = np.ones(sum(map(len, calls)), bool)
     try:
         y, scale, _ = subject.outputs(calls, subject.right)
-        eps = 2 * np.finfo(dtype).eps
-        signs = stream(5, "diagnose").choice([-eps, eps], calls[0].shape)
-        moved, _, _ = subject.outputs([x * (1 + signs) for x in calls], subject.right)
+        for number in range(2):
+            rough = subject.jittered(4 * float(np.finfo(dtype).eps), number)
+            moved, _, _ = rough.outputs(calls, subject.right)
+            calm &= relative(moved, y, scale) < allowed / 4
     except NotApplicable:
-        return np.ones(sum(map(len, calls)), bool)
-    return relative(moved, y, scale) < allowed / 2
+        pass
+    return calm
 
 
 def _first(given: Named, subject: MLPSubject, x: Array, allowed: float) -> str | None:
@@ -412,7 +417,7 @@ def _of_gradients(gradients: Callable[[Array, Array], Named], subject: MLPSubjec
         for number, call in enumerate(seen):
             want = subject.gradients(wide, labels, tried, number)
             sizes = np.array([np.abs(each).max(initial=0.0) for each in want.values()])
-            floor = allowed * sizes.max()  # of a gradient that cancels to nothing
+            floor = sizes.max() / 100  # of a gradient that cancels to nothing, but for rounding
             errors += [relative(got[None], each[None], np.array([max(size, floor)]))[0]
                        for got, each, size in zip(call, want.values(), sizes, strict=True)]
         if tried["V_gradient"] == "any":
@@ -439,8 +444,8 @@ def _of_training(step: Callable[[Array, Array], Named], plan: Plan, subject: MLP
     points, subjects, batches = [named], [], []
     for number in range(plan.steps):
         at = subject.at(points[-1])
-        # Batches of several sizes: or a sum over the batch would be a rate.
-        x = _sure(at, choices, dtype, 10 + number)[0][:ROWS - 8 * (number % 4)]
+        # Batches of two sizes: or a sum over the batch would be a rate.
+        x = _sure(at, choices, dtype, 10 + number)[0][:ROWS // (1 + number % 2)]
         labels = at.labels(x)
         try:
             at.gradients(x.astype("float64"), labels, choices)

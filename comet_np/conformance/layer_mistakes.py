@@ -2,7 +2,7 @@
 
 from itertools import permutations
 
-from .mistakes import ACTIVATION, CAP, GRADIENTS, MLP, Between, Mistake
+from .mistakes import CAP, GRADIENTS, MLP, Between, Mistake
 
 NORM = (
     Mistake("variance-unbiased", "variance", "unbiased",
@@ -18,6 +18,8 @@ NORM = (
     Mistake("norm-over-tokens", "norm_axis", "tokens too",
             "a norm is taken over all tokens together, not over the features of each"),
     Mistake("eps-missing", "eps", 0.0, "a norm has no eps"),
+    *(Mistake("eps-other", "eps", eps, "eps of a norm is {value}")
+      for eps in (1e-12, 1e-8, 1e-6, 1e-5, 1e-3)),
     Mistake("eps-other", "eps", Between(1e-14, 10.0), "eps of a norm is {value}"),
 )
 
@@ -121,7 +123,8 @@ _IMAGE = (
             "the values of a patch are taken colour by colour, not pixel by pixel"),
     Mistake("patches-by-column", "patches", "by column",
             "the patches of an image are taken column by column, not row by row"),
-    Mistake("patch-bias-missing", "patch_bias", "none", "the bias of the map of patches is left out"),
+    Mistake("patch-bias-missing", "patch_bias", "none",
+            "the bias of the map of patches is left out"),
     Mistake("head-bias-missing", "head_bias", "none", "the bias of the head is left out"),
 )
 BLOCK = (

@@ -95,7 +95,7 @@ class LayerNormSubject(Subject):
         draw = stream(number, "diagnose")
         x = draw.normal(size=(ROWS, TOKENS, self.D))
         x[:3] += 8.0 * draw.normal(size=(3, TOKENS, 1))
-        x[3:9] *= math.sqrt(self.eps) * np.array([0.1, 0.3, 1.0, 3.0, 10.0, 30.0])[:, None, None]
+        x[3:9] *= math.sqrt(self.eps) * np.array([1e-3, 0.1, 0.3, 1.0, 3.0, 10.0])[:, None, None]
         return x
 
     def labels(self, x: Array) -> Array:
@@ -139,7 +139,8 @@ class AttentionSubject(Subject):
         unknown = given.keys() - self.places.keys()
         maps = {module: [given.get(name) for name, of in self.places.items() if of == module]
                 for module in ("qkv", "out")}
-        W, out = maps["qkv"][0], maps["out"][0]
+        W: Array = maps["qkv"][0]
+        out: Array = maps["out"][0]
         D = 0 if out is None else len(out)
         fits = W is not None and W.shape == (3 * D, D) and out.shape == (D, D) and all(
             b is None or b.shape == (N,) for b, N in ((maps["qkv"][1], 3 * D),
@@ -260,7 +261,7 @@ def of_attention(mistakes: Sequence[Mistake], causal: bool, p: SelfAttention) ->
     one = p.qkv.bias is not None or p.out.bias is not None
     return [mistake for mistake in mistakes
             if (mistake.decision != "triangle" or causal != (mistake.value == "own"))
-            and (mistake.decision != "attention_bias" or both or one and mistake.value == "none")]
+            and (mistake.decision != "attention_bias" or both or (one and mistake.value == "none"))]
 
 
 def check_right(subject: Any, choices: Choices) -> None:

@@ -4,9 +4,11 @@ With the decisions of `MLP.right` this is eq. (1)-(8), and a test holds it again
 `comet_np.models.mlp`; with another value of one of them it is what a mistake computes.
 """
 
+import copy
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,10 +101,10 @@ class MLPSubject:
                     raise UserError(f"{name}{layer}.{part} must have "
                                     f"{2 if part == 'weight' else 1} axes, got shape {array.shape}")
         shapes = [W.shape for W in self.W]
-        pairs = list(enumerate(zip(shapes, shapes[1:], strict=False), start=2))
+        pairs = list(enumerate(pairwise(shapes), start=2))
         for layer, (before, W) in pairs:
             if W[1] != before[0]:
-                turned = all(before[1] == W[0] for _, (before, W) in pairs) or W[0] == before[0]
+                turned = W[0] == before[0] or all(one[1] == two[0] for _, (one, two) in pairs)
                 raise UserError(
                     f"fc{layer}.weight is (N_l, N_{{l-1}}) and should have {before[0]} columns, "
                     f"the rows of fc{layer - 1}.weight, got {W}" + TRANSPOSED * turned)
@@ -122,7 +124,7 @@ class MLPSubject:
             V = self.V[layer].shape
             if V not in ((N, N_in), (N, widths[0])):  # the latter routes from the input
                 raise UserError(f"spec_{layer}.weight is (N_l, N_{{l-1}}) and should have the "
-                                f"shape {N, N_in}, got {V}" + TRANSPOSED * (V == (N_in, N)))
+                                f"shape {N, N_in}, got {V}" + TRANSPOSED * ((N_in, N) == V))
 
     @property
     def right(self) -> Choices:
@@ -177,6 +179,14 @@ class MLPSubject:
         x[18:26] *= 4.0
         x[26:32] *= 0.1
         return x[draw.permutation(ROWS)]
+
+    def jittered(self, eps: float, number: int) -> "MLPSubject":
+        """Return the network with weights and biases moved by eps, relative, up or down."""
+        draw, rough = stream(number, "diagnose", "jitter"), copy.copy(self)
+        rough._products = {}
+        rough.W = [W * (1 + draw.choice([-eps, eps], W.shape)) for W in self.W]
+        rough.b = [b if b is None else b * (1 + draw.choice([-eps, eps], b.shape)) for b in self.b]
+        return rough
 
     def labels(self, x: Array) -> Array:
         """Return labels (B,) of these inputs, or targets (B, N_L) of the squared error."""
@@ -258,8 +268,8 @@ class MLPSubject:
                 slope = m * np.ones_like(a)
             if choices["through"] == "mask":
                 slope = df(a)
-            for made_list, value in zip(made[:6], (scale * h, a, c, m, m * self.g(c), scale * slope),
-                                        strict=True):
+            values = scale * h, a, c, m, m * self.g(c), scale * slope
+            for made_list, value in zip(made[:6], values, strict=True):
                 made_list.append(value)
         a = self._pre_activation(made.x[-1], self.L, choices)
         made.a.append(a)

@@ -80,10 +80,11 @@ class BlockMLP(MLPSubject):
     def _cap(self, c: Array, layer: int, choices: Choices) -> tuple[Array, Array]:
         if choices["axis"] == "neurons":
             return super()._cap(c, layer, choices)
+        gate: Any = self.gate
         axis = 0 if choices["axis"] == "batch" else 1
         whole = np.moveaxis(c.reshape(*self.lead, -1), axis, -1)  # (..., B) or (..., T)
         m, sure = winners_of(whole.reshape(-1, self.lead[axis]),
-                             count(self.gate.p_k, self.lead[axis], choices["k"]), choices["ties"],
+                             count(gate.p_k, self.lead[axis], choices["k"]), choices["ties"],
                              self.allowed)
         sure = sure.reshape(whole.shape[:-1]).all(axis=None if axis == 0 else 1)
         return (np.moveaxis(m.reshape(whole.shape), -1, axis).reshape(c.shape),
@@ -97,6 +98,7 @@ class Network(Subject):
     model: Any  # its module
     config: Any
     table: Sequence[Mistake]
+    numbers_in_pairs = False  # there are too many pairs
 
     def _begin(self, params: Any, fixed: Any, maps: Sequence[Params], config: Any,
                allowed: float) -> None:
@@ -277,11 +279,11 @@ class ViTSubject(OfImages):
         of_class = self.config.pooling == "class"
         return [mistake for mistake in super().mistakes
                 if (of_class or not mistake.name.startswith("class-token"))
-                and (mistake.name != "final-norm-place" or not of_class and self.params.norm)]
+                and (mistake.name != "final-norm-place" or (not of_class and self.params.norm))]
 
     def run(self, x: Array, choices: Choices) -> tuple[Found, Array]:
         """Return all that is computed of images, and which do not hang on rounding."""
-        p, config = self.params, self.config
+        p = self.params
         x = self.embedded(self.mapped(x, p.embedding.patches, choices), p.embedding, choices)
         found, decided = blocks(self, x, choices)
         x = list(found.values())[-1]
@@ -303,12 +305,13 @@ class ViTSubject(OfImages):
     def embedded(self, x: Array, p: Embedding, choices: Choices) -> Array:
         """Return the first tokens (B, T, D) of mapped patches."""
         class_token = p.token is not None
-        positions, how = p.positions, choices["positions"]
+        positions: Array = p.positions
+        how = choices["positions"]
         if choices["embedding_scale"] == "root":
             x = x * math.sqrt(x.shape[-1])
-        if how in ("before class", "patches only") or choices["class_token"] == "last":
-            if not class_token:
-                raise NotApplicable
+        if not class_token and (how in ("before class", "patches only")
+                                or choices["class_token"] == "last"):
+            raise NotApplicable
         if how == "before class":
             positions = np.concatenate([0 * positions[:1], positions[:-1]])
         if how == "patches only":
@@ -316,7 +319,8 @@ class ViTSubject(OfImages):
         if how in ("next", "previous"):
             positions = np.roll(positions, -1 if how == "next" else 1, axis=0)
         if class_token:
-            token = np.broadcast_to(p.token, (len(x), 1, x.shape[-1]))
+            first: Array = p.token
+            token = np.broadcast_to(first, (len(x), 1, x.shape[-1]))
             x = np.concatenate([x, token] if choices["class_token"] == "last" else [token, x],
                                axis=1)
         return x if how == "none" else x + positions

@@ -6,6 +6,8 @@ from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from ..backends import get_backend
 from ..functional.activations import activation
 from ..functional.attention import (
@@ -77,10 +79,10 @@ class Ours:
         return dict(self._steps(case.config, self._arrays(case)))
 
     def _steps(self, config: dict[str, Any], arrays: Arrays) -> Iterator[tuple[str, Array]]:
-        names = [field.name for field in fields(OptimizerConfig) if field.name in config]
-        rule = OptimizerConfig(config["optimizer"], **{
-            name: config[name] or None if name.startswith("clip_") else config[name]
-            for name in names})
+        own: dict[str, Any] = {field.name: config[field.name]
+                               for field in fields(OptimizerConfig) if field.name in config}
+        own |= {name: own[name] or None for name in own if name.startswith("clip_")}
+        rule = OptimizerConfig(config["optimizer"], **own)
         losses, course = [], config.get("schedule", "constant")
         if "p" in arrays:
             params: Any = arrays["p"].copy()
@@ -155,7 +157,7 @@ def _mlp(settings: dict[str, Any], arrays: Arrays, masks: Masks) -> Arrays:
             found["z_0"] = on_grid(x, grid_bits(x.shape[-1]).z)
     y, cache = mlp.forward(x, params, fixed, config, masks)
     found |= _numbered(a=[layer.a for layer in cache.hidden],
-                       x=[layer.x for layer in (*cache.hidden, cache.output)][1:])
+                       x=[*(layer.x for layer in cache.hidden[1:]), cache.output.x])
     if config.gate is not None:
         found |= _numbered(m=cache.masks)
     if isinstance(config.gate, Layerwise):
@@ -215,10 +217,9 @@ def _loss(settings: dict[str, Any], arrays: Arrays, masks: Masks) -> Arrays:
 
 
 def _schedule(settings: dict[str, Any], arrays: Arrays, masks: Masks) -> Arrays:
-    step = arrays["step"]
-    factors = [schedule(settings["schedule"], int(t), settings["steps"], settings["warmup"])
-               for t in step]
-    return {"factor": step * 0.0 + factors}
+    return {"factor": np.array([  # which no device computes
+        schedule(settings["schedule"], int(t), settings["steps"], settings["warmup"])
+        for t in arrays["step"]])}
 
 
 # --- larger models ------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from .conform import (
     cell,
     groups,
     many,
+    place,
     suspects,
 )
 from .vectors.files import LEVELS
@@ -78,7 +79,7 @@ dl { margin: .4rem 0 0; } dt { margin-top: .5rem; } dd { margin: 0 0 0 1rem; col
 ul.names { margin: .4rem 0 0; padding-left: 1.2rem; }
 @media (max-width: 34rem) { main { padding-top: 1.2rem; } article, .card { padding: .7rem .8rem; }
   th, td { padding: .35rem .3rem; font-size: .78rem; } th { font-size: .68rem; }
-  th[scope=row] { font-size: .78rem; } }
+  th[scope=row] { font-size: .78rem; } td { white-space: normal; } }
 """
 
 
@@ -133,20 +134,20 @@ def _failures(report: Report) -> str:
         cards = list(map(_failure, group))
         caught = ", ".join(f"<code>{escape(flag)}</code>"
                            for flag in suspects(report, level, model))
-        parts += [f"<h3 class=group>{escape(model)}, {escape(level)}: {many(len(cards), 'case')}"
-                  "</h3>",
+        where = escape(place(level, model))
+        parts += [f"<h3 class=group>{where}: {many(len(cards), 'case')}</h3>",
                   f"<p class=dim>These cases, and no others, catch: {caught}</p>" * bool(caught),
                   *cards[:SHOWN]]
         if rest := cards[SHOWN:]:
-            parts.append(f"<details class=card><summary>{len(rest)} more of {escape(model)}, "
-                         f"{escape(level)}</summary>{''.join(rest)}</details>")
+            parts.append(f"<details class=card><summary>{len(rest)} more of {where}"
+                         f"</summary>{''.join(rest)}</details>")
     return "\n".join(parts)
 
 
 def _failure(result: Result) -> str:
     caught = "".join(f"<dt><code>{escape(flag)}</code></dt><dd>{escape(sentence)}</dd>"
                      for flag, sentence in catches(result).items())
-    equation = (f", equations {escape(result.equation)}" if result.equation.startswith("(") else "")
+    equation = (f", eq. {escape(result.equation)}" if result.equation.startswith("(") else "")
     return "".join([
         f'<article id="{escape(result.case)}-{escape(result.level)}"><header>'
         f"<h3><code>{escape(result.case)}</code></h3>"
@@ -200,6 +201,8 @@ def _cell(counts: Counter[str] | None) -> str:
         return "<td class=idle>·</td>"
     kind = ("bad" if counts["failed"] or counts["unexpected-pass"] else
             "good" if counts["passed"] else "idle")
+    if set(counts) == {"unsupported"}:
+        return "<td class=idle>unsup\u00adported</td>"
     return f"<td class={kind}>{cell(counts)}</td>"
 
 

@@ -43,7 +43,7 @@ class Plugin:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         # In the process that reports, which with pytest-xdist is not the one that checks.
-        self.run.update(value for name, value in report.user_properties if name == RUN)
+        self.run.update(str(case) for name, case in report.user_properties if name == RUN)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         terminalreporter.write_line(f"comet-np: {many(len(self.run), 'case')} of "

@@ -18,7 +18,7 @@ from ..errors import UserError
 from .mistakes import Between, Choices, Mistake
 
 Array = Any
-GRID = {1: 41, 2: 15}  # points an unknown number, of one and of two
+GRID = {(1, 1): 41, (2, 1): 25, (2, 2): 15}  # by mistakes, and those with a number: points a number
 STARTS = 3  # of a fit
 ZOOMS = 3  # of a fit
 CLOSER = 12  # pairs with a number
@@ -69,7 +69,7 @@ class Explanation(NamedTuple):
     @property
     def full(self) -> bool:
         """Whether all decided items are explained, and at least half of all agree."""
-        return self.explained == self.decided and 2 * self.agreeing >= self.items
+        return 0 < self.items <= 2 * self.agreeing and self.explained == self.decided
 
 
 Explain = Callable[..., Explanation | None]
@@ -106,8 +106,8 @@ def tolerance(*dtypes: Any) -> float:
     return float(max(1e-8, *(np.finfo(dtype).eps ** (2 / 3) for dtype in dtypes)))
 
 
-def search(compare: Compare, right: Choices, mistakes: Sequence[Mistake], allowed: float
-           ) -> Search:
+def search(compare: Compare, right: Choices, mistakes: Sequence[Mistake], allowed: float,
+           numbers_in_pairs: bool = True) -> Search:
     """Return which one or two of the mistakes explain all items.
 
     Parameters
@@ -121,6 +121,8 @@ def search(compare: Compare, right: Choices, mistakes: Sequence[Mistake], allowe
         The likeliest first: of two that compute the same, the first is the cause.
     allowed : float
         What a relative difference may be.
+    numbers_in_pairs : bool
+        Whether mistakes with an unknown number are tried in pairs too, which takes long.
     """
     def explain(made: Mistakes, quick: bool = False) -> Explanation | None:
         choices = right | {mistake.decision: mistake.value for mistake in made}
@@ -147,7 +149,7 @@ def search(compare: Compare, right: Choices, mistakes: Sequence[Mistake], allowe
     if causes:
         return Search(spec, causes, None)
     fits = [_fitted(explain, (mistake,), allowed) for mistake in mistakes if _is_unknown(mistake)]
-    causes = _best(filter(None, fits))
+    causes = _best(fits)
     if causes:
         return Search(spec, causes, None)
     singles = [each for each in tried if each]
@@ -155,9 +157,16 @@ def search(compare: Compare, right: Choices, mistakes: Sequence[Mistake], allowe
     order = [each.mistakes[0] for each in singles]
     # What cannot be computed alone, for its shapes, may be with a second.
     order += [mistake for mistake, each in zip(free, tried, strict=True) if not each]
-    pairs = [explain(pair, True) for pair in combinations(order, 2)
-             if pair[0].decision != pair[1].decision]
-    causes = _full(explain, pairs) or _with_numbers(explain, order, mistakes, allowed)
+    pairs = []
+    causes = ()
+    for pair in combinations(order, 2):
+        if pair[0].decision != pair[1].decision:
+            pairs.append(explain(pair, True))
+            causes = _best((*causes, *_full(explain, pairs[-1:])))
+            if causes and causes[0].agreeing == causes[0].items:
+                break  # nothing agrees with more
+    if not causes and numbers_in_pairs:
+        causes = _with_numbers(explain, order, mistakes, allowed)
     if causes:
         return Search(spec, causes[:1], None)
     nearest = max((each for each in singles + pairs if each), default=None,
@@ -194,12 +203,12 @@ def _is_unknown(mistake: Mistake) -> bool:
 def _full(explain: Explain, tried: Iterable[Explanation | None]) -> tuple[Explanation, ...]:
     """Return what explains all, of what explains all of a few items."""
     whole = (explain(each.mistakes) for each in tried if each and each.explained == each.decided)
-    return _best(filter(None, whole))
+    return _best(whole)
 
 
-def _best(found: Iterable[Explanation]) -> tuple[Explanation, ...]:
+def _best(found: Iterable[Explanation | None]) -> tuple[Explanation, ...]:
     """Return those in full that agree with the most: what leaves items out must not win."""
-    full = [each for each in found if each.full]
+    full = [each for each in found if each and each.full]
     most = max((each.agreeing for each in full), default=0)
     return tuple(each for each in full if each.agreeing == most)
 
@@ -229,7 +238,7 @@ class _Profile:
     def __init__(self, explain: Explain, mistakes: Mistakes) -> None:
         self.explain, self.mistakes = explain, mistakes
         self.places = [i for i, mistake in enumerate(mistakes) if _is_unknown(mistake)]
-        points = GRID[len(self.places)]
+        points = GRID[len(mistakes), len(self.places)]
         bounds = [np.log(number(mistakes[place])) for place in self.places]
         axes = [np.linspace(low, high, points) for low, high in bounds]
         self.step = np.array([axis[1] - axis[0] for axis in axes])
@@ -282,12 +291,10 @@ def _minimum(profile: _Profile, start: Array, allowed: float) -> Array:
             around = [point + part * step for part in np.linspace(-1, 1, 9)]
             point = min(around, key=profile)
             step = step / 4
-        for _ in range(2):  # of a shift: a minimum is found to half the digits of where it is
-            start = point
-            least = minimize_scalar(lambda shift: profile(start + shift),  # noqa: B023
-                                    method="bounded", bounds=(-step[0], step[0]),
-                                    options={"xatol": allowed / 100})
-            point = min((start, start + least.x), key=profile)
+        for width in (float(step[0]), 1e-6):  # which it finds to half of a width's digits
+            least = minimize_scalar(_moved(profile, point), method="bounded",
+                                    bounds=(-width, width), options={"xatol": allowed / 100})
+            point = min((point, point + least.x), key=profile)
         return point
     for _ in range(2):  # of a narrow valley Nelder and Mead see the end at the second try
         simplex = [point, point + [step[0], 0], point + [0, step[1]]]
@@ -295,6 +302,11 @@ def _minimum(profile: _Profile, start: Array, allowed: float) -> Array:
             "initial_simplex": simplex, "xatol": allowed / 100, "fatol": 1e-3, "maxfev": 200})
         point, step = least.x, step / 16
     return point
+
+
+def _moved(profile: _Profile, point: Array) -> Callable[[float], float]:
+    """Return the distance as a function of how far it is from a point."""
+    return lambda offset: profile(point + offset)
 
 
 def _round(explain: Explain, mistakes: Mistakes, found: Explanation) -> Explanation:

@@ -24,7 +24,7 @@ from .search import Agreement, NotApplicable
 Array = Any
 STEPS = 6
 SAMPLE = 4096  # elements of each parameter that are compared
-QUICK = 3  # steps, where a number is fitted
+QUICK = 3, 64  # steps and elements, by which most mistakes are refuted and numbers are fitted
 DETAIL = 50  # a change that is not so many times its rounding says nothing
 
 
@@ -86,19 +86,22 @@ class Training:
     plan : Plan
     allowed : float
         What a relative difference may be.
+    sample : int
+        How many elements of each parameter are compared at most.
     """
 
     unit = "changes of parameters"
 
     def __init__(self, subjects: Sequence[MLPSubject], batches: Sequence[tuple[Array, Array]],
-                 points: Sequence[Mapping[str, Array]], plan: Plan, allowed: float) -> None:
+                 points: Sequence[Mapping[str, Array]], plan: Plan, allowed: float,
+                 sample: int = SAMPLE) -> None:
         self.subjects, self.batches, self.plan, self.allowed = subjects, batches, plan, allowed
         self.T = len(subjects)
         start = points[0]
         self.names = [*subjects[0].parameters, *(name for name in start
                                                 if name not in subjects[0].parameters)]
         draw = stream(5, "diagnose")
-        self.sample = {name: np.sort(draw.permutation(start[name].size)[:SAMPLE])
+        self.sample = {name: np.sort(draw.permutation(start[name].size)[:sample])
                        for name in self.names}
         sizes = [len(self.sample[name]) for name in self.names]
         self.starts = np.cumsum([0, *sizes[:-1]])
@@ -125,6 +128,9 @@ class Training:
         self.rounding = 2 * eps * np.maximum(np.abs(self.p[:-1]), np.abs(self.p[1:]))
         self._gradients: dict[tuple[Any, ...], tuple[Array, Array]] = {}
         self._decided: Array | None = None
+        steps, few = QUICK
+        self.quick = None if sample <= few else Training(
+            subjects[:steps], batches[:steps], points[:steps + 1], plan, allowed, few)
 
     @property
     def right(self) -> Choices:
@@ -180,22 +186,22 @@ class Training:
 
     def compare(self, choices: Choices, quick: bool) -> Agreement:
         """Return how the changes of all parameters in all steps differ from these decisions'."""
-        T = min(QUICK, self.T) if quick else self.T
-        want, slack = self.changes(choices, T)
-        seen = self.seen[:T]
+        if quick and self.quick is not None:
+            return self.quick.compare(choices, False)
+        want, slack = self.changes(choices)
         if choices["V_training"] == "trained":
             if not self.seen[:, self.fixed].any():
                 raise NotApplicable
-            want = np.where(self.fixed, seen, want)
+            want = np.where(self.fixed, self.seen, want)
         size = np.maximum.reduceat(np.abs(want), self.starts, axis=1)
         # The floor is for changes of which all terms cancel.
         size = np.maximum(size, self.allowed * size.max(axis=1, keepdims=True))
         room = size[:, self.of] + slack / self.allowed
         with np.errstate(divide="ignore", invalid="ignore"):
-            error = np.where(seen == want, 0.0, np.abs(seen - want) / room)
+            error = np.where(self.seen == want, 0.0, np.abs(self.seen - want) / room)
         error = np.where(np.isnan(error), np.inf, error)
         return Agreement(np.maximum.reduceat(error, self.starts, axis=1).ravel(),
-                         self.decided(choices)[:T].ravel())
+                         self.decided(choices).ravel())
 
     def decided(self, choices: Choices) -> Array:
         """Return (T, parameters) whether the changes are large enough to be compared.
@@ -203,10 +209,12 @@ class Training:
         As the specification says, which is asked first: no mistake may make its own choice.
         """
         if self._decided is None:
-            want, slack = self.changes(choices, self.T)
+            want, slack = self.changes(choices)
             clear = (np.abs(want) >= DETAIL * slack) & (want != 0)
             size = np.maximum.reduceat(np.abs(want), self.starts, axis=1)
             self._decided = np.maximum.reduceat(clear, self.starts, axis=1) | (size == 0)
+            if self.quick is not None:
+                self.quick.decided(choices)
         return self._decided
 
     def item(self, number: int) -> str:
@@ -214,8 +222,8 @@ class Training:
         step, name = divmod(number, len(self.names))
         return f"{self.names[name]} in step {step + 1}"
 
-    def changes(self, choices: Choices, T: int) -> tuple[Array, Array]:
-        """Return the change of every element in each of T steps, and what rounding makes of it.
+    def changes(self, choices: Choices) -> tuple[Array, Array]:
+        """Return the change of every element in each step, and what rounding makes of it.
 
         Returns
         -------
@@ -226,7 +234,7 @@ class Training:
         state = Moments(0, zero, zero, zero, zero)
         weights = np.zeros(self.T)  # of the gradients of the steps, in the one that is used
         changes, slacks = [], []
-        for t in range(T):
+        for t in range(self.T):
             if choices["late"] and t == 0:
                 changes.append(zero)
                 slacks.append(self.rounding[t])

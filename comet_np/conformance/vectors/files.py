@@ -137,7 +137,8 @@ def read(folder: Path) -> Case:
                         f"format {FORMAT}: write the vectors anew, comet-np vectors FOLDER")
     try:
         arrays = sorted(fields["arrays"].items(), key=lambda item: item[1]["order"])
-        inputs, expected = {}, {}
+        inputs: dict[str, Array] = {}
+        expected: dict[str, Array] = {}
         for name, entry in arrays:
             to = expected if entry["role"] == "expected" else inputs
             to[name] = _array(folder / f"{name}.npy", **entry)

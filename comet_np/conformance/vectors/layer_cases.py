@@ -60,8 +60,9 @@ def attention(T: int, D: int, heads: int, causal: bool, draw: Draw) -> Made:
     """Return multi-head self-attention with its projections, and its backward."""
     x, dy = draw.grid("x", (2, T, D), 2, BITS), draw.grid("dy", (2, T, D), 1, BITS)
     p = SelfAttention(
-        Linear(draw.grid("W_qkv", (3 * D, D), 1.5, BITS), draw.grid("b_qkv", (3 * D,), 1, BITS)),
-        Linear(draw.grid("W_out", (D, D), 1, BITS), draw.grid("b_out", (D,), 1, BITS)))
+        Linear(draw.grid("W_qkv", (3 * D, D), 4 / D**0.5, BITS),
+               draw.grid("b_qkv", (3 * D,), 1, BITS)),
+        Linear(draw.grid("W_out", (D, D), 3 / D**0.5, BITS), draw.grid("b_out", (D,), 1, BITS)))
     y, cache = self_attention_forward(x, p, heads, causal)
     g = zeros_like(p)
     dx = self_attention_backward(dy, cache, p, g, heads)
@@ -105,11 +106,18 @@ for f in ("softplus", "tanh", "relu", "gelu"):
         partial(hidden, f))
 for name, shape, eps in (("", (6, 9), 1e-5), ("-tokens", (2, 4, 8), 1e-12), ("-eps", (5, 16), 0.5)):
     case(f"layer-norm{name}", f"layer norm over {shape[-1]}, eps {eps}", "layer norm",
-         "layer-norm")(partial(norm, shape, eps))
-for name, T, D, heads, causal in (("", 5, 8, 2, False), ("-one-head", 4, 6, 1, False),
-                                  ("-causal", 6, 12, 3, True), ("-one-token", 1, 4, 2, True)):
+         "layer-norm", ("variance-unbiased",) if eps < 1e-9 else (
+             "eps-outside-root", "variance-unbiased"))(partial(norm, shape, eps))
+SCORES = ("attention-unscaled", "softmax-over-queries")
+HEADS = (*SCORES, "attention-scale-width", "heads-interleaved")
+CAUSAL = ("causal-excludes-self", "causal-missing", "causal-sees-next")
+for name, T, D, heads, causal, flags in (
+        ("", 5, 8, 2, False, HEADS), ("-one-head", 4, 6, 1, False, SCORES),
+        ("-causal", 6, 12, 3, True, (*HEADS, *CAUSAL)),
+        ("-one-token", 1, 4, 2, True, ("causal-excludes-self",)),
+        ("-vit", 65, 256, 8, False, HEADS), ("-gpt2", 64, 384, 6, True, (*HEADS, *CAUSAL))):
     case(f"attention{name}", f"self-attention of {T} tokens, {heads} heads"
-         f"{', causal' * causal}", "attention", "attention")(
+         f"{', causal' * causal}", "attention", "attention", flags, draw=int(D > 12), large=D > 12)(
              partial(attention, T, D, heads, causal))
 case("loss-cross-entropy", "mean cross-entropy of softmax", "cross-entropy", "loss")(
     partial(cross_entropy, (7, 5), None))

@@ -6,7 +6,7 @@ so that machines whose float64 differs in the last bits write the same files.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ Array = Any
 Arrays = dict[str, Array]
 
 BITS = 24  # of a float32
-GUARD = 1e-14  # of the largest: many times what float64 loses in sums of this length
+GUARD, GUARD_OF_LARGE = 1e-13, 1e-14  # of the largest: many times what float64 loses in sums
 NOTHING, SMALL = 2.0**-45, 2.0**-40  # what is in between would hang on rounding
 TOLERANCE = 1e-5
 CLEAR, STABLE = 4 * TOLERANCE, 1e-10  # margins of scores, relative to the largest
@@ -83,7 +83,7 @@ class _Entry(NamedTuple):
 CASES: dict[str, _Entry] = {}
 
 
-def case(name: str, title: str, equation: str, model: str, flags: tuple[str, ...] = (),
+def case(name: str, title: str, equation: str, model: str, flags: Iterable[str] = (),
          draw: int = 0, large: bool = False) -> Callable[[Any], Any]:
     """Register the function that makes a case.
 
@@ -91,7 +91,7 @@ def case(name: str, title: str, equation: str, model: str, flags: tuple[str, ...
     the rounding.
     """
     def register(make: Callable[[Draw], Made]) -> Callable[[Draw], Made]:
-        CASES[name] = _Entry(title, equation, model, flags, draw, large, make)
+        CASES[name] = _Entry(title, equation, model, tuple(sorted(flags)), draw, large, make)
         return make
 
     return register
@@ -106,6 +106,7 @@ def made(name: str) -> Case:
         If another machine might round it otherwise.
     """
     entry = CASES[name]
+    guard = GUARD_OF_LARGE if entry.large else GUARD
     with reference():
         config, inputs, expected, levels = entry.make(
             Draw(name, entry.draw, STABLE if entry.large else CLEAR))
@@ -113,7 +114,7 @@ def made(name: str) -> Case:
                   if level in levels.values())
     return Case(name, entry.title, entry.equation, entry.model, config, found, entry.flags,
                 TOLERANCE, {one: given(name, one, array) for one, array in inputs.items()},
-                {one: rounded(name, one, array) for one, array in expected.items()}, levels)
+                {one: rounded(name, one, array, guard) for one, array in expected.items()}, levels)
 
 
 def given(case: str, name: str, array: Array) -> Array:
@@ -125,7 +126,7 @@ def given(case: str, name: str, array: Array) -> Array:
     return stored
 
 
-def rounded(case: str, name: str, array: Array) -> Array:
+def rounded(case: str, name: str, array: Array, guard: float = GUARD) -> Array:
     """Return an expected array with 24 bits relative to its largest, in float32; or int64, uint8.
 
     Raises
@@ -146,7 +147,7 @@ def rounded(case: str, name: str, array: Array) -> Array:
     scaled = array / unit
     whole = np.rint(scaled)
     distance = 0.5 - np.abs(scaled - whole).max(initial=0.0)
-    if distance < GUARD * 2**BITS or largest < SMALL:
+    if distance < guard * 2**BITS or largest < SMALL:
         raise UserError(f"{name} of the case {case} is too near a boundary of the rounding: choose "
                         "another draw for it")
     return (whole * unit + 0.0).astype("float32")  # + 0.0: no -0

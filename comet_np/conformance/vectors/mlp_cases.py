@@ -10,9 +10,9 @@ import numpy as np
 
 from ...functional.linear import Linear
 from ...functional.loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
-from ...functional.routing import grid_bits, on_grid, weight_on_grid, winners
+from ...functional.routing import Ties, grid_bits, on_grid, weight_on_grid, winners
 from ...gates import Comet, Gate, Layerwise, TopK
-from ...gates.comet import Routed
+from ...gates.comet import Capped, Routed
 from ...models import mlp
 from ...models.mlp import MLPConfig
 from ...tree import zeros_like
@@ -29,6 +29,7 @@ def settings(config: MLPConfig) -> dict[str, Any]:
     gate = config.gate
     if gate is None:
         return found
+    assert isinstance(gate, Capped)
     k = [winners(gate.p_k, N) for N in config.widths[1:-1]]
     exact = [isinstance(gate, Comet) or layer == 0 for layer in range(config.hidden)]
     found |= {"gate": GATES[type(gate)], "k": k, "p_k": gate.p_k, "scores_exact": exact,
@@ -81,7 +82,7 @@ def make(config: MLPConfig, B: int, twins: bool, bits: int, draw: Draw) -> Made:
     params, fixed = trees(arrays, config)
     trace = mlp.trace(x, params, fixed, config)
     for i in range(1, L):
-        if gate is not None:
+        if isinstance(gate, Capped):
             scores, k = _scores(trace, fixed, gate, i), winners(gate.p_k, config.widths[i])
             if exact_gate(config) and i == 1:
                 expected.add("routing", z_0=on_grid(x, grid_bits(x.shape[1]).z))
@@ -153,14 +154,16 @@ def add(name: str, title: str, equation: str, config: MLPConfig, catches: Iterab
     if config.activation == "softplus":
         flags |= {"softplus-beta"}
         flags |= NOT_ZERO if isinstance(config.gate, Routed) else set()
-    case(name, title, equation, "mlp", tuple(sorted(flags - set(misses))), draw, large)(
+    case(name, title, equation, "mlp", flags - set(misses), draw, large)(
         partial(make, config, B, twins, bits))
 
 
 WIDTHS, SMALL, WIDE = (9, 14, 11, 13, 5), (6, 11, 8, 4), (9, 27, 14, 26, 5)
 ALL, PLAIN = "(1)-(8)", "(1)-(2)"
-RULES = {"strict": "of equal scores at rank k all lose", "threshold": "of equal scores at rank k "
-         "all win", "index": "of equal scores at rank k the first win"}
+RULES: dict[Ties, str] = {
+    "strict": "of equal scores at rank k all lose",
+    "threshold": "of equal scores at rank k all win",
+    "index": "of equal scores at rank k the first win"}
 
 add("mlp-standard", "the standard MLP", PLAIN, MLPConfig(WIDTHS, gate=None))
 add("mlp-standard-no-bias", "the standard MLP without biases", PLAIN,
@@ -175,7 +178,7 @@ for ties, rule in RULES.items():
         MLPConfig(WIDTHS, gate=TopK(0.5, ties)), others | {"mask-before-activation"}, own,
         twins=True)
     add(f"mlp-exact-{ties}", f"COMET with exact routing on a fixed-point grid, {rule}", ALL,
-        MLPConfig(WIDTHS, gate=Comet(0.5, ties, exact=True)), twins=True, bits=12)
+        MLPConfig(WIDTHS, gate=Comet(0.5, ties, exact=True)), others, own, twins=True, bits=12)
 for p_k, misses in {0.1: {"routing-activated"}, 0.29: (), 0.9: ()}.items():
     add(f"mlp-comet-p{100 * p_k:.0f}", f"COMET, p_k = {p_k}", ALL,
         MLPConfig(WIDE, gate=Comet(p_k)), {"k-complement"}, misses)
@@ -206,6 +209,17 @@ add("mlp-comet-narrow", "COMET with a layer of one neuron, three examples", ALL,
 add("mlp-comet-relu-routing", "COMET with g = relu in the routing network", ALL,
     MLPConfig(WIDTHS, gate=Comet(0.5, g="relu")))
 add("mlp-exact-wide", "COMET with exact routing, so wide a layer that its grid is coarser", ALL,
-    MLPConfig((2060, 6, 4, 3), gate=Comet(0.5, exact=True)), B=4, bits=12)
-add("mlp-comet-cifar10", "COMET of width 100 on images as CIFAR10's", ALL,
-    MLPConfig((3072, 100, 100, 100, 10), gate=Comet(0.5)), B=16, bits=3, draw=3, large=True)
+    MLPConfig((2060, 6, 4, 3), gate=Comet(0.5, exact=True)), (),
+    {"k-ceiled", "k-rounded", "routing-activated"}, B=4, bits=12)
+# The large set: the paper's widths, on inputs of the size of SARCOS and CIFAR10.
+for name, widths, p_k, bits, draws in (
+        ("sarcos-100", (21, 100, 100, 100, 7), 0.1, 4, (0, 0)),
+        ("sarcos-500", (21, 500, 500, 500, 7), 0.5, 3, (0, 0)),
+        ("sarcos-1000", (21, 1000, 1000, 1000, 7), 0.9, 3, (0, 0)),
+        ("cifar10-100", (3072, 100, 100, 100, 10), 0.5, 3, (0, 0)),
+        ("cifar10-500", (3072, 500, 500, 500, 10), 0.1, 3, (0, 4))):
+    add(f"mlp-comet-{name}", f"COMET of the widths {widths}", ALL,
+        MLPConfig(widths, gate=Comet(p_k)), B=16, bits=bits, draw=draws[0], large=True)
+    add(f"mlp-exact-{name}", f"COMET with exact routing, of the widths {widths}", ALL,
+        MLPConfig(widths, gate=Comet(p_k, exact=True)), B=16, bits=12, draw=draws[1],
+        large=True)

@@ -69,7 +69,8 @@ def mixer_block(draw: Draw) -> Made:
         expected.add("forward", **{f"y_{i}": y})
         parts.append((norm, p, cache, config))
         x = y
-    d, grads = dy, {}
+    d = dy
+    grads: Arrays = {}
     for i in (2, 1):
         norm, p, cache, config = parts[i - 1]
         of_norm, g = zeros_like(norm), zeros_like(p)
@@ -86,8 +87,9 @@ def mixer_block(draw: Draw) -> Made:
 def network(config: Any, draw: Draw) -> Made:
     """Return a ViT, an MLP-Mixer or a GPT-2 under published names, and its backward."""
     module = module_of(config)
-    named = {name: drawn(draw, name, array.shape) for name, array in named_weights(
-        *module.init(config, dtype="float64"), config).items()}
+    params, fixed = module.init(config, dtype="float64")
+    named = {name: drawn(draw, name, array.shape)
+             for name, array in named_weights(params, fixed, config).items()}
     params, fixed = weights_of(named, config)
     if isinstance(config, GPT2Config):
         key, x = "tokens", draw.integers("tokens", (2, 5), 0, config.vocabulary - 1)
@@ -120,8 +122,9 @@ def of_network(config: Any) -> dict[str, Any]:
 def moe(config: MoEConfig, draw: Draw) -> Made:
     """Return a mixture of experts, and its backward."""
     module = module_of(config)
-    named = {name: drawn(draw, name, array.shape) for name, array in named_weights(
-        *module.init(config, dtype="float64"), config).items()}
+    params, fixed = module.init(config, dtype="float64")
+    named = {name: drawn(draw, name, array.shape)
+             for name, array in named_weights(params, fixed, config).items()}
     params, fixed = weights_of(named, config)
     x = draw.grid("x", (7, config.widths[0]), 2, BITS)
     y, cache = module.forward(x, params, fixed, config)
@@ -164,19 +167,24 @@ def soft_moe(config: SoftMoEConfig, draw: Draw) -> Made:
 
 
 case("mixer-block", "token and channel mixing with COMET", "(3)-(8)", "mixer-block")(mixer_block)
-for name, config in (
-        ("vit", ViTConfig((2, 4, 4), 2, 3, 8, 2, 2, 12, dropout=0.0, hidden_dropout=0.0)),
-        ("vit-mean", ViTConfig((1, 4, 6), 2, 3, 8, 1, 4, 9, "gelu", Comet(0.25), dropout=0.0,
-                               hidden_dropout=0.0, qkv_bias=True, pooling="mean")),
-        ("mixer", MixerConfig((2, 4, 4), 2, 3, 8, 2, 7, 12)),
-        ("gpt2", GPT2Config(11, 6, 8, 2, 2, 12, dropout=0.0, weight_dropout=0.0)),
-        ("gpt2-gelu-new", GPT2Config(11, 6, 8, 1, 4, None, "gelu_new", Comet(0.25), dropout=0.0,
-                                     weight_dropout=0.0))):
-    case(name, f"a small {type(config).__name__.removesuffix('Config')} with COMET in its MLPs",
-         "(3)-(8)", name.split("-")[0])(partial(network, config))
-for name, config in (("moe", MoEConfig((6, 7, 4), 3)),
-                     ("moe-hard", MoEConfig((6, 7, 4), 3, gate="hard"))):
-    case(name, f"a mixture of experts with a {config.gate} gate", "mixture of experts", "moe")(
-        partial(moe, config))
+NONE: dict[str, Any] = {"dropout": 0.0, "hidden_dropout": 0.0}
+for name, config, draw in (
+        ("vit", ViTConfig((2, 4, 4), 2, 3, 8, 2, 2, 12, **NONE), 0),
+        ("vit-mean", ViTConfig((1, 4, 6), 2, 3, 8, 1, 4, 9, "gelu", Comet(0.25), qkv_bias=True,
+                               pooling="mean", **NONE), 0),
+        ("mixer", MixerConfig((2, 4, 4), 2, 3, 8, 2, 7, 12), 0),
+        ("gpt2", GPT2Config(11, 6, 8, 2, 2, 12, weight_dropout=0.0, **NONE), 0),
+        ("gpt2-gelu-new", GPT2Config(11, 6, 8, 1, 4, None, "gelu_new", Comet(0.25),
+                                     weight_dropout=0.0, **NONE), 0),
+        ("vit-cifar10", ViTConfig(width=64, depth=2, hidden=96, **NONE), 0),
+        ("mixer-cifar10", MixerConfig(width=64, depth=2, token_hidden=48, hidden=96), 0),
+        ("gpt2-medium-width", GPT2Config(301, 40, 96, 3, 6, weight_dropout=0.0, **NONE), 0)):
+    case(name, f"a {type(config).__name__.removesuffix('Config')} with COMET in its MLPs",
+         "(3)-(8)", name.split("-")[0], draw=draw, large=config.width > 8)(
+             partial(network, config))
+for name, mixture in (("moe", MoEConfig((6, 7, 4), 3)),
+                      ("moe-hard", MoEConfig((6, 7, 4), 3, gate="hard"))):
+    case(name, f"a mixture of experts with a {mixture.gate} gate", "mixture of experts", "moe")(
+        partial(moe, mixture))
 case("soft-moe", "a soft mixture of experts", "soft mixture", "soft-moe")(
     partial(soft_moe, SoftMoEConfig((6, 7, 5), 3, 2)))

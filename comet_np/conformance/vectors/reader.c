@@ -63,7 +63,7 @@ static double act(const char *key, double a, int d) { /* f(a), or with d its der
     if (is(key, "mish")) return t = tanh(soft), d ? t + a * (1 - t * t) * s : a * t;
     q = is(key, "selu") ? 1.6732632423543772 : 1, p = q > 1 ? 1.0507009873554805 : 1;
     if (p > 1 || is(key, "elu")) return p * (a > 0 ? d ? 1 : a : q * (d ? exp(a) : expm1(a)));
-    if (is(key, "gelu")) return t = erfc(-a / sqrt(2)), (d ? t + a * exp(-a * a / 2) * root : a * t) / 2;
+    if (is(key, "gelu")) return t = erfc(-a/sqrt(2)), (d ? t + a * exp(-a*a/2) * root : a * t) / 2;
     t = tanh(root * (a + 0.044715 * a * a * a)), s = root * (1 + 3 * 0.044715 * a * a);
     if (is(key, "gelu_new")) return d ? (1 + t + a * (1 - t * t) * s) / 2 : a * (1 + t) / 2;
     return WRONG("unknown %s", key), 0;

@@ -59,7 +59,8 @@ def optimizer(rule: OptimizerConfig, lr: float, draw: Draw) -> Made:
     state = init_state(p, rule)
     expected = Expected()
     for t in range(1, steps + 1):
-        g = draw.grid(f"dp_{t}", (n,), 1, BITS) * 2.0 ** -(np.arange(n) % 4 * 4)
+        g = draw.grid(f"dp_{t}", (n,), 1, BITS)
+        g *= 2.0 ** -(np.arange(n) % 4 * 4)
         g[-1] = 0
         arrays[f"dp_{t}"] = g.copy()
         state = update(p, g, state, lr, rule)
@@ -73,6 +74,21 @@ def optimizer_settings(rule: OptimizerConfig, lr: float) -> dict[str, Any]:
     return {"optimizer": rule.name, "lr": lr, "weight_decay": rule.weight_decay,
             "decay_biases": rule.decay_biases, "clip_norm": rule.clip_norm or 0.0,
             "clip_value": rule.clip_value or 0.0, **{name: getattr(rule, name) for name in names}}
+
+
+def flags(rule: OptimizerConfig, course: str = "constant") -> set[str]:
+    """Return the mistakes that a case catches."""
+    found = {"sgd": set(), "momentum": {"momentum-dampened", "momentum-nesterov"}}.get(
+        rule.name, {"adam-uncorrected"})
+    if rule.eps > 1e-6:
+        found |= {"adam-eps-inside"}
+    if rule.weight_decay:
+        found |= {"decay-without-rate"} | ({"decay-coupled"} if rule.name == "adamw" else set())
+    if not rule.decay_biases:
+        found |= {"decay-of-biases"}
+    if course != "constant":
+        found |= {"schedule-early", "schedule-late", "schedule-missing"}
+    return found
 
 
 COURSES = {
@@ -89,11 +105,13 @@ COURSES = {
     "sgd-cosine": (OptimizerConfig("sgd"), 0.5, "cosine", 0),
     "adamw-warmup": (OptimizerConfig("adamw", weight_decay=0.1), 0.01, "warmup_cosine", 3)}
 for name, (rule, lr, course, warmup) in COURSES.items():
-    case(f"mlp-train-{name}", f"ten steps of {name.replace('-', ' ')} on one batch", ALL, "mlp")(
-        partial(train, MLPConfig(SMALL), rule, lr, course, warmup))
+    case(f"mlp-train-{name}", f"ten steps of {name.replace('-', ' ')} on one batch", ALL, "mlp",
+         flags(rule, course) | {"gradients-accumulate", "parameter-frozen"})(
+             partial(train, MLPConfig(SMALL), rule, lr, course, warmup))
 for name, total, warmup in (("constant", 7, 0), ("cosine", 10, 0), ("warmup_cosine", 12, 4)):
     case(f"schedule-{name.replace('_', '-')}", f"the learning rate's schedule {name}",
-         "schedule", "schedule")(partial(factors, name, total, warmup))
+         "schedule", "schedule", flags(OptimizerConfig(), name))(
+             partial(factors, name, total, warmup))
 for name, rule, lr in (
         ("sgd", OptimizerConfig("sgd", weight_decay=0.1), 0.5),
         ("sgd-clip-norm", OptimizerConfig("sgd", clip_norm=0.5), 0.5),
@@ -102,4 +120,4 @@ for name, rule, lr in (
         ("adam", OptimizerConfig("adam", weight_decay=0.1, eps=1e-4), 0.125),
         ("adamw", OptimizerConfig("adamw", weight_decay=0.1, eps=1e-4), 0.125)):
     case(f"optimizer-{name}", f"steps of {name.replace('-', ' ')} with given gradients",
-         "optimizer", "optimizer")(partial(optimizer, rule, lr))
+         "optimizer", "optimizer", flags(rule))(partial(optimizer, rule, lr))
