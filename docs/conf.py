@@ -89,11 +89,11 @@ def as_written(app, what, name, item, options, signature, result):
 
 
 def is_left_out(app, what, name, item, skip, options):
-    """Leave out the fields of tuples, which their class describes, checks of
-    arguments, and what scikit-learn adds.
-    """
+    """Leave out fields of tuples, checks of arguments, and what scikit-learn adds."""
+    if getattr(item, "__module__", None) == "comet_np.gradcheck":
+        return None
     return True if type(item).__name__ == "_tuplegetter" or re.match(
-        r"check_(?!gradients|mlp_gradients)|.*_metadata_routing|set_.*_request", name) else None
+        r"check_|.*_metadata_routing|set_.*_request", name) else None
 
 
 def leads_to_pages(app, page, lines):
