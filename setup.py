@@ -1,5 +1,6 @@
 """Packaging of COMET-NP: `backends`, `experiments` and `benchmarks` install inside `comet_np`."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -14,11 +15,19 @@ def packages() -> list[str]:
     return find_packages(include=["comet_np", "comet_np.*"]) + inside
 
 
+def description() -> str:
+    """Return the README for a package index, where only links to the outside lead anywhere."""
+    text = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+    text = re.sub(r"^!\[.*\]\((?!http).*\)\n\n", "", text, flags=re.MULTILINE)  # images
+    return re.sub(r"\[([^][]*)\]\((?!http)[^()]*\)", r"\1", text)
+
+
 if __name__ == "__main__":
     plots = ["matplotlib>=3.8"]
     tests = ["pytest>=8", "pytest-xdist>=3"]
     files = ["safetensors>=0.4"]
     text = ["tokenizers>=0.20"]
+    estimators = ["scikit-learn>=1.6"]
     setup(
         name="comet-np",
         version="0.7.0",
@@ -31,7 +40,7 @@ if __name__ == "__main__":
             "Intended Audience :: Science/Research", "Programming Language :: Python :: 3",
             "Topic :: Scientific/Engineering :: Artificial Intelligence", "Typing :: Typed"],
         project_urls={"Paper": "https://arxiv.org/abs/2410.08003"},
-        long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+        long_description=description(),
         long_description_content_type="text/markdown",
         python_requires=">=3.10",
         packages=packages(),
@@ -49,12 +58,14 @@ if __name__ == "__main__":
                            "jsonschema>=4.18", *files, *text],
             "safetensors": files,
             "text": text,
-            "sklearn": ["scikit-learn>=1.6"],
+            "sklearn": estimators,
             "images": ["Pillow>=9.1"],
             "bfloat16": ["ml_dtypes>=0.4"],
             "mpi": ["mpi4py>=4"],
             "cuda12": ["cupy-cuda12x[ctk]>=14"],
             "cuda13": ["cupy-cuda13x[ctk]>=14"],
+            "docs": ["sphinx>=8", "myst-parser>=4", "numpydoc>=1.8", "furo>=2024.8",
+                     "sphinx-mathjax-offline>=0.0.2", *estimators],
             "dev": [*plots, *tests, "ruff", "mypy"],
         },
         entry_points={"console_scripts": ["comet-np = comet_np.experiments.cli:main"],

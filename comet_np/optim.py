@@ -257,8 +257,9 @@ def squared_norm(g: Array) -> Array:
 
 
 def clip_scale(g: Array, clip_norm: float, scale: Array | float = 1.0) -> Array:
-    """Return scale min(1, clip_norm / (|scale g| + 1e-6)), a 0-d float64 array: clipping by norm as
-    a factor.
+    """Return clipping by norm as a factor, a 0-d float64 array.
+
+    ``scale min(1, clip_norm / (|scale g| + 1e-6))``
 
     The 1e-6 is PyTorch's, and keeps a zero gradient from dividing by zero. Where the norm alone is
     NaN, the factor is not, which would leave the step out: so that the parameters show it.

@@ -63,8 +63,8 @@ def run_page(blocks, folder):
     for language, lines in blocks:
         if language == "sh":
             printed.append(run_shell(lines, folder))
-        elif all(can_import(name) for name in re.findall(r"^import (torch|jax)$", lines,
-                                                         re.MULTILINE)):
+        elif all(can_import(name) for name in re.findall(
+                r"^(?:import|from) (torch|jax|sklearn)\b", lines, re.MULTILINE)):
             with redirect_stdout(io.StringIO()) as text:
                 exec(lines, names)
             printed.append(text.getvalue())

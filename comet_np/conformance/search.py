@@ -31,8 +31,11 @@ class NotApplicable(Exception):
 class Agreement(NamedTuple):
     """How what was seen differs from what a set of decisions computes.
 
-    error : float array (items,), relative; NaN counts as infinity.
-    decided : bool array (items,).
+    Attributes
+    ----------
+    error : float array (items,)
+        Relative; NaN counts as infinity.
+    decided : bool array (items,)
     """
 
     error: Array
@@ -46,8 +49,14 @@ Mistakes = tuple[Mistake, ...]
 class Explanation(NamedTuple):
     """Mistakes, and the items that they explain.
 
-    explained : of the decided items. agreeing : of all items.
-    distance : the mean logarithm of the errors of the decided items.
+    Attributes
+    ----------
+    explained : int
+        Of the decided items.
+    agreeing : int
+        Of all items.
+    distance : float
+        The mean logarithm of the errors of the decided items.
     """
 
     mistakes: tuple[Mistake, ...]
@@ -69,10 +78,14 @@ Explain = Callable[..., Explanation | None]
 class Search(NamedTuple):
     """What was found of one stage.
 
-    right : Explanation, by no mistake.
-    causes : Explanations in full, the first that of the fewest mistakes; the others compute the
-        same.
-    closest : without causes, the one or two mistakes that explain a good deal; or None.
+    Attributes
+    ----------
+    right : Explanation
+        By no mistake.
+    causes : tuple of Explanation
+        In full, the first that of the fewest mistakes; the others compute the same.
+    closest : Explanation or None
+        Without causes, the one or two mistakes that explain a good deal.
     """
 
     right: Explanation
