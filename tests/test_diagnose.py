@@ -288,9 +288,10 @@ def said(fn=None, named=None, model="mlp", **settings):
     """Return what is said of this."""
     named = parameters() if named is None else named
     config = mlp.MLPConfig(WIDTHS, gate=gates.Comet(0.9))
+    if model == "mlp":
+        settings["p_k"] = 0.9
     with pytest.raises(UserError) as error:
-        comet_np.diagnose(fn or ours(config, parameters(), "float64"), named, model, p_k=0.9,
-                          **settings)
+        comet_np.diagnose(fn or ours(config, parameters(), "float64"), named, model, **settings)
     return str(error.value)
 
 

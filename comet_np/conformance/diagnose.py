@@ -323,7 +323,7 @@ def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, al
                         "chance, still on? put the model in evaluation, as by model.eval()")
     wide = [x.astype("float64") for x in calls[:3]]
     wide[2] = wide[1]
-    wanted = (len(one), subject.widths[-1])
+    wanted = subject.shape(one)
     if got[0].shape != wanted:
         raise UserError(f"fn must return {wanted} for inputs of {one.shape}, got {got[0].shape}")
     seen = np.concatenate(got[:3])

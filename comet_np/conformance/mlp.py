@@ -180,6 +180,10 @@ class MLPSubject:
         x[26:32] *= 0.1
         return x[draw.permutation(ROWS)]
 
+    def shape(self, x: Array) -> tuple[int, ...]:
+        """Return the shape of the output for x."""
+        return len(x), self.widths[-1]
+
     def jittered(self, eps: float, number: int) -> "MLPSubject":
         """Return the network with weights and biases moved by eps, relative, up or down."""
         draw, rough = stream(number, "diagnose", "jitter"), copy.copy(self)
@@ -216,6 +220,8 @@ class MLPSubject:
         -------
         y : (calls * B, N_L). scale : (calls * B,). decided : bool (calls * B,)
         """
+        if choices["axis"] == "batch" and any(len(x) != ROWS for x in calls):
+            raise NotApplicable  # of some rows of a batch
         passes: list[Forward] = []
         for i, x in enumerate(calls):
             fresh = self.forward(x, choices)
@@ -425,8 +431,6 @@ class MLPSubject:
         elif choices["cap"] == "magnitude":
             c = np.abs(c)
         if choices["axis"] == "batch":
-            if len(c) != ROWS:
-                raise NotApplicable  # of some rows of a batch
             m, sure = winners_of(c.T, count(self.gate.p_k, len(c), "floor"), choices["ties"],
                                  self.allowed)
             return m.T, np.full(len(c), sure.all())

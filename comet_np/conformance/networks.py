@@ -137,6 +137,12 @@ class Network(Subject):
                 if self.config.gate is not None
                 or mistake.decision not in ("through", "V_gradient")]
 
+    def jittered(self, eps: float, number: int) -> Any:
+        """Return it with all parameters moved by eps, relative, up or down."""
+        rough = super().jittered(eps, number)
+        rough.mlps = [one.jittered(eps, number) for one in self.mlps]
+        return rough
+
     def branch(self, x: Array, i: int, norm: Any, choices: Choices, part: int = 1,
                across: bool = False) -> tuple[Array, Found, Array]:
         """Return x (B, T, D) with what the i-th MLP gives of it, c, m and a, and decided (B,).
@@ -233,6 +239,10 @@ class OfImages(Network):
         x[6:8] *= 4.0
         x[8] *= 0.1
         return x
+
+    def shape(self, x: Array) -> tuple[int, ...]:
+        """Return the shape of the logits."""
+        return len(x), self.config.classes
 
     def labels(self, x: Array) -> Array:
         """Return labels (B,)."""
@@ -396,6 +406,10 @@ class GPT2Subject(Network):
         x = draw.integers(0, config.vocabulary, (ROWS, T))
         x[0], x[1] = 0, config.vocabulary - 1
         return x
+
+    def shape(self, x: Array) -> tuple[int, ...]:
+        """Return the shape of the logits."""
+        return *x.shape, self.config.vocabulary
 
     def labels(self, x: Array) -> Array:
         """Return labels (B, T)."""
