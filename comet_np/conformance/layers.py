@@ -46,6 +46,7 @@ class Subject:
 
     unit = "rows"
     if_nan = ""  # what may be wrong if an output is NaN
+    numbers_in_pairs = True  # whether pairs with an unknown number are tried, which takes long
     right: Choices
     mistakes: Sequence[Mistake]
     gradient_mistakes: Sequence[Mistake] = ()

@@ -84,7 +84,7 @@ class BlockMLP(MLPSubject):
         axis = 0 if choices["axis"] == "batch" else 1
         whole = np.moveaxis(c.reshape(*self.lead, -1), axis, -1)  # (..., B) or (..., T)
         m, sure = winners_of(whole.reshape(-1, self.lead[axis]),
-                             count(gate.p_k, self.lead[axis], choices["k"]), choices["ties"],
+                             count(choices["p_k"], self.lead[axis], choices["k"]), choices["ties"],
                              self.allowed)
         sure = sure.reshape(whole.shape[:-1]).all(axis=None if axis == 0 else 1)
         return (np.moveaxis(m.reshape(whole.shape), -1, axis).reshape(c.shape),
@@ -98,7 +98,7 @@ class Network(Subject):
     model: Any  # its module
     config: Any
     table: Sequence[Mistake]
-    numbers_in_pairs = False  # there are too many pairs
+    numbers_in_pairs = False
 
     def _begin(self, params: Any, fixed: Any, maps: Sequence[Params], config: Any,
                allowed: float) -> None:
