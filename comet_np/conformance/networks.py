@@ -80,7 +80,6 @@ class BlockMLP(MLPSubject):
     def _cap(self, c: Array, layer: int, choices: Choices) -> tuple[Array, Array]:
         if choices["axis"] == "neurons":
             return super()._cap(c, layer, choices)
-        gate: Any = self.gate
         axis = 0 if choices["axis"] == "batch" else 1
         whole = np.moveaxis(c.reshape(*self.lead, -1), axis, -1)  # (..., B) or (..., T)
         m, sure = winners_of(whole.reshape(-1, self.lead[axis]),

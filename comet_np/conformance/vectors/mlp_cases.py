@@ -205,7 +205,7 @@ add("mlp-comet-deep", "COMET with six hidden layers", ALL,
 add("mlp-comet-narrow", "COMET with a layer of one neuron, three examples", ALL,
     MLPConfig((4, 1, 3, 2)), (), {
         "k-of-first-layer", "k-of-layer-after", "k-of-layer-before", "k-one-less",
-        "mask-missing-first", "routing-unmasked"}, B=3)
+        "mask-missing-first", "output-activated", "routing-unmasked"}, B=3)
 add("mlp-comet-relu-routing", "COMET with g = relu in the routing network", ALL,
     MLPConfig(WIDTHS, gate=Comet(0.5, g="relu")))
 add("mlp-exact-wide", "COMET with exact routing, so wide a layer that its grid is coarser", ALL,
