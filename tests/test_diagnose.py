@@ -14,13 +14,14 @@ from comet_np.conformance.search import number
 from comet_np.errors import UserError
 from comet_np.functional.activations import ACTIVATIONS
 from comet_np.functional.loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
+from comet_np.functional.routing import weight_on_grid
 from comet_np.models import mlp
 from comet_np.rng import stream
 
 from .tolerances import assert_close
 
 WIDTHS = (9, 17, 13, 11, 10, 7)  # at p_k = 0.9 all ways to round k differ somewhere
-GATES = {"comet": gates.Comet, "layerwise": gates.Layerwise, "top_k": gates.TopK}
+GATES = {"comet": gates.Comet, "layerwise": gates.Layerwise, "top-k": gates.TopK}
 DTYPES = ("float32", "float64")
 SETTINGS = {"p_k": 0.9, "activation": "softplus", "ties": "strict", "gate": "comet"}
 
@@ -95,7 +96,7 @@ def jax_mlp(named, p_k, ties, activation, gate):
             a = x @ named[f"fc{layer}.weight"].T + named[f"fc{layer}.bias"]
             m = 1
             if gate is not None:
-                c = a if gate == "top_k" else (
+                c = a if gate == "top-k" else (
                     x if gate == "layerwise" else z) @ named[f"spec_{layer}.weight"].T
                 m = mask(c)
                 z = m * c
@@ -156,6 +157,25 @@ def test_a_correct_model_is_never_called_wrong(widths, p_k, size):
         assert report.ok or size > 1, report
 
 
+def on_the_grid(named):
+    """Return the V of exact routing."""
+    return {name: weight_on_grid(V) for name, V in named.items()
+            if name.startswith("spec") and name.endswith("weight")}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_exact_routing_is_told_from_the_other(dtype):
+    named = parameters(dtype=dtype)
+    config = mlp.MLPConfig(WIDTHS, gate=gates.Comet(0.5, exact=True))
+    assert "spec_1.weight" in said(named=named, model=config)
+    named |= on_the_grid(named)
+    fn = ours(config, {name: array for name, array in named.items() if name[:6] != "spec_5"},
+              dtype)
+    report = comet_np.diagnose(fn, named, config)
+    assert report.ok, report
+    assert report.findings[0].found.right.decided == 192
+
+
 # --- mutants ------------------------------------------------------------------------------------
 
 def key(mistake):
@@ -189,6 +209,8 @@ def test_a_mistake_is_called_by_its_own_name(mistake, dtype):
     made, settings = table()[key(mistake)]
     settings = SETTINGS | settings
     named = parameters(settings.pop("widths", WIDTHS), dtype)
+    if mistake.decision == "grid":
+        named |= on_the_grid(named)
     report = comet_np.diagnose(made(named, **settings), named, **settings)
     assert report.mistakes == (mistake.name,), report
     assert report.findings[0].found.causes[0].mistakes[0].value == mistake.value or isinstance(
@@ -288,9 +310,10 @@ def said(fn=None, named=None, model="mlp", **settings):
     """Return what is said of this."""
     named = parameters() if named is None else named
     config = mlp.MLPConfig(WIDTHS, gate=gates.Comet(0.9))
+    if model == "mlp":
+        settings["p_k"] = 0.9
     with pytest.raises(UserError) as error:
-        comet_np.diagnose(fn or ours(config, parameters(), "float64"), named, model, p_k=0.9,
-                          **settings)
+        comet_np.diagnose(fn or ours(config, parameters(), "float64"), named, model, **settings)
     return str(error.value)
 
 

@@ -95,7 +95,7 @@ class Torch:
         z = x
         for layer in range(1, L):
             a = x @ p[f"fc{layer}.weight"].T + p[f"fc{layer}.bias"]
-            if self.gate == "top_k":
+            if self.gate == "top-k":
                 c = a
             else:
                 c = (z if self.gate == "comet" else x) @ p[f"spec_{layer}.weight"].T
@@ -161,7 +161,7 @@ GRADIENT_MUTANTS = {
                                                 "softmax twice")},
     **{("loss", how): {"loss": how, "loss_name": "mse"} for how in ("halved", "sum over outputs")},
     ("through", "mask"): {"through": "mask"},
-    ("through", "identity"): {"through": "identity", "gate": "top_k"},
+    ("through", "identity"): {"through": "identity", "gate": "top-k"},
     ("through", "sigmoid"): {"through": "sigmoid", "gate": "layerwise"},
     ("derivative", "output"): {"derivative": "output"},
     ("derivative", "none"): {"derivative": "none"},
@@ -191,7 +191,7 @@ def test_each_mistake_of_gradients_is_named(mistake, dtype):
     assert [each.value for each in best.mistakes] == [mistake.value], str(report)
 
 
-@pytest.mark.parametrize("gate", ["comet", "layerwise", "top_k"])
+@pytest.mark.parametrize("gate", ["comet", "layerwise", "top-k"])
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_right_gradients_are_ok(dtype, loss, gate):
@@ -572,7 +572,7 @@ def test_rounding_of_which_adam_makes_a_step_is_no_mistake(dtype):
     assert report.ok, str(report)
 
 
-@pytest.mark.parametrize("gate", ["layerwise", "top_k"])
+@pytest.mark.parametrize("gate", ["layerwise", "top-k"])
 def test_masks_that_follow_the_weights_are_ok(gate):
     plan, model = plan_of(ADAM), Torch("float32", gate=gate)
     report = comet_np.diagnose(model, model.named, step=Loop(model, plan).step, gate=gate, **plan,

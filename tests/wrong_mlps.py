@@ -8,6 +8,8 @@ import math
 import torch
 from torch.nn import functional as F
 
+from comet_np.gates import Comet
+
 GELUS = {"gelu": F.gelu, "gelu_new": lambda a: F.gelu(a, approximate="tanh")}
 TORCH = {"identity": lambda a: a, "relu": F.relu, "leaky_relu": lambda a: F.leaky_relu(a, 0.1),
          "tanh": torch.tanh, "sigmoid": torch.sigmoid, "softplus": F.softplus, "silu": F.silu,
@@ -17,7 +19,7 @@ TORCH = {"identity": lambda a: a, "relu": F.relu, "leaky_relu": lambda a: F.leak
 class Net:
     """COMET: c_l = V_l z_{l-1}, m_l = C_k(c_l), z_l = m_l o c_l, x_l = m_l o f(W_l x_{l-1} + b_l).
 
-    `gate` "layerwise" takes the scores of x_{l-1}, "top_k" takes a_l for scores; None has no masks.
+    `gate` "layerwise" takes the scores of x_{l-1}, "top-k" takes a_l for scores; None has no masks.
     """
 
     scale = output_scale = 1.0
@@ -70,7 +72,7 @@ class Net:
         return self.x[-1] if self.gate == "layerwise" else self.z[-1]
 
     def scores(self, layer):
-        if self.gate == "top_k":
+        if self.gate == "top-k":
             return self.a[-1]
         return self.routed(layer) @ self.V(layer).T + self.routing_bias(layer)
 
@@ -178,6 +180,8 @@ def quantile_count(self, N):
 
 
 other("k", "quantile", "count", quantile_count)
+other("p_k", HERE, "count", lambda self, N: max(1, int(0.5 * N)))
+other("grid", "none", "cap", Net.cap, gate=Comet(0.9, exact=True))
 
 
 class Cap(Net):
@@ -270,7 +274,7 @@ other("routing", "activated", "routed",
       lambda self, layer: self.m[-1] * self.f(self.c[-1]) if self.c else self.x[0])
 other("routing", "input", "routed", lambda self, layer: self.x[0], widths=SQUARE)
 other("routing", "z", "routed", lambda self, layer: self.z[-1], gate="layerwise")
-other("routing", "activation", "scores", lambda self, layer: self.f(self.a[-1]), gate="top_k",
+other("routing", "activation", "scores", lambda self, layer: self.f(self.a[-1]), gate="top-k",
       activation="mish")
 other("routing", "pre-activation", "scores", lambda self, layer: self.a[-1],
       activation="mish")
@@ -298,6 +302,11 @@ for name, f in GELUS.items():
     wrong("gelu", name, activation="gelu" if name == "gelu_new" else "gelu_new")(
         type(name, (Net,), {"f": method}))
 other("output", "activated", "output", lambda self, y: self.f(y))
+other("output", "relu", "output", lambda self, y: torch.relu(y))
+other("output", "sigmoid", "output", lambda self, y: torch.sigmoid(y))
+other("output", "tanh", "output", lambda self, y: torch.tanh(y))
+other("output", "softplus", "output", lambda self, y: torch.nn.functional.softplus(y),
+      activation="tanh")
 other("output", "softmax", "output", lambda self, y: torch.softmax(y, -1))
 other("output", "log-softmax", "output", lambda self, y: torch.log_softmax(y, -1))
 other("bias", "none", "bias", lambda self, layer: None)

@@ -29,7 +29,7 @@ from .training import Plan, Training
 
 Array = Any
 Named = Mapping[str, Array]
-GATES = {"comet": Comet, "layerwise": Layerwise, "top_k": TopK}
+GATES = {"comet": Comet, "layerwise": Layerwise, "top-k": TopK}
 FLOATS = ("float32", "float64")
 SETTINGS = {"mlp": ("p_k", "activation", "ties", "gate", "loss"), "layer-norm": ("eps",),
             "attention": ("heads", "causal")}
@@ -45,7 +45,7 @@ class Finding(NamedTuple):
 
     stage : str. unit : str, of what was compared: rows, gradients, parameters.
     found : Search, or None if the stage was not reached.
-    first : the first intermediate that differs, in the order of computation, or None.
+    first : the first intermediate that differs, in the order of computation, in words, or None.
     unseen : mistakes that would not have shown.
     """
 
@@ -182,22 +182,28 @@ def diagnose(fn: Callable[[Array], Array], named: Named, model: str | Any = "mlp
     Parameters
     ----------
     fn : callable
-        ``fn(x) -> logits``, NumPy arrays (B, N_0) -> (B, N_L).
+        ``fn(x) -> output``, NumPy arrays: of an MLP (B, N_0) -> (B, N_L), of a layer tokens
+        (B, T, D) -> (B, T, D), of a ViT or an MLP-Mixer images (B, colours, rows, columns) ->
+        logits (B, classes), of a GPT-2 tokens, int (B, T), -> logits (B, T, vocabulary).
     named : mapping of str to array
-        Its parameters under the published names: ``fc{l}.weight`` (N_l, N_{l-1}),
-        ``fc{l}.bias`` (N_l,), and the routing weights V, ``spec_{l}.weight``.
+        Its parameters under the published names: of an MLP ``fc{l}.weight`` (N_l, N_{l-1}),
+        ``fc{l}.bias`` (N_l,), and the routing weights V, ``spec_{l}.weight``; of a layer norm
+        ``weight`` and ``bias``; of attention ``qkv.weight`` (3 D, D) and ``out.weight`` (D, D), or
+        timm's or PyTorch's names; of a network those that `comet_np.interop` reads.
     model : str or configuration
-        What it should be: "mlp", or an MLPConfig.
+        What it should be: "mlp", "layer-norm" or "attention", with `settings`; or an MLPConfig,
+        ViTConfig, MixerConfig or GPT2Config, which says all.
     gradients : callable, optional
-        ``gradients(x, labels) -> {name: gradient}`` of the mean cross-entropy, labels int (B,), or
-        of the loss given.
+        ``gradients(x, labels) -> {name: gradient}`` of the mean cross-entropy, labels int (B,) or,
+        of a GPT-2, (B, T); or of the loss given. Of a layer of ``sum(labels * fn(x))``, labels of
+        the output's shape.
     intermediates : callable, optional
         ``intermediates(x) -> {"c_1": ..., "m_1": ..., "a_1": ..., "x_1": ...}``, any of them: the
         first that differs is named.
     step : callable, optional
-        ``step(x, labels) -> {name: parameter}``: one step of the training loop, which begins with
-        `named`, and all parameters after it, V too. It is called some six times, with another
-        batch each time.
+        ``step(x, labels) -> {name: parameter}``: one step of the training loop of an MLP, which
+        begins with `named`, and all parameters after it, V too. It is called some six times, with
+        another batch each time.
     optimizer : OptimizerConfig, optional
         What `step` should be; plain SGD if not given.
     lr : float
@@ -205,9 +211,10 @@ def diagnose(fn: Callable[[Array], Array], named: Named, model: str | Any = "mlp
     schedule, total, warmup
         As of `comet_np.schedules.schedule`; of a short run (total=10) most shows.
     settings
-        Of "mlp": p_k, activation, ties and gate ("comet", "layerwise", "top_k" or None), as of
-        `comet_np.gates` and `comet_np.models.mlp.MLPConfig`; and loss, "cross_entropy" or "mse"
-        (the mean over examples and outputs; labels are then targets (B, N_L)).
+        Of "mlp": p_k, activation, ties and gate ("comet", "layerwise", "top-k", None, or one of
+        `comet_np.gates`, which has its own p_k and ties), as of `comet_np.models.mlp.MLPConfig`.
+        Of an MLP loss, "cross_entropy" or "mse" (the mean over examples and outputs; labels are
+        then targets (B, N_L)). Of "layer-norm": eps. Of "attention": heads, and causal.
 
     Returns
     -------
@@ -306,7 +313,7 @@ def _chosen(found: Search | None, right: Choices) -> Choices | None:
     return right | {mistake.decision: mistake.value for mistake in made}
 
 
-def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, allowed: float,
+def _of_output(fn: Callable[[Array], Array], subject: Any, dtype: Any, allowed: float,
                intermediates: Callable[[Array], Named] | None) -> Finding:
     """Return what explains the outputs."""
     one, other = (_inputs(subject, number, dtype) for number in (1, 2))
@@ -323,7 +330,7 @@ def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, al
                         "chance, still on? put the model in evaluation, as by model.eval()")
     wide = [x.astype("float64") for x in calls[:3]]
     wide[2] = wide[1]
-    wanted = (len(one), subject.widths[-1])
+    wanted = subject.shape(one)
     if got[0].shape != wanted:
         raise UserError(f"fn must return {wanted} for inputs of {one.shape}, got {got[0].shape}")
     seen = np.concatenate(got[:3])
@@ -332,7 +339,7 @@ def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, al
         zeros = not np.any(np.concatenate(wide)[lost])
         raise UserError(f"fn returns NaN or infinity for {int(lost.sum())} of {len(lost)} rows of "
                         f"finite inputs{', which are all zeros' * zeros}: it must be finite for "
-                        f"all{getattr(subject, 'if_nan', '')}")
+                        f"all{subject.if_nan}")
     calm = _calm(subject, wide, dtype, allowed)
     few = [wide[0][:FEW]]
 
@@ -346,15 +353,16 @@ def _of_output(fn: Callable[[Array], Array], subject: MLPSubject, dtype: Any, al
         return Agreement(relative(seen[:len(y)], y, scale), decided & calm[:len(y)])
 
     found = search(compare, subject.right, subject.mistakes, allowed,
-                   getattr(subject, "numbers_in_pairs", True))
+                   subject.numbers_in_pairs)
     first = None
     if not found.ok and intermediates is not None:
-        first = _first(_called(intermediates, "intermediates", one), subject, wide[0], allowed)
+        given = _by_name(_called(intermediates, "intermediates", one), "intermediates")
+        first = _first(given, subject, wide[0], allowed) if given else None
     hidden = unseen(compare, subject.right, subject.mistakes, allowed) if found.ok else ()
     return Finding("output", subject.unit, found, first, hidden)
 
 
-def _calm(subject: MLPSubject, calls: Sequence[Array], dtype: Any, allowed: float) -> Array:
+def _calm(subject: Any, calls: Sequence[Array], dtype: Any, allowed: float) -> Array:
     """Return at which rows the output, as it should be, does not hang on rounding.
 
     They are those at which it hardly moves if all weights do so by their last digits.
@@ -371,8 +379,9 @@ def _calm(subject: MLPSubject, calls: Sequence[Array], dtype: Any, allowed: floa
     return calm
 
 
-def _first(given: Named, subject: MLPSubject, x: Array, allowed: float) -> str | None:
-    """Return the first intermediate that differs, in the order of computation."""
+def _first(given: Named, subject: Any, x: Array, allowed: float) -> str:
+    """Return the first intermediate that differs, in the order of computation, or that none does.
+    """
     wanted, decided = subject.intermediates(x, subject.right)
     for name in given:
         if name not in wanted:
@@ -387,10 +396,10 @@ def _first(given: Named, subject: MLPSubject, x: Array, allowed: float) -> str |
             wrong = (error > allowed) & decided
             if wrong.any():
                 return f"{name} ({int(wrong.sum())} of {len(wrong)} rows)"
-    return None
+    return f"none of those given: it is behind {[name for name in wanted if name in given][-1]}"
 
 
-def _of_gradients(gradients: Callable[[Array, Array], Named], subject: MLPSubject,
+def _of_gradients(gradients: Callable[[Array, Array], Named], subject: Any,
                   choices: Choices, dtype: Any, allowed: float) -> Finding:
     """Return what explains the gradients, given what explains the output."""
     x, labels = _sure(subject, choices, dtype)
@@ -497,7 +506,7 @@ def _after(returned: Any, named: Named, number: int) -> dict[str, Array]:
     return after
 
 
-def _sure(subject: MLPSubject, choices: Choices, dtype: Any, number: int = 3
+def _sure(subject: Any, choices: Choices, dtype: Any, number: int = 3
           ) -> tuple[Array, Array]:
     """Return inputs, and labels, of which no mask hangs on rounding."""
     x = _inputs(subject, number, dtype)

@@ -88,7 +88,7 @@ IN_BLOCK = (
             "in the MLPs: routing scores are taken of the block's input before its norm"),
 )
 GATED = {mistake.decision for mistake in CAP} | {  # decisions of an MLP with a gate
-    "mask", "output_mask", "routing", "routing_bias", "V", "routing_input"}
+    "mask", "grid", "output_mask", "routing", "routing_bias", "V", "routing_input"}
 
 # What all networks share.
 _NETWORK = (

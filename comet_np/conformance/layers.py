@@ -4,6 +4,7 @@ With the decisions of `right` they are those of `comet_np.functional`, and a tes
 these; with another value of one of them they are what a mistake computes.
 """
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from ..functional.attention import (
 from ..functional.linear import Linear
 from ..functional.norm import Norm, norm_backward, norm_forward
 from ..rng import stream
-from ..tree import zeros_like
+from ..tree import tree_map, zeros_like
 from .layer_mistakes import ATTENTION, NORM
 from .mistakes import Choices, Mistake
 from .search import NotApplicable
@@ -45,14 +46,26 @@ class Subject:
 
     unit = "rows"
     if_nan = ""  # what may be wrong if an output is NaN
+    numbers_in_pairs = True  # whether pairs with an unknown number are tried, which takes long
     right: Choices
     mistakes: Sequence[Mistake]
     gradient_mistakes: Sequence[Mistake] = ()
     allowed: float
+    params: Any
 
     def run(self, x: Array, choices: Choices) -> tuple[dict[str, Array], Array]:
         """Return by name, in the order of computation, what x gives; and decided, bool (B,)."""
         raise NotImplementedError
+
+    def shape(self, x: Array) -> tuple[int, ...]:
+        """Return the shape of the output for x: tokens become tokens."""
+        return x.shape
+
+    def jittered(self, eps: float, number: int) -> Any:
+        """Return it with all parameters moved by eps, relative, up or down."""
+        draw, rough = stream(number, "diagnose", "jitter"), copy.copy(self)
+        rough.params = tree_map(lambda p: p * (1 + draw.choice([-eps, eps], p.shape)), self.params)
+        return rough
 
     def intermediates(self, x: Array, choices: Choices) -> tuple[dict[str, Array], Array]:
         """Return what `run` does."""
@@ -86,7 +99,7 @@ class LayerNormSubject(Subject):
                 array.shape != (D,) for array in given.values()):
             raise UserError("a layer norm's parameters are weight and bias, each (D,), got "
                             f"{_shapes(named)}")
-        self.p = Norm(given.get("weight", np.ones(D)), given.get("bias", np.zeros(D)))
+        self.params = Norm(given.get("weight", np.ones(D)), given.get("bias", np.zeros(D)))
         self.names, self.D, self.eps, self.allowed = list(given), D, float(eps), allowed
         self.right = OF_NORM | OF_GRADIENTS | {"eps": self.eps}
 
@@ -104,7 +117,7 @@ class LayerNormSubject(Subject):
 
     def run(self, x: Array, choices: Choices) -> tuple[dict[str, Array], Array]:
         """Return the output, and that nothing hangs on rounding."""
-        return {"y": normed(x, self.p, choices)}, np.ones(len(x), bool)
+        return {"y": normed(x, self.params, choices)}, np.ones(len(x), bool)
 
     @property
     def parameters(self) -> list[str]:
@@ -115,8 +128,8 @@ class LayerNormSubject(Subject):
                   ) -> dict[str, Array]:
         """Return the gradients of weight and bias for `labels`, that of the output."""
         check_right(self, choices)
-        g = zeros_like(self.p)
-        norm_backward(labels, norm_forward(x, self.p, self.eps)[1], self.p, g)
+        g = zeros_like(self.params)
+        norm_backward(labels, norm_forward(x, self.params, self.eps)[1], self.params, g)
         return {name: each for name, each in zip(("weight", "bias"), g, strict=True)
                 if name in self.parameters}
 
@@ -151,7 +164,7 @@ class AttentionSubject(Subject):
                             f"those of MultiheadAttention, got {_shapes(named)}")
         if type(heads) is not int or heads < 1 or D % heads:
             raise UserError(f"heads is an integer that divides the width {D}, got {heads!r}")
-        self.p = SelfAttention(Linear(*maps["qkv"]), Linear(*maps["out"]))
+        self.params = SelfAttention(Linear(*maps["qkv"]), Linear(*maps["out"]))
         self.given, self.heads, self.causal, self.allowed = list(given), heads, causal, allowed
         self.if_nan = NO_KEY * causal
         self.right = OF_ATTENTION | OF_GRADIENTS | {"triangle": "own" if causal else "none"}
@@ -159,11 +172,11 @@ class AttentionSubject(Subject):
     @property
     def mistakes(self) -> list[Mistake]:  # type: ignore[override]
         """What may be wrong, of causal attention or of the other."""
-        return of_attention(ATTENTION, self.causal, self.p)
+        return of_attention(ATTENTION, self.causal, self.params)
 
     def inputs(self, number: int) -> Array:
         """Return tokens (B, T, D), of which some are large, and some equal."""
-        x = stream(number, "diagnose").normal(size=(ROWS, TOKENS, self.p.out.weight.shape[0]))
+        x = stream(number, "diagnose").normal(size=(ROWS, TOKENS, self.params.out.weight.shape[0]))
         x[:4] *= 3.0
         x[4, 1:] = x[4, 0]
         x[5, 2:4] = 0.0
@@ -175,7 +188,7 @@ class AttentionSubject(Subject):
 
     def run(self, x: Array, choices: Choices) -> tuple[dict[str, Array], Array]:
         """Return the weights and the output, and that nothing hangs on rounding."""
-        y, P = attention(x, self.p, self.heads, choices)
+        y, P = attention(x, self.params, self.heads, choices)
         return {"weights": P, "y": y}, np.ones(len(x), bool)
 
     @property
@@ -187,9 +200,9 @@ class AttentionSubject(Subject):
                   ) -> dict[str, Array]:
         """Return the gradients of the maps for `labels`, that of the output."""
         check_right(self, choices)
-        g = zeros_like(self.p)
-        _, cache = self_attention_forward(x, self.p, self.heads, self.causal)
-        self_attention_backward(labels, cache, self.p, g, self.heads)
+        g = zeros_like(self.params)
+        _, cache = self_attention_forward(x, self.params, self.heads, self.causal)
+        self_attention_backward(labels, cache, self.params, g, self.heads)
         return {name: getattr(getattr(g, module), "bias" if name.endswith("bias") else "weight")
                 for name, module in self.places.items() if name in self.parameters}
 

@@ -57,6 +57,7 @@ CAP = (
     Mistake("k-quantile", "k", "quantile",
             "the (1 - p_k) quantile of the scores is the threshold: k = N - ceil((1 - p_k)(N - 1))"
             ),
+    Mistake("p_k-other", "p_k", Between(0.01, 1.0), "p_k is {value}, not the one given"),
     Mistake("k-of-layer-before", "k_width", "before", "k is that of the width of the layer before"),
     Mistake("k-of-layer-after", "k_width", "after", "k is that of the width of the layer after"),
     Mistake("k-of-first-layer", "k_width", "first",
@@ -134,12 +135,16 @@ MLP = (
             "routing has a bias: c = V z + the bias of the routing layers"),
     Mistake("routing-bias", "routing_bias", "backbone",
             "routing has a bias: c = V z + b, the backbone's"),
+    Mistake("grid-missing", "grid", "none",
+            "what is routed is not put on the grid of exact routing, row by row"),
     Mistake("V-transposed", "V", "transposed", "V is used transposed: c = V^T z"),
     Mistake("V-is-W", "V", "W", "V is equal to W: routing scores are taken with the trained "
                                 "weights"),
     Mistake("W-transposed", "W", "transposed", "W is used transposed: a = W^T x + b"),
     *ACTIVATION,
     Mistake("output-activated", "output", "activated", "the output layer has an activation"),
+    *(Mistake("output-activated", "output", name, f"the output layer has an activation, {name}")
+      for name in ("relu", "sigmoid", "tanh", "softplus")),
     Mistake("output-softmax", "output", "softmax", "softmax is applied to the output: expected "
                                                    "logits"),
     Mistake("output-log-softmax", "output", "log-softmax",

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UserError, unknown
-from ..functional.activations import activation, sigmoid, softplus
+from ..functional.activations import ACTIVATIONS, activation, sigmoid, softplus
+from ..functional.routing import grid_bits, on_grid
 from ..gates import Comet, Gate, Layerwise, TopK
 from ..rng import stream
 from .mistakes import ACTIVATION, GRADIENTS, MLP, Choices, Mistake
@@ -69,6 +70,8 @@ class MLPSubject:
     """
 
     unit = "rows"
+    if_nan = ""
+    numbers_in_pairs = True
 
     def __init__(self, named: Mapping[str, Array], gate: Gate | None, f: str,
                  allowed: float, scale: float = 1.0, loss: str = "cross_entropy") -> None:
@@ -125,6 +128,8 @@ class MLPSubject:
             if V not in ((N, N_in), (N, widths[0])):  # the latter routes from the input
                 raise UserError(f"spec_{layer}.weight is (N_l, N_{{l-1}}) and should have the "
                                 f"shape {N, N_in}, got {V}" + TRANSPOSED * ((N_in, N) == V))
+            if isinstance(self.gate, Comet):
+                self.gate.check(f"spec_{layer}.weight", self.V[layer])
 
     @property
     def right(self) -> Choices:
@@ -132,7 +137,9 @@ class MLPSubject:
         routing = ROUTING[type(self.gate)] if self.gate else "none"
         if getattr(self.gate, "of", None) == "activation":
             routing = "activation"
+        exact = getattr(self.gate, "exact", False)
         return {"ties": getattr(self.gate, "ties", "strict"), "k": "floor", "k_width": "own",
+                "p_k": getattr(self.gate, "p_k", 1.0), "grid": "rows" if exact else "none",
                 "cap": "largest", "axis": "neurons", "mask": "after" if self.gate else "none",
                 "output_mask": "none", "routing": routing, "routing_bias": "none", "V": "given",
                 "W": "given", "activation": self.f, "output": "logits", "bias": "given",
@@ -146,7 +153,8 @@ class MLPSubject:
         return [mistake for mistake in MLP
                 if (self.gate or mistake.decision in WITHOUT_GATE)
                 and (self.L > 1 or mistake.decision in OF_OUTPUT)
-                and (mistake not in ACTIVATION or _fits(mistake, self.f))]
+                and (mistake not in ACTIVATION or _fits(mistake, self.f))
+                and (mistake.decision, mistake.value) != ("output", self.f)]
 
     @property
     def gradient_mistakes(self) -> tuple[Mistake, ...]:
@@ -179,6 +187,10 @@ class MLPSubject:
         x[18:26] *= 4.0
         x[26:32] *= 0.1
         return x[draw.permutation(ROWS)]
+
+    def shape(self, x: Array) -> tuple[int, ...]:
+        """Return the shape of the output for x."""
+        return len(x), self.widths[-1]
 
     def jittered(self, eps: float, number: int) -> "MLPSubject":
         """Return the network with weights and biases moved by eps, relative, up or down."""
@@ -216,6 +228,8 @@ class MLPSubject:
         -------
         y : (calls * B, N_L). scale : (calls * B,). decided : bool (calls * B,)
         """
+        if choices["axis"] == "batch" and any(len(x) != ROWS for x in calls):
+            raise NotApplicable  # of some rows of a batch
         passes: list[Forward] = []
         for i, x in enumerate(calls):
             fresh = self.forward(x, choices)
@@ -280,6 +294,8 @@ class MLPSubject:
             y, decided = y * m, decided & sure
         if choices["output"] == "activated":
             y = f(y)
+        elif choices["output"] in ACTIVATIONS:
+            y = activation(choices["output"]).forward(y)
         elif choices["output"] != "logits":
             y = log_softmax(y)
             y = np.exp(y) if choices["output"] == "softmax" else y
@@ -373,7 +389,8 @@ class MLPSubject:
         b = self.b[layer - 1]
         return a + b if b is not None and self._has_bias(layer, choices) else a
 
-    def _product(self, x: Array, W: Array, layer: int, name: str, how: str) -> Array:
+    def _product(self, x: Array, W: Array, layer: int, name: str, how: str,
+                 grid: str = "none") -> Array:
         """Return W x for rows x; of the first layer, on which most time goes, once an input."""
         if how == "transposed":
             if W.shape[0] != W.shape[1]:
@@ -381,12 +398,14 @@ class MLPSubject:
             W = W.T
         if x.shape[1] != W.shape[1]:
             raise NotApplicable
-        if layer > 1:
-            return x @ W.T
-        key = f"{name} {how}", id(x)
-        if key not in self._products or self._products[key][0] is not x:
-            self._products[key] = (x, x @ W.T)
-        return self._products[key][1]
+        key = f"{name} {how} {grid}", id(x)
+        if layer == 1 and key in self._products and self._products[key][0] is x:
+            return self._products[key][1]
+        z = on_grid(x, grid_bits(x.shape[1]).z) if grid == "rows" else x
+        product = z @ W.T
+        if layer == 1:
+            self._products[key] = x, product
+        return product
 
     def _scores(self, layer: int, made: Forward, a: Array, choices: Choices) -> Array:
         """Return the scores c_l (B, N_l) that are capped."""
@@ -410,7 +429,7 @@ class MLPSubject:
         elif layer not in self.V:
             raise NotApplicable
         else:
-            c = self._product(z, self.V[layer], layer, "V", how)
+            c = self._product(z, self.V[layer], layer, "V", how, choices["grid"])
         if choices["routing_bias"] != "none":
             b = (self.V_bias.get(layer) if choices["routing_bias"] == "own" else self.b[layer - 1])
             if b is None:
@@ -425,14 +444,12 @@ class MLPSubject:
         elif choices["cap"] == "magnitude":
             c = np.abs(c)
         if choices["axis"] == "batch":
-            if len(c) != ROWS:
-                raise NotApplicable  # of some rows of a batch
-            m, sure = winners_of(c.T, count(self.gate.p_k, len(c), "floor"), choices["ties"],
+            m, sure = winners_of(c.T, count(choices["p_k"], len(c), "floor"), choices["ties"],
                                  self.allowed)
             return m.T, np.full(len(c), sure.all())
         of = {"own": layer, "before": layer - 1, "after": layer + 1, "first": 1}[choices["k_width"]]
         N = self.widths[min(of, self.L)]
-        k = min(count(self.gate.p_k, N, choices["k"]), c.shape[1])
+        k = min(count(choices["p_k"], N, choices["k"]), c.shape[1])
         if choices["cap"].startswith("argsort"):
             return argsort_of(c, k, choices["cap"] == "argsort", self.allowed)
         m, sure = winners_of(c, k, choices["ties"], self.allowed)

@@ -80,11 +80,10 @@ class BlockMLP(MLPSubject):
     def _cap(self, c: Array, layer: int, choices: Choices) -> tuple[Array, Array]:
         if choices["axis"] == "neurons":
             return super()._cap(c, layer, choices)
-        gate: Any = self.gate
         axis = 0 if choices["axis"] == "batch" else 1
         whole = np.moveaxis(c.reshape(*self.lead, -1), axis, -1)  # (..., B) or (..., T)
         m, sure = winners_of(whole.reshape(-1, self.lead[axis]),
-                             count(gate.p_k, self.lead[axis], choices["k"]), choices["ties"],
+                             count(choices["p_k"], self.lead[axis], choices["k"]), choices["ties"],
                              self.allowed)
         sure = sure.reshape(whole.shape[:-1]).all(axis=None if axis == 0 else 1)
         return (np.moveaxis(m.reshape(whole.shape), -1, axis).reshape(c.shape),
@@ -98,7 +97,7 @@ class Network(Subject):
     model: Any  # its module
     config: Any
     table: Sequence[Mistake]
-    numbers_in_pairs = False  # there are too many pairs
+    numbers_in_pairs = False
 
     def _begin(self, params: Any, fixed: Any, maps: Sequence[Params], config: Any,
                allowed: float) -> None:
@@ -136,6 +135,12 @@ class Network(Subject):
         return [mistake for mistake in NETWORK_GRADIENTS
                 if self.config.gate is not None
                 or mistake.decision not in ("through", "V_gradient")]
+
+    def jittered(self, eps: float, number: int) -> Any:
+        """Return it with all parameters moved by eps, relative, up or down."""
+        rough = super().jittered(eps, number)
+        rough.mlps = [one.jittered(eps, number) for one in self.mlps]
+        return rough
 
     def branch(self, x: Array, i: int, norm: Any, choices: Choices, part: int = 1,
                across: bool = False) -> tuple[Array, Found, Array]:
@@ -233,6 +238,10 @@ class OfImages(Network):
         x[6:8] *= 4.0
         x[8] *= 0.1
         return x
+
+    def shape(self, x: Array) -> tuple[int, ...]:
+        """Return the shape of the logits."""
+        return len(x), self.config.classes
 
     def labels(self, x: Array) -> Array:
         """Return labels (B,)."""
@@ -396,6 +405,10 @@ class GPT2Subject(Network):
         x = draw.integers(0, config.vocabulary, (ROWS, T))
         x[0], x[1] = 0, config.vocabulary - 1
         return x
+
+    def shape(self, x: Array) -> tuple[int, ...]:
+        """Return the shape of the logits."""
+        return *x.shape, self.config.vocabulary
 
     def labels(self, x: Array) -> Array:
         """Return labels (B, T)."""

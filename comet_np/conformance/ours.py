@@ -128,7 +128,7 @@ def _mlp_config(config: dict[str, Any]) -> MLPConfig:
     gates: dict[str, Callable[[], Gate | None]] = {
         "none": lambda: None,
         "comet": lambda: Comet(config["p_k"], config["ties"], config["g"], config["exact"]),
-        "layer-wise": lambda: Layerwise(config["p_k"], config["ties"]),
+        "layerwise": lambda: Layerwise(config["p_k"], config["ties"]),
         "top-k": lambda: TopK(config["p_k"], config["ties"])}
     return MLPConfig(config["widths"], config["activation"], gates[config["gate"]](),
                      config["bias"])

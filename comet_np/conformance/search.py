@@ -138,8 +138,8 @@ def search(compare: Compare, right: Choices, mistakes: Sequence[Mistake], allowe
                            len(error), float(digits.mean()) if len(digits) else 0.0)
 
     spec = explain(())
-    if spec is not None and spec.full:
-        return Search(spec, (), None)
+    if spec is not None and spec.explained == spec.decided:
+        return Search(spec, (), None)  # right, or too little is decided to say that it is wrong
     spec = spec or Explanation((), 0, 0, 0, 0, 0.0)
     mistakes = [mistake for mistake in mistakes
                 if right.get(mistake.decision, mistake.value) != mistake.value]

@@ -19,7 +19,7 @@ from ...tree import zeros_like
 from .making import Array, Arrays, Draw, Expected, Made, case, check_exact, decided, margins
 
 BITS_W = 8
-GATES = {Comet: "comet", Layerwise: "layer-wise", TopK: "top-k"}
+GATES = {Comet: "comet", Layerwise: "layerwise", TopK: "top-k"}
 
 
 def settings(config: MLPConfig) -> dict[str, Any]:
@@ -172,7 +172,7 @@ for ties, rule in RULES.items():
     others, own = {f"ties-{other}" for other in RULES}, {f"ties-{ties}"} - {"ties-index"}
     add(f"mlp-comet-{ties}", f"COMET with equal rows of V, {rule}", ALL,
         MLPConfig(WIDTHS, gate=Comet(0.5, ties)), others, own, twins=True)
-    add(f"mlp-layer-wise-{ties}", f"layer-wise routing, {rule}", "(3), (5), (7)-(8)",
+    add(f"mlp-layerwise-{ties}", f"layer-wise routing, {rule}", "(3), (5), (7)-(8)",
         MLPConfig(WIDTHS, gate=Layerwise(0.5, ties)), others, own)
     add(f"mlp-top-k-{ties}", f"top-k with equal rows of W_1, {rule}", "(3), (7)-(8)",
         MLPConfig(WIDTHS, gate=TopK(0.5, ties)), others | {"mask-before-activation"}, own,
@@ -205,7 +205,7 @@ add("mlp-comet-deep", "COMET with six hidden layers", ALL,
 add("mlp-comet-narrow", "COMET with a layer of one neuron, three examples", ALL,
     MLPConfig((4, 1, 3, 2)), (), {
         "k-of-first-layer", "k-of-layer-after", "k-of-layer-before", "k-one-less",
-        "mask-missing-first", "routing-unmasked"}, B=3)
+        "mask-missing-first", "output-activated", "routing-unmasked"}, B=3)
 add("mlp-comet-relu-routing", "COMET with g = relu in the routing network", ALL,
     MLPConfig(WIDTHS, gate=Comet(0.5, g="relu")))
 add("mlp-exact-wide", "COMET with exact routing, so wide a layer that its grid is coarser", ALL,
