@@ -19,6 +19,7 @@ from comet_np.models import mlp
 from comet_np.rng import stream
 
 from .tolerances import assert_close
+from .turns import in_turn
 
 WIDTHS = (9, 17, 13, 11, 10, 7)  # at p_k = 0.9 all ways to round k differ somewhere
 GATES = {"comet": gates.Comet, "layerwise": gates.Layerwise, "top-k": gates.TopK}
@@ -114,10 +115,10 @@ RIGHT = [(gate, ties, activation) for gate in GATES for ties in ("strict", "thre
     (None, "strict", "softplus"), (None, "strict", "gelu")]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("gate", "ties", "activation"), RIGHT)
-@pytest.mark.parametrize("package", ["torch", "jax"])
-def test_a_correct_model_is_ok(package, gate, ties, activation, dtype):
+@pytest.mark.parametrize(("right", "by"), in_turn(
+    RIGHT, [("torch", "float32"), ("jax", "float64"), ("torch", "float64"), ("jax", "float32")]))
+def test_a_correct_model_is_ok(right, by):
+    (gate, ties, activation), (package, dtype) = right, by
     named = parameters(dtype=dtype)
     settings = {"p_k": 0.5, "ties": ties, "activation": activation, "gate": gate}
     if package == "torch":
@@ -140,12 +141,13 @@ def ours(config, named, dtype):
     return lambda x: mlp.forward(x, params, fixed, config)[0]
 
 
-@pytest.mark.parametrize("widths", [
-    (1, 5, 3), (5, 7, 1), (4, 1, 1, 2), (6, 3), (1, 1), (2, 2, 2), (8, *[12] * 10, 4),
-    (30, 1001, 1007, 5), (3, *[100] * 10, 1)], ids=str)
-@pytest.mark.parametrize(("p_k", "size"), [(0.01, 1.0), (0.5, 1e-4), (0.5, 30.0), (1.0, 1.0)])
-def test_a_correct_model_is_never_called_wrong(widths, p_k, size):
+@pytest.mark.parametrize(("widths", "of"), in_turn(
+    [(1, 5, 3), (5, 7, 1), (4, 1, 1, 2), (6, 3), (1, 1), (2, 2, 2), (8, *[12] * 10, 4),
+     (30, 1001, 1007, 5), (3, *[100] * 10, 1)],
+    [(0.01, 1.0), (0.5, 1e-4), (0.5, 30.0), (1.0, 1.0)]), ids=str)
+def test_a_correct_model_is_never_called_wrong(widths, of):
     """In float32; what hangs on rounding is not compared."""
+    p_k, size = of
     named = {name: array * np.float32(size if name.startswith("fc") else 1)
              for name, array in parameters(widths, "float32").items()}
     for activation in ("softplus", "tanh", "gelu"):
@@ -193,8 +195,8 @@ def table():
     return WRONG
 
 
-def title(mistake):
-    return f"{mistake.name}, {key(mistake)[1]}"
+def title(each):
+    return each if isinstance(each, str) else f"{each.name}, {key(each)[1]}"
 
 
 def test_each_mistake_has_a_mutant():
@@ -203,8 +205,7 @@ def test_each_mistake_has_a_mutant():
     assert set(keys) == table().keys()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mistake", MLP, ids=title)
+@pytest.mark.parametrize(("mistake", "dtype"), in_turn(MLP, DTYPES), ids=title)
 def test_a_mistake_is_called_by_its_own_name(mistake, dtype):
     made, settings = table()[key(mistake)]
     settings = SETTINGS | settings
@@ -273,7 +274,7 @@ def is_told(pair):
 
 
 @pytest.mark.parametrize("number", [
-    *range(10), *(pytest.param(number, marks=pytest.mark.slow) for number in range(10, 60))])
+    *range(10), *(pytest.param(number, marks=pytest.mark.long) for number in range(10, 60))])
 def test_two_mistakes_are_told(number):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     pairs = of_pairs()

@@ -32,6 +32,8 @@ from comet_np.models.mixer import MixerConfig
 from comet_np.models.vit import ViTConfig
 from comet_np.tree import tree_map
 
+from .turns import in_turn
+
 torch = pytest.importorskip("torch", reason="PyTorch, the crosscheck extra, is not installed")
 F = torch.nn.functional
 torch.set_num_threads(1)
@@ -423,8 +425,7 @@ def test_without_mistakes_it_is_our_model(name):
     np.testing.assert_allclose(y, fn(x), rtol=0, atol=1e-12 * np.abs(y).max())
 
 
-@pytest.mark.parametrize("name", RIGHT)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("name", "dtype"), in_turn(RIGHT, ["float64", "float32"]))
 def test_right_networks_pass(name, dtype):
     fn, named = in_torch(RIGHT[name], dtype=dtype) if name not in (
         "no norm", "pooled mean") else ours(RIGHT[name], dtype)

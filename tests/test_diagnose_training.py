@@ -17,6 +17,8 @@ from comet_np.gates import Comet
 from comet_np.optim import OptimizerConfig
 from comet_np.schedules import schedule
 
+from .turns import in_turn
+
 torch = pytest.importorskip("torch", reason="torch, of the crosscheck extra, is not installed")
 torch.set_num_threads(1)  # its idle threads spin, and would slow down ours
 F = torch.nn.functional
@@ -181,8 +183,7 @@ def made(dtype, wrong):
     return Torch(dtype, **wrong), settings
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mistake", GRADIENTS, ids=lambda each: f"{each.name}-{each.value}")
+@pytest.mark.parametrize(("mistake", "dtype"), in_turn(GRADIENTS, DTYPES), ids=str)
 def test_each_mistake_of_gradients_is_named(mistake, dtype):
     model, settings = made(dtype, GRADIENT_MUTANTS[mistake.decision, mistake.value])
     report = comet_np.diagnose(model, model.named, gradients=model.gradients, **settings)
@@ -527,11 +528,10 @@ def trained(dtype, place):
     return comet_np.diagnose(model, model.named, step=made.step, **plan, **SETTINGS)
 
 
-@pytest.mark.parametrize(("mistake", "dtype"), [
-    pytest.param(mistake, dtype, id=f"{mistake.name}-{key(mistake)[1]}-{dtype}")
-    for mistake in TRAINING for dtype in DTYPES
-    if dtype == "float64" or key(mistake) not in ONLY_IN_FLOAT64])
+@pytest.mark.parametrize(("mistake", "dtype"), in_turn(TRAINING, DTYPES), ids=str)
 def test_each_mistake_of_training_is_named(mistake, dtype):
+    if key(mistake) in ONLY_IN_FLOAT64:
+        dtype = "float64"
     report = trained(dtype, key(mistake))
     assert report.mistakes == (mistake.name,), str(report)
     found, = report.findings[1].found.causes[0].mistakes
