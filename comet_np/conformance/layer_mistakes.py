@@ -76,7 +76,8 @@ _ALIKE = ("k-of-layer-after", "k-of-first-layer", "mask-missing-first", "mask-mi
           "masks-stale", "output-softmax", "output-log-softmax", "routing-from-z")
 IN_BLOCK = (
     *(mistake._replace(sentence=f"in the MLPs: {mistake.sentence}")
-      for mistake in MLP if mistake.name not in _ALIKE and mistake.decision != "axis"
+      for mistake in MLP if mistake.name not in _ALIKE
+      and mistake.decision not in ("axis", "grid") and mistake.name != "output-activated"
       and (mistake.decision != "routing" or mistake.value in ("activation", "pre-activation"))
       and (mistake.decision, mistake.value) not in (("output_mask", "routed"),
                                                     ("routing_bias", "own"))),
