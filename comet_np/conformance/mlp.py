@@ -461,8 +461,8 @@ def count(p_k: float, N: int, how: str) -> int:
     if how == "quantile":  # N - k scores lie below it
         return N - math.ceil((1 - p_k) * (N - 1) - 1e-9)
     share = 1 - p_k if how == "complement" else p_k
-    rounded: Callable[[float], int] = {"round": round, "ceil": math.ceil}.get(how, int)
-    k = rounded(share * N)
+    k = math.ceil(share * N) if how == "ceil" else (
+        round(share * N) if how == "round" else int(share * N))
     return max(1, k + {"more": 1, "less": -1}.get(how, 0))
 
 
