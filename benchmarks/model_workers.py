@@ -37,7 +37,8 @@ class Model(NamedTuple):
         return VARIANTS[self.variant](RunConfig(network(N, None)), self.p_k, "threshold")
 
 
-MODELS = {name: Model(name, kept=name != "comet") for name in VARIANTS} | {
+MODELS = {name: Model(name, kept=name != "comet") for name in VARIANTS
+          if name != "comet-exact"} | {
     "comet, masks kept": Model("comet"),
     "moe, p_k = 0.1": Model("moe", 0.1),
     "moe-fixed, p_k = 0.1": Model("moe-fixed", 0.1)}

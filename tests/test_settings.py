@@ -188,7 +188,8 @@ VALUES = {
         "compute": ("tf32", {}),
         "initial": ("he", {}),
     },
-    Comet: {"p_k": (0.3, {}), "ties": ("index", {}), "g": ("softplus", {})},
+    Comet: {"p_k": (0.3, {}), "ties": ("index", {}), "g": ("softplus", {}),
+            "exact": (True, {})},
     Layerwise: {"p_k": (0.3, {}), "ties": ("threshold", {})},
     TopK: {"p_k": (0.3, {}), "ties": ("index", {}),
            "of": ("activation", {"p_k": 0.9, "activation": "silu"})},  # which falls, then rises
