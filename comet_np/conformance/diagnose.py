@@ -20,6 +20,7 @@ from .search import (
     Agreement,
     NotApplicable,
     Search,
+    floored,
     relative,
     search,
     tolerance,
@@ -392,7 +393,7 @@ def _first(given: Named, subject: Any, x: Array, allowed: float) -> str:
             if got.shape != want.shape:
                 return f"{name}, which should have the shape {want.shape}, got {got.shape}"
             size = np.abs(want).max(axis=tuple(range(1, want.ndim)))
-            error = relative(got, want, np.maximum(size, allowed * size.max(initial=0.0)))
+            error = relative(got, want, floored(size, allowed))
             wrong = (error > allowed) & decided
             if wrong.any():
                 return f"{name} ({int(wrong.sum())} of {len(wrong)} rows)"

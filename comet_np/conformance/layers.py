@@ -24,7 +24,7 @@ from ..rng import stream
 from ..tree import tree_map, zeros_like
 from .layer_mistakes import ATTENTION, NORM
 from .mistakes import Choices, Mistake
-from .search import NotApplicable
+from .search import NotApplicable, floored
 
 Array = Any
 NO_KEY = " (does each token see itself, or is the causal triangle off by one?)"
@@ -83,8 +83,7 @@ class Subject:
             made = {key: self.run(x, choices) for key, x in different.items()}
         y = np.concatenate([list(made[id(x)][0].values())[-1] for x in calls])
         size = np.abs(np.where(np.isnan(y), 0.0, y)).max(axis=tuple(range(1, y.ndim)))
-        scale = np.maximum(size, self.allowed * size.max(initial=0.0))
-        return y, scale, np.concatenate([made[id(x)][1] for x in calls])
+        return y, floored(size, self.allowed), np.concatenate([made[id(x)][1] for x in calls])
 
 
 class LayerNormSubject(Subject):
@@ -93,7 +92,7 @@ class LayerNormSubject(Subject):
     mistakes = NORM
 
     def __init__(self, named: Mapping[str, Array], allowed: float, eps: float = 1e-5) -> None:
-        given = _wide(named)
+        given = wide(named)
         D = max((array.size for array in given.values()), default=0)
         if given.keys() - {"weight", "bias"} or not given or any(
                 array.shape != (D,) for array in given.values()):
@@ -144,7 +143,7 @@ class AttentionSubject(Subject):
 
     def __init__(self, named: Mapping[str, Array], allowed: float, heads: int = 8,
                  causal: bool = False) -> None:
-        given = _wide(named)
+        given = wide(named)
         first = "in_proj_" if "in_proj_weight" in given else "qkv."
         last = next((name for name in ("out_proj", "proj") if f"{name}.weight" in given), "out")
         self.places = {f"{first}weight": "qkv", f"{first}bias": "qkv",
@@ -302,7 +301,8 @@ def _by_head(x: Array, heads: int, how: str) -> Array:
     return x.reshape(B, T, heads, D // heads).swapaxes(1, 2)
 
 
-def _wide(named: Mapping[str, Array]) -> dict[str, Array]:
+def wide(named: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the arrays in float64."""
     return {str(name): np.asarray(array, "float64") for name, array in named.items()}
 
 

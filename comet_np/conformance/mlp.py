@@ -19,7 +19,7 @@ from ..functional.routing import grid_bits, on_grid
 from ..gates import Comet, Gate, Layerwise, TopK
 from ..rng import stream
 from .mistakes import ACTIVATION, GRADIENTS, MLP, Choices, Mistake
-from .search import NotApplicable
+from .search import NotApplicable, floored
 
 Array = Any
 TRANSPOSED = " (is it transposed? pass .T)"
@@ -240,9 +240,7 @@ class MLPSubject:
             passes.append(fresh)
         y = np.concatenate([each.y for each in passes])
         size = np.concatenate([each.size for each in passes])
-        # The floor is for rows of which all terms cancel.
-        scale = np.maximum(size, self.allowed * np.nanmax(size, initial=0.0))
-        return y, scale, np.concatenate([each.decided for each in passes])
+        return y, floored(size, self.allowed), np.concatenate([each.decided for each in passes])
 
     def forward(self, x: Array, choices: Choices, masks: Sequence[Array] | None = None) -> Forward:
         """Return all that the network computes of x (B, N_0)."""
@@ -345,23 +343,13 @@ class MLPSubject:
         if choices["output"] not in ("logits", "log-softmax") or choices["output_mask"] != "none":
             raise NotApplicable  # whose gradient is of no use: the output comes first
         (B, N), loss = y.shape, choices["loss"]
-        of = {"mean": 1 / B, "sum": 1.0, "mean twice": 1 / B**2, "negated": -1 / B}
-        if self.loss == "mse":
-            of = {each: factor / N for each, factor in of.items()} | {
-                "sum": 1.0, "halved": 0.5 / (B * N), "sum over outputs": 1 / B}
-            if loss not in of or choices["output"] != "logits":
-                raise NotApplicable
-            return of[loss] * 2 * (y - labels)
-        of |= {"mean over classes": 1 / (B * N), "softmax twice": 1 / B}
-        if loss not in of:
+        if self.loss == "cross_entropy":
+            return cross_entropy_gradient(y, labels, loss)
+        of = {each: factor / N for each, factor in _of_mean(B).items()} | {
+            "sum": 1.0, "halved": 0.5 / (B * N), "sum over outputs": 1 / B}
+        if loss not in of or choices["output"] != "logits":
             raise NotApplicable
-        target = np.eye(N)[labels]
-        p = np.exp(log_softmax(y))
-        dy = p - target
-        if loss == "softmax twice":
-            q = np.exp(log_softmax(p)) - target
-            dy = p * (q - (q * p).sum(axis=1, keepdims=True))
-        return of[loss] * dy
+        return of[loss] * 2 * (y - labels)
 
     def _routes_by_input(self, choices: Choices) -> bool:
         """Return whether scores are V x_{l-1}, through which a gradient could flow back."""
@@ -502,6 +490,26 @@ def argsort_of(c: Array, k: int, descending: bool, allowed: float) -> tuple[Arra
     gaps = np.diff(np.sort(c, axis=1), axis=1).min(axis=1, initial=np.inf)
     m = order < k if descending else order >= c.shape[1] - k
     return m.astype(float), gaps > allowed * np.abs(c).max(axis=1)
+
+
+def _of_mean(B: int) -> dict[str, float]:
+    """Return the factor of each example's loss, by what the loss over a batch is."""
+    return {"mean": 1 / B, "sum": 1.0, "mean twice": 1 / B**2, "negated": -1 / B}
+
+
+def cross_entropy_gradient(y: Array, labels: Array, loss: str) -> Array:
+    """Return the gradient of a cross-entropy by the logits y (B, N), labels (B,)."""
+    B, N = y.shape
+    of = _of_mean(B) | {"mean over classes": 1 / (B * N), "softmax twice": 1 / B}
+    if loss not in of:
+        raise NotApplicable
+    target = np.eye(N)[labels]
+    p = np.exp(log_softmax(y))
+    dy = p - target
+    if loss == "softmax twice":
+        q = np.exp(log_softmax(p)) - target
+        dy = p * (q - (q * p).sum(axis=1, keepdims=True))
+    return of[loss] * dy
 
 
 def log_softmax(a: Array) -> Array:

@@ -37,9 +37,19 @@ from .layers import (
     check_right,
     normed,
     of_attention,
+    wide,
 )
 from .mistakes import ACTIVATION, Choices, Mistake
-from .mlp import ROUTING, Forward, MLPSubject, _fits, count, log_softmax, winners_of
+from .mlp import (
+    ROUTING,
+    Forward,
+    MLPSubject,
+    _fits,
+    count,
+    cross_entropy_gradient,
+    log_softmax,
+    winners_of,
+)
 from .search import NotApplicable
 
 Array = Any
@@ -274,9 +284,9 @@ class ViTSubject(OfImages):
     model, table = vit, VIT
 
     def __init__(self, named: Mapping[str, Array], config: ViTConfig, allowed: float) -> None:
-        wide = _wide(named)
-        params, fixed = vit_from_torch(wide, config)
-        self.style = max(STYLES, key=lambda style: matches(wide, places_of(config, style)))
+        arrays = wide(named)
+        params, fixed = vit_from_torch(arrays, config)
+        self.style = max(STYLES, key=lambda style: matches(arrays, places_of(config, style)))
         self._begin(params, fixed, [block.mlp for block in params.blocks], config, allowed)
         self.right |= {"patches": "rows", "patch_bias": "given", "class_token": "first",
                        "pooling": config.pooling, "positions": "given", "embedding_scale": "none",
@@ -345,7 +355,7 @@ class MixerSubject(OfImages):
     model, table = mixer, MIXER
 
     def __init__(self, named: Mapping[str, Array], config: MixerConfig, allowed: float) -> None:
-        params, fixed = mixer_from_torch(_wide(named), config)
+        params, fixed = mixer_from_torch(wide(named), config)
         self._begin(params, fixed, [branch.mlp for branch in params.branches], config, allowed)
         self.right |= {"patches": "rows", "patch_bias": "given", "pooling": "mean",
                        "mixing": "transposed", "mixing_order": "tokens first",
@@ -384,11 +394,11 @@ class GPT2Subject(Network):
     model, table, if_nan = gpt2, GPT2, NO_KEY
 
     def __init__(self, named: Mapping[str, Array], config: GPT2Config, allowed: float) -> None:
-        wide = _wide(named)
-        tables = [name for name in wide if name.endswith("wte.weight")]
-        self.head = wide.pop(HEAD) if tables and HEAD in wide else None
-        params, fixed = gpt2_from_torch(wide, config)
-        self.prefix = PREFIX if any(name.startswith(PREFIX) for name in wide) else ""
+        arrays = wide(named)
+        tables = [name for name in arrays if name.endswith("wte.weight")]
+        self.head = arrays.pop(HEAD) if tables and HEAD in arrays else None
+        params, fixed = gpt2_from_torch(arrays, config)
+        self.prefix = PREFIX if any(name.startswith(PREFIX) for name in arrays) else ""
         self._begin(params, fixed, [block.mlp for block in params.blocks], config, allowed)
         self.right |= {"triangle": "own", "positions": "given", "embedding_scale": "none",
                        "final_norm": "tokens", "head": "tied"}
@@ -482,18 +492,8 @@ def blocks(self: Any, x: Array, choices: Choices) -> tuple[Found, Array]:
 
 def loss_gradient(y: Array, labels: Array, choices: Choices) -> Array:
     """Return the gradient of the mean cross-entropy by the logits y (..., classes)."""
-    classes = y.shape[-1]
-    rows = y.reshape(-1, classes)
-    target = np.eye(classes)[labels.reshape(-1)]
-    p = np.exp(log_softmax(rows))
-    d = p - target
-    if choices["loss"] == "softmax twice":
-        q = np.exp(log_softmax(p)) - target
-        d = p * (q - (q * p).sum(axis=1, keepdims=True))
-    B = len(rows)
-    factor = {"sum": 1.0, "mean twice": 1 / B**2, "mean over classes": 1 / (B * classes),
-              "negated": -1 / B}.get(choices["loss"], 1 / B)
-    return (factor * d).reshape(y.shape)
+    rows = y.reshape(-1, y.shape[-1])
+    return cross_entropy_gradient(rows, labels.reshape(-1), choices["loss"]).reshape(y.shape)
 
 
 def _reread(cache: Any, config: Any, choices: Choices) -> Any:
@@ -516,7 +516,3 @@ def _reread(cache: Any, config: Any, choices: Choices) -> Any:
     return cache._replace(blocks=tuple(
         block._replace(branch=block.branch._replace(mlp=of_mlp(block.branch.mlp)))
         for block in cache.blocks))
-
-
-def _wide(named: Mapping[str, Array]) -> dict[str, Array]:
-    return {str(name): np.asarray(array, "float64") for name, array in named.items()}

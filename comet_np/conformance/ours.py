@@ -39,6 +39,7 @@ from ..optim import OptimizerConfig, init_state, update
 from ..schedules import schedule
 from ..tree import flatten, matrix_elements, zeros_like
 from .adapter import Given, Unsupported
+from .vectors.making import linear_names, trees
 
 Array = Any
 Arrays = dict[str, Array]
@@ -89,7 +90,7 @@ class Ours:
             flat, matrices = params, params.size
         else:
             model = _mlp_config(config)
-            params, fixed = _mlp_trees(arrays, model)
+            params, fixed = trees(arrays, model)
             matrices = matrix_elements(params)
             flat, params = flatten(params)
         state = init_state(flat, rule)
@@ -109,7 +110,7 @@ class Ours:
             if "p" in arrays:
                 yield f"p_after_{t + 1}", flat.copy()
             else:
-                for name, p in _linear_names(params):
+                for name, p in linear_names(params):
                     yield f"{name}_after_{t + 1}", p.copy()
         if losses:
             yield "losses", self._backend.xp.stack(losses)
@@ -134,22 +135,9 @@ def _mlp_config(config: dict[str, Any]) -> MLPConfig:
                      config["bias"])
 
 
-def _mlp_trees(arrays: Arrays, config: MLPConfig) -> tuple[mlp.Params, tuple[Array, ...]]:
-    layers = range(1, len(config.widths))
-    return (tuple(Linear(arrays[f"W_{layer}"], arrays.get(f"b_{layer}")) for layer in layers),
-            tuple(arrays[f"V_{layer}"] for layer in layers if f"V_{layer}" in arrays))
-
-
-def _linear_names(params: mlp.Params) -> Iterator[tuple[str, Array]]:
-    for layer, (W, b) in enumerate(params, start=1):
-        yield f"W_{layer}", W
-        if b is not None:
-            yield f"b_{layer}", b
-
-
 def _mlp(settings: dict[str, Any], arrays: Arrays, masks: Masks) -> Arrays:
     config, x, found = _mlp_config(settings), arrays["x"], {}
-    params, fixed = _mlp_trees(arrays, config)
+    params, fixed = trees(arrays, config)
     if masks is None and isinstance(config.gate, Comet):
         c, masks, z = config.gate.trace(x, fixed)
         found = _numbered(c=c, z=z)
@@ -169,7 +157,7 @@ def _mlp(settings: dict[str, Any], arrays: Arrays, masks: Masks) -> Arrays:
     dx = mlp.backward(dy, cache, params, grads, config)
     L = len(params)
     return found | {f"a_{L}": y, "loss": loss, f"da_{L}": dy, "dx": dx} | {
-        f"d{name}": g for name, g in _linear_names(grads)}
+        f"d{name}": g for name, g in linear_names(grads)}
 
 
 def _numbered(**lists: Any) -> Arrays:
@@ -314,7 +302,7 @@ def _soft_moe(settings: dict[str, Any], arrays: Arrays, masks: Masks) -> Arrays:
     grads = zeros_like(params)
     dx = module.backward(arrays["dy"], cache, params, grads, config)
     of_experts = {f"d{name}_of_{e}": g for e, one in enumerate(grads.experts, start=1)
-                  for name, g in _linear_names(one)}
+                  for name, g in linear_names(one)}
     return {"logits": cache.logits, "dispatch": cache.dispatch.weights, "y": y, "dPhi": grads.slots,
             "dx": dx, **of_experts}
 

@@ -332,6 +332,11 @@ def with_number(mistake: Mistake, value: float) -> Mistake:
     return mistake._replace(value=whole)
 
 
+def floored(size: Array, allowed: float) -> Array:
+    """Return the sizes of rows, and not less than rounding leaves of rows whose terms cancel."""
+    return np.maximum(size, allowed * np.nanmax(size, initial=0.0))
+
+
 def relative(got: Array, want: Array, scale: Array) -> Array:
     """Return the largest |got - want| / scale of each row; infinity where got is not finite.
 

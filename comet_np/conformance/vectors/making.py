@@ -6,13 +6,15 @@ so that machines whose float64 differs in the last bits write the same files.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...backends import reference
 from ...errors import UserError
+from ...functional.linear import Linear
+from ...models.mlp import MLPConfig, Params
 from ...rng import key, random_bits
 from .files import Case
 
@@ -190,3 +192,18 @@ def check_exact(case: str, z: Array, V: Array, bits: int) -> None:
     if most > 2**BITS or (z * 2.0**bits % 1).any():
         raise UserError(f"the routing scores of the case {case} are not exact in float32: choose a "
                         "coarser grid")
+
+
+def trees(arrays: Arrays, config: MLPConfig) -> tuple[Params, tuple[Array, ...]]:
+    """Return the parameters and the fixed weights of an MLP among the arrays."""
+    layers = range(1, len(config.widths))
+    return (tuple(Linear(arrays[f"W_{i}"], arrays.get(f"b_{i}")) for i in layers),
+            tuple(arrays[f"V_{i}"] for i in layers if f"V_{i}" in arrays))
+
+
+def linear_names(params: Params) -> Iterator[tuple[str, Array]]:
+    """Yield the weights and biases of an MLP, or their gradients, by their names in the paper."""
+    for layer, (W, b) in enumerate(params, start=1):
+        yield f"W_{layer}", W
+        if b is not None:
+            yield f"b_{layer}", b

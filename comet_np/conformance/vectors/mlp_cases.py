@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ...functional.linear import Linear
 from ...functional.loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 from ...functional.routing import Ties, grid_bits, on_grid, weight_on_grid, winners
 from ...gates import Comet, Gate, Layerwise, TopK
@@ -16,7 +15,18 @@ from ...gates.comet import Capped, Routed
 from ...models import mlp
 from ...models.mlp import MLPConfig
 from ...tree import zeros_like
-from .making import Array, Arrays, Draw, Expected, Made, case, check_exact, decided, margins
+from .making import (
+    Array,
+    Arrays,
+    Draw,
+    Expected,
+    Made,
+    case,
+    check_exact,
+    decided,
+    margins,
+    trees,
+)
 
 BITS_W = 8
 GATES = {Comet: "comet", Layerwise: "layerwise", TopK: "top-k"}
@@ -66,13 +76,6 @@ def given(draw: Draw, config: MLPConfig, B: int, twins: bool, bits: int) -> Arra
 def exact_gate(config: MLPConfig) -> bool:
     """Return whether COMET routes on a fixed-point grid."""
     return isinstance(config.gate, Comet) and config.gate.exact
-
-
-def trees(arrays: Arrays, config: MLPConfig) -> tuple[mlp.Params, tuple[Array, ...]]:
-    """Return the parameters and the fixed weights among the arrays."""
-    layers = range(1, len(config.widths))
-    return (tuple(Linear(arrays[f"W_{i}"], arrays.get(f"b_{i}")) for i in layers),
-            tuple(arrays[f"V_{i}"] for i in layers if f"V_{i}" in arrays))
 
 
 def make(config: MLPConfig, B: int, twins: bool, bits: int, draw: Draw) -> Made:

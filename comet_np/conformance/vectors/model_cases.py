@@ -84,13 +84,17 @@ def mixer_block(draw: Draw) -> Made:
                         "scores_exact": [False, False]}, {**arrays, "dy": dy})
 
 
+def weights(config: Any, draw: Draw) -> tuple[Arrays, Any, Any]:
+    """Return weights under published names, and as parameters and fixed weights."""
+    like = named_weights(*module_of(config).init(config, dtype="float64"), config)
+    named = {name: drawn(draw, name, array.shape) for name, array in like.items()}
+    return named, *weights_of(named, config)
+
+
 def network(config: Any, draw: Draw) -> Made:
     """Return a ViT, an MLP-Mixer or a GPT-2 under published names, and its backward."""
     module = module_of(config)
-    params, fixed = module.init(config, dtype="float64")
-    named = {name: drawn(draw, name, array.shape)
-             for name, array in named_weights(params, fixed, config).items()}
-    params, fixed = weights_of(named, config)
+    named, params, fixed = weights(config, draw)
     if isinstance(config, GPT2Config):
         key, x = "tokens", draw.integers("tokens", (2, 5), 0, config.vocabulary - 1)
     else:
@@ -122,10 +126,7 @@ def of_network(config: Any) -> dict[str, Any]:
 def moe(config: MoEConfig, draw: Draw) -> Made:
     """Return a mixture of experts, and its backward."""
     module = module_of(config)
-    params, fixed = module.init(config, dtype="float64")
-    named = {name: drawn(draw, name, array.shape)
-             for name, array in named_weights(params, fixed, config).items()}
-    params, fixed = weights_of(named, config)
+    named, params, fixed = weights(config, draw)
     x = draw.grid("x", (7, config.widths[0]), 2, BITS)
     y, cache = module.forward(x, params, fixed, config)
     expected = Expected()

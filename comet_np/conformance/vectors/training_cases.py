@@ -10,8 +10,8 @@ from ...models.mlp import MLPConfig
 from ...optim import OptimizerConfig, init_state, update
 from ...schedules import schedule
 from ...tree import flatten, matrix_elements
-from .making import Draw, Expected, Made, case
-from .mlp_cases import ALL, SMALL, given, settings, step, trees
+from .making import Draw, Expected, Made, case, linear_names, trees
+from .mlp_cases import ALL, SMALL, given, settings, step
 
 BITS = 6
 STEPS = 10
@@ -32,9 +32,8 @@ def train(config: MLPConfig, rule: OptimizerConfig, lr: float, course: str, warm
         state = update(flat, flatten(grads)[0], state, lr * schedule(course, t, STEPS, warmup),
                        rule, matrix_elements(params))
         if t + 1 in (1, 2, STEPS):
-            for i, p in enumerate(params, start=1):
-                expected.add("trajectory", **{f"W_{i}_after_{t + 1}": p.weight.copy(),
-                                              f"b_{i}_after_{t + 1}": p.bias.copy()})
+            expected.add("trajectory", **{
+                f"{name}_after_{t + 1}": p.copy() for name, p in linear_names(params)})
     expected.add("trajectory", losses=np.array(losses))
     return expected.of(settings(config) | optimizer_settings(rule, lr) | {
         "schedule": course, "steps": STEPS, "warmup": warmup}, arrays)
