@@ -86,8 +86,9 @@ def mixer_block(draw: Draw) -> Made:
 
 def weights(config: Any, draw: Draw) -> tuple[Arrays, Any, Any]:
     """Return weights under published names, and as parameters and fixed weights."""
-    like = named_weights(*module_of(config).init(config, dtype="float64"), config)
-    named = {name: drawn(draw, name, array.shape) for name, array in like.items()}
+    params, fixed = module_of(config).init(config, dtype="float64")
+    named = {name: drawn(draw, name, array.shape)
+             for name, array in named_weights(params, fixed, config).items()}
     return named, *weights_of(named, config)
 
 
