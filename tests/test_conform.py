@@ -958,7 +958,7 @@ def test_pytest_without_the_option_loads_nothing_of_ours(project):
         """)
     done = run_pytest(project)
     done.assert_outcomes(passed=1)
-    # Our summary and our tests begin so; pytest itself lists comet-np-VERSION where it is installed.
+    # Our summary and our tests begin so; of an installed plugin pytest lists the version.
     assert "comet-np:" not in done.stdout.str()
 
 
