@@ -8,9 +8,9 @@ import pytest
 
 import comet_np
 from comet_np import gates, interop
-from comet_np.conformance.mistakes import MLP, Between
+from comet_np.conformance.mistakes import MLP, Between, Mistake
 from comet_np.conformance.mlp import MLPSubject
-from comet_np.conformance.search import number
+from comet_np.conformance.search import Agreement, number, search
 from comet_np.errors import UserError
 from comet_np.functional.activations import ACTIVATIONS
 from comet_np.functional.loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
@@ -279,6 +279,23 @@ def test_two_mistakes_are_told(number):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     pairs = of_pairs()
     is_told(pairs[stream(0, "pairs").permutation(len(pairs))[number]])
+
+
+def test_a_mistake_that_decides_less_does_not_win():
+    """Of what explains all that it decides, that which agrees with the most rows is the cause."""
+    errors = {  # of six rows, and those that are decided
+        "right": ([1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]),
+        "evasive": ([0, 0, 0, 0, 1, 1], [1, 1, 1, 1, 0, 0]),
+        "true": ([0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]),
+    }
+
+    def compare(choices, quick):
+        error, decided = errors[choices["decision"]]
+        return Agreement(np.array(error, float), np.array(decided, bool))
+
+    known = [Mistake(value, "decision", value, value) for value in ("evasive", "true")]
+    found = search(compare, {"decision": "right"}, known, 1e-8)
+    assert [each.mistakes[0].name for each in found.causes] == ["true"]
 
 
 def test_what_is_not_known_is_not_named():
