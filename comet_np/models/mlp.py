@@ -25,7 +25,7 @@ from ..functional.linear import (
 from ..functional.packing import unpacked
 from ..gates import EVALUATION, Comet, Gate, Kept, Pass
 from ..gates.comet import Routed
-from ..precision import check_format
+from ..precision import check_format, rounded
 from ..rng import key, normal, seed_of, uniform
 from ..tree import check_shapes, leaves, zeros_like
 
@@ -269,22 +269,21 @@ def infer(x: Array, params: Params, fixed: Fixed, config: MLPConfig,
         check_masks(masks, x, config)
     masks = tuple(None if m is None else unpacked(m, N)
                   for m, N in zip(masks, config.widths[1:-1], strict=True))
-    W_L, b_L = params[-1]
     for p, m in zip(params, masks, strict=False):
         if m is None or int(m.sum()) >= len(p.weight):  # in all as many rows as W has
             x, _ = hidden_forward(x, p, m, config.f, config.compute)
         else:
-            x = _winners_forward(x, p, m, config.f)  # (B, N_l)
+            x = _winners_forward(x, p, m, config.f, config.compute)  # (B, N_l)
     return linear_forward(x, params[-1], config.compute)[0]  # (B, N_L)
 
 
-def _winners_forward(x: Array, p: Linear, m: Array, f: Activation) -> Array:
+def _winners_forward(x: Array, p: Linear, m: Array, f: Activation, compute: str | None) -> Array:
     """Return ``m o f(W x + b)`` (B, N), of each example by the rows of its winners alone."""
     xp, (W, b) = xp_of(x), p
     h = xp.zeros(m.shape, x.dtype)
     for i, m_i in enumerate(m):
         winners = xp.flatnonzero(m_i)
-        a = W[winners] @ x[i]  # (k,)
+        a = rounded(W[winners], compute) @ rounded(x[i], compute)  # (k,)
         h[i, winners] = f.forward(a if b is None else a + b[winners])
     return h
 
