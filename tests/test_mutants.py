@@ -897,6 +897,12 @@ MUTANTS = {
         "comet_np/errors.py", "REMEDIES.get(error.errno or 0, _ELSEWHERE)",
         "REMEDIES[errno.ENOSPC]", ("test_streams", "remedy")),
     # --- the fair fight -------------------------------------------------------------------------
+    "infer reads all neurons": Mutant(
+        "comet_np/models/mlp.py", "xp.flatnonzero(m_i)", "xp.flatnonzero(m_i == m_i)",
+        ("test_infer", "not_read")),
+    "infer takes what all neurons would": Mutant(
+        "comet_np/models/mlp.py", "b[winners])", "b[:len(winners)])",
+        ("test_infer", "forward_gives")),
     "He's variance halved": Mutant(
         "comet_np/models/mlp.py", "math.sqrt(2 / N_in)", "math.sqrt(1 / N_in)",
         ("test_mlp", "of_he")),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, NamedTuple
 
-from ..backends import Backend, backend_of, described, get_backend, mask_fits
+from ..backends import Backend, backend_of, described, get_backend, mask_fits, xp_of
 from ..errors import UserError, unknown
 from ..functional.activations import Activation, activation, scaled
 from ..functional.dropout import DropoutCache, check_rate, dropout_backward, dropout_forward
@@ -25,11 +25,11 @@ from ..functional.linear import (
 from ..functional.packing import unpacked
 from ..gates import EVALUATION, Comet, Gate, Kept, Pass
 from ..gates.comet import Routed
-from ..precision import check_format
+from ..precision import check_format, rounded
 from ..rng import key, normal, seed_of, uniform
 from ..tree import check_shapes, leaves, zeros_like
 
-__all__ = ["MLPCache", "MLPConfig", "Params", "Trace", "backward", "forward", "init",
+__all__ = ["MLPCache", "MLPConfig", "Params", "Trace", "backward", "forward", "infer", "init",
            "parameter_count", "shapes", "trace", "zeros_like"]
 
 Array = Any
@@ -229,6 +229,63 @@ def forward(x: Array, params: Params, fixed: Fixed, config: MLPConfig,
             dropped.append(drop)
     a_L, output = linear_forward(x, params[-1], config.compute)  # (..., N_L)
     return a_L, MLPCache(tuple(hidden), tuple(dropped), output)
+
+
+def infer(x: Array, params: Params, fixed: Fixed, config: MLPConfig,
+          masks: tuple[Array | None, ...] | None = None) -> Array:
+    """Return what `forward` does in evaluation, and compute the winners alone: for few examples.
+
+    Of each example the rows of its winners: ``x_l[A] = f(W_l[A] x_{l-1} + b_l[A])``, else 0. Where
+    all examples together have as many winners as there are neurons, the whole product is taken.
+
+    Parameters
+    ----------
+    x : array (B, N_0)
+    params, fixed, config, masks
+        As of `forward`. The gate's masks must not be a function of the layers' own inputs, which
+        are not whole here.
+
+    Returns
+    -------
+    a_L : array (B, N_L)
+
+    Raises
+    ------
+    UserError
+        If a shape does not fit, a routing score is NaN, or the masks are not known before.
+    """
+    check_arrays(x, params, config)
+    if x.ndim != 2:
+        raise UserError(f"infer takes examples as rows (B, N_0), got shape {tuple(x.shape)}")
+    if masks is None:
+        check_fixed(fixed, config)
+        masks = ((None,) * config.hidden if config.gate is None else
+                 config.gate.masks(x, fixed, config, EVALUATION))
+        if any(map(callable, masks)):
+            raise UserError(f"infer computes winners alone, which the gate "
+                            f"{type(config.gate).__name__} knows only when all is computed: call "
+                            "forward")
+    else:
+        check_masks(masks, x, config)
+    masks = tuple(None if m is None else unpacked(m, N)
+                  for m, N in zip(masks, config.widths[1:-1], strict=True))
+    for p, m in zip(params, masks, strict=False):
+        if m is None or int(m.sum()) >= len(p.weight):  # in all as many rows as W has
+            x, _ = hidden_forward(x, p, m, config.f, config.compute)
+        else:
+            x = _winners_forward(x, p, m, config.f, config.compute)  # (B, N_l)
+    return linear_forward(x, params[-1], config.compute)[0]  # (B, N_L)
+
+
+def _winners_forward(x: Array, p: Linear, m: Array, f: Activation, compute: str | None) -> Array:
+    """Return ``m o f(W x + b)`` (B, N), of each example by the rows of its winners alone."""
+    xp, (W, b) = xp_of(x), p
+    h = xp.zeros(m.shape, x.dtype)
+    for i, m_i in enumerate(m):
+        winners = xp.flatnonzero(m_i)
+        a = rounded(W[winners], compute) @ rounded(x[i], compute)  # (k,)
+        h[i, winners] = f.forward(a if b is None else a + b[winners])
+    return h
 
 
 def backward(da_L: Array, cache: MLPCache, params: Params, grads: Params, config: MLPConfig,
