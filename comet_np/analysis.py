@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy.special import gammaincinv
 
 from .backends import backend_of, xp_of
 from .errors import UserError
@@ -79,11 +80,23 @@ def effective_number(counts: Any) -> float:
     ``exp(-sum_i p_i log p_i)``,  ``p_i = counts_i / sum(counts)``
 
     Of masks take `mask_counts`, of neurons the column sums. Of n masks it is n at most, however
-    many there would be in more: see `code_lengths`.
+    many there would be in more: see `least_effective_number` and `code_lengths`.
     """
     counts = np.asarray(counts, np.float64)
     p = counts[counts > 0] / counts.sum()
     return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def least_effective_number(counts: Any) -> float:
+    """Return a lower bound, with 95 % confidence, on the effective number of as many as one likes.
+
+    Of n drawn, c of the ``n (n - 1) / 2`` pairs coincide. Their share estimates ``sum_i p_i^2``,
+    and ``1 / sum_i p_i^2`` is at most the exp of the entropy; c is taken at the upper limit of the
+    Poisson law, so that no coincidence at all is 3.7 of them.
+    """
+    counts = np.asarray(counts, np.float64)
+    n, coincident = counts.sum(), (counts * (counts - 1)).sum() / 2
+    return float(max(1.0, n * (n - 1) / 2 / gammaincinv(coincident + 1, 0.975)))
 
 
 def chao1(counts: Any) -> float:

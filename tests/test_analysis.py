@@ -62,6 +62,19 @@ def test_chao1():
     assert analysis.chao1(seen) == pytest.approx(1000, rel=0.1)
 
 
+def test_a_lower_bound_from_coincidences(draw):
+    """Right in nearly all samples, and near if there are many coincidences."""
+    p = np.arange(1, 501) / (500 * 501 / 2)
+    true, order_2 = np.exp(-(p * np.log(p)).sum()), 1 / (p**2).sum()
+    bounds = [analysis.least_effective_number(draw.multinomial(n, p)) for n in 50 * [60, 3000]]
+    assert (np.array(bounds) < true).all()
+    assert np.mean(np.array(bounds) < order_2) >= 0.95
+    assert np.mean(bounds[1::2]) == pytest.approx(order_2, rel=0.05)
+    none = analysis.least_effective_number(np.ones(200))
+    assert none == pytest.approx(200 * 199 / 2 / -math.log(0.025))  # P(no coincidence) = 2.5 %
+    assert analysis.least_effective_number([5]) == 1
+
+
 def test_class_purity_reads_the_nearest_others():
     similarity = np.array([[9, 3, 2, 1], [3, 9, 1, 2], [4, 1, 9, 2], [4, 3, 4, 9.0]])
     labels = np.array([0, 0, 1, 1])
