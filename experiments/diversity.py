@@ -300,9 +300,9 @@ def log10_at_most(config: DiversityConfig, kind: Kind, single: dict[str, np.ndar
 
 
 def answer(config: DiversityConfig, found: Found) -> str:
-    """Return what the numbers say, of the network with the most possible masks."""
-    kind = max((kind for kind in found.kinds if kind.layer == "1"),
-               key=lambda kind: log10_possible(config, kind))
+    """Return what the numbers say of the widest first layer, at the first p_k."""
+    size = max(kind.size for kind in found.kinds)
+    kind = next(kind for kind in found.kinds if (kind.size, kind.layer) == (size, "1"))
     measured = found.kinds[kind]
     bound = interval(log10_at_most(config, kind, measured.single))
     met = interval(measured.lists["distinct"][:, -1])
@@ -316,8 +316,8 @@ def answer(config: DiversityConfig, found: Found) -> str:
             f"neurons, of two classes {shared['between']} %, unrelated masks {100 * kind.p_k:g} %.")
     if found.dimensions is not None:
         allowed = [log10_separable_of(kind, d) for d in found.dimensions]
-        text += ("\nThe images' dimensions are no bound: " + ", ".join(
-            f"the {d} that hold {share:.0%} of the variance allow 10^{each:.0f}"
+        text += ("\nImages of few dimensions could meet no more than " + ", ".join(
+            f"10^{each:.0f} ({d}, which hold {share:.0%} of the variance)"
             for share, d, each in zip(SHARES, found.dimensions, allowed, strict=True)) + ".")
     return text
 
@@ -331,7 +331,7 @@ def draw(config: DiversityConfig, out: Path) -> list[Path]:
     """Draw the masks that were met, how many there are at most, and their overlaps."""
     plt = figures.pyplot()
     found = read(config, out)
-    figure, panels = plt.subplots(1, 3, figsize=(12.5, 4))
+    figure, panels = plt.subplots(1, 3, figsize=(14, 4))
     _draw_met(panels[0], config, found)
     _draw_numbers(panels[1], config, found)
     _draw_overlaps(panels[2], config, found)
@@ -407,7 +407,7 @@ def _draw_overlaps(axes: Any, config: DiversityConfig, found: Found) -> None:
     axes.set_xlabel("cosine of two images")
     axes.set_ylabel("overlap of their masks in layer 1")
     axes.set_title(f"(c) N = {size}; dotted: unrelated masks")
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 EXPERIMENT = Experiment(
