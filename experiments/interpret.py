@@ -332,5 +332,5 @@ EXPERIMENT = Experiment(
     "interpret", InterpretConfig,
     {"smoke": {"dataset": "glyphs", "width": 60, "hidden": 2, "p_k": (0.1, 0.5), "images": 200,
                "seeds": 2},
-     "paper": {"images": 20_000, "width": 3000, "seeds": 5}},
+     "paper": {"images": 10_000, "width": 3000, "seeds": 10}},
     lambda config: (config.dataset,), cells, run_cell, draw, table)
