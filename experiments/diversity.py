@@ -269,8 +269,9 @@ def number(found: Interval, digits: int = 1) -> str:
 def table(config: DiversityConfig, out: Path) -> str:
     """Return the numbers of experts and their overlaps, and what they say together."""
     found = read(config, out)
-    rows = [("N", "p_k", "layer", "C(N, k)", "at least", "at most", "met", "effective", "Chao",
-             "new, %", "neurons", "within", "between", "correlation")]
+    rows: list[tuple[str, ...]] = [
+        ("N", "p_k", "layer", "C(N, k)", "at least", "at most", "met", "effective", "Chao",
+         "new, %", "neurons", "within", "between", "correlation")]
     for kind, measured in found.kinds.items():
         single, lists = measured
         rows.append((str(kind.size), f"{kind.p_k:g}", kind.layer,

@@ -221,7 +221,7 @@ def read(config: InterpretConfig, out: Path) -> dict[float, Explained]:
 def table(config: InterpretConfig, out: Path) -> str:
     """Return what masks and pixels tell of each property, and which of them tell more."""
     found = read(config, out)
-    rows = [("nearest by", "p_k", *PROPERTIES)]
+    rows: list[tuple[str, ...]] = [("nearest by", "p_k", *PROPERTIES)]
     for p_k, each in found.items():
         rows += [(way, f"{p_k:g}", *(number(each.by[way][name]) for name in PROPERTIES))
                  for way in config.ways if way not in PIXEL_WAYS]
