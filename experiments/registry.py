@@ -26,6 +26,8 @@ EXPERIMENTS = {
     **{name: ("gpt_report", figure.title(name)) for name, figure in FIGURES.items()},
     "routing": ("routing", "COMET in a ViT and a Mixer, routed by what a block has learnt or by "
                            "the input alone"),
+    "diversity": ("diversity", "how many different experts a data set meets, and how different"),
+    "interpret": ("interpret", "what images that share masks have in common"),
     "softmoe": ("softmoe", "Soft MoE (arXiv 2409.00879): one expert against several, and which of "
                            "them an input needs"),
 }
