@@ -28,6 +28,7 @@ EXPERIMENTS = {
                            "the input alone"),
     "softmoe": ("softmoe", "Soft MoE (arXiv 2409.00879): one expert against several, and which of "
                            "them an input needs"),
+    "ntk": ("ntk", "eq. (9)-(11): is COMET's neural tangent kernel 'a narrower effective kernel'?"),
 }
 
 
