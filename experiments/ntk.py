@@ -294,8 +294,8 @@ def measure(x: np.ndarray, classes: np.ndarray | None, params: mlp.Params, fixed
         "forward": [by_angle(each) for each in forward],
         "backward": [by_angle(each) for each in backward],
         "share": [float(np.trace(each) / np.trace(K)) for each in W],
-        "printed": [_printed(gram(a), *of_layer, n)
-                    for a, *of_layer in zip(found.a[1:], forward[1:], backward[1:], strict=True)]}
+        "printed": [_printed(gram(a), of_x, of_J, n) for a, of_x, of_J in
+                    zip(found.a[1:], forward[1:], backward[1:], strict=True)]}
     if classes is not None:
         pairs = slice(n * (n - 1) // 2)
         within = classes[i[pairs]] == classes[j[pairs]]
@@ -437,7 +437,7 @@ def _measured(stored: dict[str, Any], layers: int) -> Measured:
     if pairs.shape != (BINS,) or not held.any():
         raise ValueError("these are no pairs")
     return Measured(curve(stored["kernel"]), curve(stored["centred"]),
-                    *(tuple(map(curve, stored[name])) for name in ("forward", "backward")),
+                    tuple(map(curve, stored["forward"])), tuple(map(curve, stored["backward"])),
                     np.array(stored["share"], np.float64).reshape(layers),
                     np.array(stored["printed"], np.float64).reshape(layers - 1, 2),
                     np.array(stored.get("classes", 3 * [np.nan]), np.float64).reshape(3))
@@ -527,13 +527,13 @@ def _rows(here: dict[Network, dict[int, Measured]], found: Found,
     return rows
 
 
-def _over_standard(network: Network, found: Found, state: str) -> Interval:
-    """Return by how much the kernel is higher than the standard network's, of the same seeds."""
+def _over_standard(network: Network, found: Found, state: str, name: str = "kernel") -> Interval:
+    """Return by how much a kernel is higher than the standard network's, of the same seeds."""
     ours, standard = (found.get(each, {}) for each in
                       (network, Network(network.dataset, "standard", None)))
-    return interval(np.array([getattr(ours[seed], state).kernel.height
-                              - getattr(standard[seed], state).kernel.height
-                              for seed in ours.keys() & standard.keys()]))
+    return interval(np.array([getattr(getattr(ours[seed], state), name).height
+                              - getattr(getattr(standard[seed], state), name).height
+                              for seed in sorted(ours.keys() & standard.keys())]))
 
 
 def _number(values: Any) -> str:
@@ -590,16 +590,18 @@ def _verdict(found: Found) -> list[str]:
     """Return the answer: how many of COMET's kernels are narrower than the standard network's."""
     lines = []
     for state in ("before", "after"):
-        leads = [_over_standard(network, found, state) for network, of_seeds in found.items()
-                 if network.model == "comet"
-                 and all(getattr(each, state) is not None for each in of_seeds.values())]
-        leads = [lead for lead in leads if not np.isnan(lead.reach)]
-        if leads:
-            lower = sum(lead.mean < 0 and lead.excludes_zero for lead in leads)
-            lines.append(f"{state} training {lower} of {len(leads)} kernels of COMET are lower "
-                         "than the standard network's, with an interval without 0 (over it "
-                         f"{min(lead.mean for lead in leads):+.2f} to "
-                         f"{max(lead.mean for lead in leads):+.2f})")
+        for name in ("kernel", "centred"):
+            leads = [_over_standard(network, found, state, name)
+                     for network, of_seeds in found.items() if network.model == "comet"
+                     and all(getattr(each, state) is not None for each in of_seeds.values())]
+            leads = [lead for lead in leads if not np.isnan(lead.reach)]
+            if leads:
+                lower = sum(lead.mean < 0 and lead.excludes_zero for lead in leads)
+                lines.append(f"{state} training {lower} of {len(leads)} "
+                             f"{'centred ' * (name == 'centred')}kernels of COMET are lower than "
+                             "the standard network's, with an interval without 0 (over it "
+                             f"{min(lead.mean for lead in leads):+.2f} to "
+                             f"{max(lead.mean for lead in leads):+.2f})")
     return ["\n".join(lines)] if lines else []
 
 
@@ -608,7 +610,7 @@ def draw(config: NtkConfig, out: Path) -> list[Path]:
     plt = figures.pyplot()
     found = read(config, out)
     figure, panels = plt.subplots(2, 3, figsize=(9.4, 6.2))
-    colors = plt.get_cmap("viridis_r")(np.linspace(0.15, 1, len(config.p_k)))
+    colors = plt.get_cmap("YlOrRd_r")(np.linspace(0.05, 0.75, len(config.p_k)))
     looks = {network: ((colors[config.p_k.index(network.p_k)], f"COMET, $p_k$ = {network.p_k:g}")
                        if network.p_k is not None else figures.LOOKS[network.model])
              for network in found if network.model in ("standard", "centred", "comet")}
@@ -636,8 +638,9 @@ def draw(config: NtkConfig, out: Path) -> list[Path]:
         axes.set_xlabel("angle of the inputs, degrees")
         axes.set_title(title)
     _draw_layers(panels[0, 2], found, looks)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    named = {label: line for axes in panels.flat
+             for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=5)
     training = config.training
     figure.suptitle(textwrap.fill(
         f"ntk: normalised kernels (trace), {config.activation}; {config.hidden} x {config.width} "
@@ -666,7 +669,6 @@ def _draw_layers(axes: Any, found: Found, looks: dict[Network, tuple[Any, str]])
                 axes.plot(1 + np.arange(len(heights)), heights, color=color, linestyle=line)
     for label, line in (("cosine of $x_{l-1}$", "-"), ("cosine of $da_L / da_l$", "--")):
         axes.plot([], [], color="0.3", linestyle=line, label=label)
-    axes.legend(loc="lower right")
     axes.set_ylim(0, 1.03)
     axes.set_xlabel("layer $l$")
     axes.set_ylabel("mean between 0 and 90 degrees")

@@ -358,6 +358,7 @@ def test_the_table_says_what_the_files_say(tmp_path):
             "150 % (l = 2..L), of the other sign for up to 10 % of the pairs") in text
     assert ("before training 2 of 2 kernels of COMET are lower than the standard network's, with "
             "an interval without 0 (over it -0.48 to -0.48)") in text
+    assert "before training 2 of 2 centred kernels of COMET" in text
     assert "after training 1 of 1 kernels of COMET" in text
 
 
