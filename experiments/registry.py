@@ -30,6 +30,7 @@ EXPERIMENTS = {
     "interpret": ("interpret", "what images that share masks have in common"),
     "softmoe": ("softmoe", "Soft MoE (arXiv 2409.00879): one expert against several, and which of "
                            "them an input needs"),
+    "ntk": ("ntk", "eq. (9)-(11): is COMET's neural tangent kernel 'a narrower effective kernel'?"),
 }
 
 

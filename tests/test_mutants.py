@@ -622,6 +622,17 @@ MUTANTS = {
         "experiments/routing.py",
         "curve.reshape(config.training.lines(examples(config, config.dataset)), 2)", "curve",
         ("test_routing_inputs", "forged")),
+    "a Jacobian without its masks": Mutant(
+        "experiments/ntk.py", "slope = slope * m", "pass", ("test_ntk", "full_jacobians")),
+    "eq. (11) as printed": Mutant(
+        "experiments/ntk.py", "x, J = one.x[layer]", "x, J = one.a[layer]",
+        ("test_ntk", "full_jacobians")),
+    "a kernel centred by the ways too": Mutant(
+        "experiments/ntk.py", "K[:, :n].mean(axis=1)", "K.mean(axis=1)",
+        ("test_ntk", "less_their_mean")),
+    "one set of images for all seeds": Mutant(
+        "experiments/ntk.py", "spec.run.seed * count + np", "np",
+        ("test_ntk", "while_they_last")),
     "patches counted down for across": Mutant(
         "experiments/pooled.py", "transpose(0, 2, 4, 1, 3, 5)", "transpose(0, 4, 2, 1, 3, 5)",
         ("test_softmoe", "patches_with")),
