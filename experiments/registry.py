@@ -26,6 +26,10 @@ EXPERIMENTS = {
     **{name: ("gpt_report", figure.title(name)) for name, figure in FIGURES.items()},
     "routing": ("routing", "COMET in a ViT and a Mixer, routed by what a block has learnt or by "
                            "the input alone"),
+    "sensitivity": ("sensitivity", "p_k in many steps: accuracy and time, and how well rules for "
+                                   "choosing it do"),
+    "stability": ("stability", "how much of the spread of accuracy comes from the draw of the "
+                               "routing"),
     "softmoe": ("softmoe", "Soft MoE (arXiv 2409.00879): one expert against several, and which of "
                            "them an input needs"),
 }
