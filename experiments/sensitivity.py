@@ -228,19 +228,15 @@ def table(config: SensitivityConfig, out: Path) -> str:
     text += (f"\nThe best p_k is {min(best):g} to {max(best):g}, and with it COMET is ahead of the "
              f"standard model in {ahead} of {len(found)} cases (interval without 0).")
     if others:
-        name = min(RULES, key=lambda name: _behind(RULES[name], first, others))
-        text += (f" Of the rules, \"{name}\" is behind the best p_k in the fewest of the "
-                 f"{len(others)} cases on which it was not found, "
-                 f"{_behind(RULES[name], first, others)[0]}, and loses there"
-                 + ", ".join(_worst(RULES[name], first, others, sign) for sign in (1, -1)
-                             if any(case.sign == sign for case in others)) + ".")
+        behind = {name: sum(loss.mean > loss.reach for loss in (
+            case.loss(rule(first, case)) for case in others)) for name, rule in RULES.items()}
+        name = min(behind, key=lambda name: behind[name])  # of equals the simplest
+        text += (f" Of the rules, \"{name}\" is the simplest of those that are behind the best p_k "
+                 f"in the fewest of the {len(others)} cases on which they were not found, "
+                 f"{behind[name]}, and loses there at most "
+                 + " and ".join(_worst(RULES[name], first, others, sign) for sign in (1, -1)
+                                if any(case.sign == sign for case in others)) + ".")
     return text
-
-
-def _behind(rule: Rule, first: Case, others: Sequence[Case]) -> tuple[int, float]:
-    """Return in how many cases a rule is behind the best p_k, and the sum of its losses."""
-    losses = [case.loss(rule(first, case)) for case in others]
-    return sum(loss.mean > loss.reach for loss in losses), sum(loss.mean for loss in losses)
 
 
 def _worst(rule: Rule, first: Case, others: Sequence[Case], sign: int) -> str:
@@ -248,7 +244,7 @@ def _worst(rule: Rule, first: Case, others: Sequence[Case], sign: int) -> str:
     losses = {_name(case): case.loss(rule(first, case)) for case in others if case.sign == sign}
     name = max(losses, key=lambda name: losses[name].mean)
     unit = "points of accuracy" if sign > 0 else "% more error"
-    return f" at most {signed(losses[name])} {unit} ({name})"
+    return f"{signed(losses[name])} {unit} ({name})"
 
 
 def _name(case: Case) -> str:
@@ -316,12 +312,13 @@ def _draw_models(axes: Any, below: Any, config: SensitivityConfig, found: Found,
             continue
         of_seeds = [[curves[seed] for curves in by_level.values()] for seed in seeds]
         values = np.array([[curve.best(case.sign) for curve in row] for row in of_seeds])
-        figures.seed_band(axes, list(by_level), values, color, label)
+        x = np.array(list(by_level))
+        figures.seed_band(axes, x, values, color, label)
         ms = np.array([[1000 * (curve.seconds[-1] - curve.seconds[0]) / steps for curve in row]
                        for row in of_seeds])
-        figures.seed_band(below, list(by_level), ms, color, label)
+        figures.seed_band(below, x, ms, color, label)
         whole = np.array([[1000 * curve.seconds[-1] / steps for curve in row] for row in of_seeds])
-        figures.seed_band(below, list(by_level), whole.mean(axis=0, keepdims=True), color, label,
+        figures.seed_band(below, x, whole.mean(axis=0, keepdims=True), color, label,
                           strong=False, dashed=True)
     below.set_ylim(bottom=0)
     if case.sign < 0:

@@ -12,8 +12,7 @@ the pair is left; it holds what the finite set of images that is measured on add
 model, from the same backbones, says how far accuracies spread without any routing.
 """
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -77,8 +76,10 @@ class StabilityConfig:
 
 def pairs(config: StabilityConfig) -> list[Seeds]:
     """Return the seeds of all networks: the arms, seed by seed, then what is left of the block."""
-    arms = [seeds for n in range(config.draws) for seeds in ((0, n), (n, 0), (n, None))]
-    return list(dict.fromkeys([*arms, *itertools.product(range(config.crossed), repeat=2)]))
+    arms: list[Seeds] = [seeds for n in range(config.draws)
+                         for seeds in ((0, n), (n, 0), (n, None))]
+    block = [(i, j) for i in range(config.crossed) for j in range(config.crossed)]
+    return list(dict.fromkeys([*arms, *block]))
 
 
 def cells(config: StabilityConfig) -> list[Cell]:
@@ -196,13 +197,13 @@ def read(config: StabilityConfig, out: Path) -> Found:
                 if (value := cell_of(config, seeds).result(out, of_result)) is not None}
     if not by_seeds:
         raise UserError(f"{out} holds no finished cell of stability: run it first")
-    arms: list[list[Seeds]] = [[(0, n) for n in range(config.draws)],
-                               [(n, 0) for n in range(config.draws)],
-                               [(n, None) for n in range(config.draws)]]
+    def arm(seeds: Callable[[int], Seeds]) -> list[float]:
+        return [by_seeds[seeds(n)] for n in range(config.draws) if seeds(n) in by_seeds]
+
     block = [[by_seeds.get((i, j), np.nan) for j in range(config.crossed)]
              for i in range(config.crossed)]
     whole = config.crossed > 0 and not np.isnan(block).any() and np.ptp(block) > 0
-    return Found(*([by_seeds[seeds] for seeds in arm if seeds in by_seeds] for arm in arms),
+    return Found(arm(lambda n: (0, n)), arm(lambda n: (n, 0)), arm(lambda n: (n, None)),
                  np.array(block) if whole else None, config.draws)
 
 
