@@ -257,7 +257,7 @@ def draw(config: StabilityConfig, out: Path) -> list[Path]:
         if len(values) > 1:
             left.errorbar(place, np.mean(values), np.std(values, ddof=1), color="black", capsize=4,
                           linewidth=1, marker="_")
-    left.set_xticks(range(len(ARMS)), [name.replace(", ", ",\n", 1) for name in ARMS.values()])
+    left.set_xticks(range(len(ARMS)), [",\n".join(name.rsplit(", ", 1)) for name in ARMS.values()])
     left.set_ylabel("validation accuracy, %")
     left.set_title("each seed; black: mean and standard deviation")
     if found.block is None:
