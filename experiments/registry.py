@@ -26,11 +26,20 @@ EXPERIMENTS = {
     **{name: ("gpt_report", figure.title(name)) for name, figure in FIGURES.items()},
     "routing": ("routing", "COMET in a ViT and a Mixer, routed by what a block has learnt or by "
                            "the input alone"),
+    "routers": ("routers", "other routing networks (appendix A.7): their masks, accuracy and cost"),
+    "stability": ("stability", "how much of the spread of accuracy comes from the draw of the "
+                               "routing"),
+    "sensitivity": ("sensitivity", "p_k in many steps: accuracy and time, and how well rules for "
+                                   "choosing it do"),
     "diversity": ("diversity", "how many different experts a data set meets, and how different"),
     "interpret": ("interpret", "what images that share masks have in common"),
+    "ntk": ("ntk", "eq. (9)-(11): is COMET's neural tangent kernel 'a narrower effective kernel'?"),
     "softmoe": ("softmoe", "Soft MoE (arXiv 2409.00879): one expert against several, and which of "
                            "them an input needs"),
-    "ntk": ("ntk", "eq. (9)-(11): is COMET's neural tangent kernel 'a narrower effective kernel'?"),
+    "continual": ("continual", "tasks learnt one after the other: what COMET and others keep of "
+                               "the old ones"),
+    "transfer": ("transfer", "few examples of a new task: networks that learnt another before, "
+                             "and fresh ones"),
 }
 
 

@@ -110,11 +110,14 @@ class RunConfig:
     training : TrainConfig
     seed : int
         Of the initial weights, the order of the data, their augmentation, dropout and masks.
+    routing_seed : int or None
+        Of the fixed weights alone, as V of COMET; None: they are drawn from `seed`, too.
     """
 
     model: Any
     training: TrainConfig = field(default=TrainConfig())
     seed: int = 0
+    routing_seed: int | None = None
 
 
 def computing(config: RunConfig) -> Any:

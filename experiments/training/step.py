@@ -43,6 +43,9 @@ class Learner:
         self.config, self.task, self.model = config, task, computing(config)
         self._functions = module_of(self.model)
         params, self.fixed = self._functions.init(self.model, config.seed, backend, formats.master)
+        if config.routing_seed is not None:
+            _, self.fixed = self._functions.init(self.model, config.routing_seed, backend,
+                                                 formats.master)
         self.flat, self.params = flatten(params)
         self._matrices = matrix_elements(self.params)
         optimizer = config.training.optimizer
