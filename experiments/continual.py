@@ -49,7 +49,7 @@ from .datasets import Dataset
 from .experiment import Cell, Experiment, Place, columns
 from .grid import DataCell, load
 from .intervals import interval, percent, signed
-from .sequences import Head, Sequence, sequence
+from .sequences import Head, sequence
 from .signals import Stop, stop_on_signals
 from .training import RunConfig, TrainConfig, run_memory
 from .training.config import evaluated_at_once, step_work
@@ -243,24 +243,24 @@ class Lessons:
 
     Attributes
     ----------
-    heads : of each task. training, test : Examples of each task; validation : of the first.
+    heads, training, test : of each task. validation : of the first.
     """
 
-    def __init__(self, spec: Any, tasks: Sequence, data: list[Dataset], place: Place,
+    def __init__(self, spec: Any, heads: list[Head], data: list[Dataset], place: Place,
                  stop: Stop) -> None:
-        self.spec, self.place, self.stop = spec, place, stop
-        self.heads = [Head(first, last, last) for first, last in tasks.bounds]
-        drawn = Learner(spec.run, self.heads[0], place.backend)
-        run, at = spec.run, Pass(train=True, seed=spec.run.seed)
+        self.spec, self.heads, self.place, self.stop = spec, heads, place, stop
+        self._drawn = Learner(spec.run, heads[0], place.backend)
+        self.training = [self.examples(each, "train") for each in data]
+        self.test = [self.examples(each, "test") for each in data]
+        self.validation = self.examples(data[0], "val")
 
-        def examples(data: Dataset, part: str, train: Pass | None = None) -> Examples:
-            return Examples(getattr(data, f"x_{part}"), getattr(data, f"y_{part}"), data,
-                            drawn.model, drawn.fixed, place.backend,
-                            run.training.formats.accumulate, train, block=evaluated_at_once(run))
-
-        self.training = [examples(each, "train", at) for each in data]
-        self.test = [examples(each, "test") for each in data]
-        self.validation = examples(data[0], "val")
+    def examples(self, data: Dataset, part: str) -> Examples:
+        """Return a part of some data on the backend: train, val or test."""
+        run, drawn = self.spec.run, self._drawn
+        return Examples(getattr(data, f"x_{part}"), getattr(data, f"y_{part}"), data, drawn.model,
+                        drawn.fixed, self.place.backend, run.training.formats.accumulate,
+                        Pass(train=True, seed=run.seed) if part == "train" else None,
+                        block=evaluated_at_once(run))
 
     def learner(self, task: int) -> Learner:
         """Return a network as it is drawn, with a fresh state of the optimizer."""
@@ -325,12 +325,15 @@ def run_cell(spec: ContinualCell, place: Place) -> dict[str, Any]:
         DataCell(name, None, None, None, None, ""), place), spec.train, spec.test)
         for number in range(tasks.tasks)]
     with stop_on_signals(place.stop) as stop:
-        lessons = Lessons(spec, tasks, data, place, stop)
-        state = resumed(spec, data, place)
+        heads = [Head(first, last, last) for first, last in tasks.bounds]
+        lessons = Lessons(spec, heads, data, place, stop)
+        state = resumed(("within", "among", "alone"), data, place)
         rates, T = len(spec.lrs), tasks.tasks
         for number in range(state.done, rates + 2 * (T - 1)):
             if number < rates:
                 choose(lessons, state, number)
+                if number == rates - 1:
+                    add_row(lessons, state, state.bring(lessons.learner(0), place.backend), 0)
             elif number < rates + T - 1:
                 go_on(lessons, state, number - rates + 1)
             else:
@@ -339,23 +342,20 @@ def run_cell(spec: ContinualCell, place: Place) -> dict[str, Any]:
             state.save(place)
             stop.raise_if_asked()
     return {"parameters": module_of(spec.run.model).parameter_count(spec.run.model),
-            "lr": spec.lrs[state.chosen], "within": state.within, "among": state.among,
-            "alone": state.alone}
+            "lr": spec.lrs[state.chosen]} | state.found
 
 
 class State:
     """What a cell has come to, of which its checkpoint consists.
 
     done : lessons. chosen, best : number and validation accuracy of the best learning rate.
-    within, among : rows of R. alone : S[2], S[3], ... arrays : of the network in the sequence.
+    found : what was measured, by name. arrays : of the network that is kept.
     """
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], measured: tuple[str, ...]) -> None:
         self.settings = settings
         self.done, self.chosen, self.best = 0, 0, -1.0
-        self.within: list[list[float]] = []
-        self.among: list[list[float]] = []
-        self.alone: list[float] = []
+        self.found: dict[str, list[Any]] = {name: [] for name in measured}
         self.arrays: dict[str, np.ndarray] = {}
 
     def save(self, place: Place) -> None:
@@ -377,9 +377,10 @@ class State:
         return learner
 
 
-def resumed(spec: ContinualCell, data: list[Dataset], place: Place) -> State:
+def resumed(measured: tuple[str, ...], data: list[Dataset], place: Place) -> State:
     """Return the state of the newest readable checkpoint, or that of the beginning."""
-    state = State({"data": [each.digest for each in data], "backend": place.backend.name})
+    state = State({"data": [each.digest for each in data], "backend": place.backend.name},
+                  measured)
     place.folder.mkdir(parents=True, exist_ok=True)
     found = of_command().broadcast(
         checkpoint.load_latest(place.folder / "checkpoint") if place.first else None)
@@ -414,11 +415,8 @@ def choose(lessons: Lessons, state: State, number: int) -> None:
         state.best, state.chosen = tried[0], number
         remember(lessons, tried[1], 0)
         state.keep(tried[1])
-    if number < len(lrs) - 1:
-        return
-    if not state.arrays:
+    if number == len(lrs) - 1 and not state.arrays:
         raise UserError("training diverged with all learning rates: give lower --lrs")
-    add_row(lessons, state, state.bring(lessons.learner(0), lessons.place.backend), 0)
 
 
 def go_on(lessons: Lessons, state: State, task: int) -> None:
@@ -434,7 +432,7 @@ def alone(lessons: Lessons, state: State, task: int) -> None:
     """Let a fresh network learn a task alone."""
     learner = lessons.learner(task)
     lessons.learn(learner, task, lessons.spec.lrs[state.chosen])
-    state.alone.append(lessons.accuracy(learner, task, lessons.test[task])[0])
+    state.found["alone"].append(lessons.accuracy(learner, task, lessons.test[task])[0])
 
 
 def remember(lessons: Lessons, learner: Learner, task: int) -> None:
@@ -451,8 +449,8 @@ def add_row(lessons: Lessons, state: State, learner: Learner, task: int) -> None
     row = [lessons.accuracy(learner, number, test, met)
            for number, test in enumerate(lessons.test)]
     within, among = zip(*row, strict=True)
-    state.within.append(list(within))
-    state.among.append(list(among))
+    state.found["within"].append(list(within))
+    state.found["among"].append(list(among))
 
 
 # --- what the files say -------------------------------------------------------------------------
@@ -576,7 +574,7 @@ def verdict(found: Found) -> str:
              for model in next(iter(found.values())) if all(model in m for m in found.values())}
     order = ", ".join(f"{model} {100 * means[model]:.1f} %"
                       for model in sorted(means, key=lambda model: -means[model]))
-    return (f"Against the standard model COMET {says} the old tasks: {values['old']} points of "
+    return (f"Compared with the standard model COMET {says} the old tasks: {values['old']} points of "
             f"accuracy on them after the last one (backward transfer {values['backward']}, forward "
             f"transfer {values['forward']}, right after learning {values['learnt']}; mean over "
             f"{len(found)} sequence{'s' * (len(found) > 1)}, 95 % interval over "
