@@ -574,10 +574,10 @@ def verdict(found: Found) -> str:
              for model in next(iter(found.values())) if all(model in m for m in found.values())}
     order = ", ".join(f"{model} {100 * means[model]:.1f} %"
                       for model in sorted(means, key=lambda model: -means[model]))
-    return (f"Compared with the standard model COMET {says} the old tasks: {values['old']} points of "
-            f"accuracy on them after the last one (backward transfer {values['backward']}, forward "
-            f"transfer {values['forward']}, right after learning {values['learnt']}; mean over "
-            f"{len(found)} sequence{'s' * (len(found) > 1)}, 95 % interval over "
+    return (f"Compared with the standard model COMET {says} the old tasks: {values['old']} points "
+            f"of accuracy on them after the last one (backward transfer {values['backward']}, "
+            f"forward transfer {values['forward']}, right after learning {values['learnt']}; mean "
+            f"over {len(found)} sequence{'s' * (len(found) > 1)}, 95 % interval over "
             f"{len(against['old'])} seeds, paired). On the old tasks are in the mean: {order}.")
 
 
