@@ -123,7 +123,7 @@ class ContinualConfig(Comparison):
         "DATASET-permuted/TASKS: its pixels in another order each time; DATASET+DATASET")
     models: tuple[str, ...] = option((*Comparison.models, EWC),
                                      f"models to compare, of {', '.join(MODELS)}")
-    strength: float = option(1000.0, "of the penalty of ewc, lambda")
+    strength: float = option(10_000.0, "of the penalty of ewc, lambda")
     fisher: int = option(50, "images of a task by which ewc weighs the parameters")
     loss_over: str = option("task", "classes that the loss compares: task (its own) or met (all so "
                             "far)")
