@@ -24,10 +24,6 @@ EXPERIMENTS = {
     "fig34": ("fig34", "Figure 34: CIFAR10, ten activations, SGD with momentum, lr 1e-3"),
     "gpt": ("gpt_report", "GPT-2 on text: any size, tokenizer, learning rate, batch and precision"),
     **{name: ("gpt_report", figure.title(name)) for name, figure in FIGURES.items()},
-    "continual": ("continual", "tasks learnt one after the other: what COMET and others keep of "
-                               "the old ones"),
-    "transfer": ("transfer", "few examples of a new task: networks that learnt another before, "
-                             "and fresh ones"),
     "routing": ("routing", "COMET in a ViT and a Mixer, routed by what a block has learnt or by "
                            "the input alone"),
     "routers": ("routers", "other routing networks (appendix A.7): their masks, accuracy and cost"),
