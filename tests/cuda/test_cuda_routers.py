@@ -39,7 +39,7 @@ def test_scores_are_those_of_numpy(name, dtype, gpu, draw):
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "dense"])
 def test_training_resumes_bit_for_bit(name, gpu, tmp_path):
     """In blocks, whose masks are not kept."""
-    config = RunConfig(ViTConfig((3, 8, 8), 4, 4, 8, 2, 2, 12, gate=Comet(router=name)),
+    config = RunConfig(ViTConfig((3, 32, 32), 16, 5, 8, 2, 2, 12, gate=Comet(router=name)),
                        TrainConfig(OptimizerConfig("adam"), lr=1e-2, batch=8, epochs=1))
     data = images()
     whole = trained(config, data, tmp_path / "whole", gpu)
