@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Each may import what comes before it in this list, and itself. The command is the top of all: it
 # is where `experiments` and `benchmarks` come together.
 ORDER = ("errors", "backends", "settings", "rng", "tree", "checkpoint", "records", "schedules",
-         "precision", "optim", "functional", "gates", "models", "generation", "interop",
-         "gradcheck", "samples", "conformance", "selfcheck", "experiments", "benchmarks",
-         "experiments.cli")
+         "precision", "optim", "functional", "gates", "models", "analysis", "generation",
+         "interop", "gradcheck", "samples", "conformance", "selfcheck", "experiments",
+         "benchmarks", "experiments.cli")
 OPTIONAL = {  # what the core may import besides NumPy and SciPy, and where
     "backends/cupy_backend.py": {"cupy", "cupyx"}, "backends/cublas.py": {"ml_dtypes"},
     "comet_np/precision.py": {"ml_dtypes"}, "comet_np/interop/tensors.py": {"safetensors"}}
