@@ -26,6 +26,7 @@ EXPERIMENTS = {
     **{name: ("gpt_report", figure.title(name)) for name, figure in FIGURES.items()},
     "routing": ("routing", "COMET in a ViT and a Mixer, routed by what a block has learnt or by "
                            "the input alone"),
+    "routers": ("routers", "other routing networks (appendix A.7): their masks, accuracy and cost"),
     "softmoe": ("softmoe", "Soft MoE (arXiv 2409.00879): one expert against several, and which of "
                            "them an input needs"),
 }

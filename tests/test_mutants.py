@@ -275,7 +275,7 @@ MUTANTS = {
         ("test_routers", "definition and block-diagonal")),
     "outputs of one order in all layers": Mutant(
         "comet_np/gates/routers.py", 'stream(seed, "outputs", layer)', 'stream(seed, "outputs")',
-        ("test_routers", "shapes_and_a_seed")),
+        ("test_routers", "other_orders")),
     "signs of the first copy of a Hadamard matrix": Mutant(
         "comet_np/gates/routers.py", "z[..., None, :] * V.signs,", "z[..., None, :] * "
         "(0 * V.signs + V.signs[:1]),", ("test_routers", "definition and hadamard")),

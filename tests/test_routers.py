@@ -209,6 +209,14 @@ def test_weights_have_their_shapes_and_a_seed(name):
                 assert any((one != two).any() for one, two in zip(leaves(V), others, strict=True))
 
 
+def test_layers_read_outputs_of_other_orders():
+    for name in ("kronecker", "block-diagonal", "hadamard", "convolutional"):
+        one, two = (weights(name, 48, 40, layer=layer) for layer in (1, 2))
+        if name == "convolutional":  # of which only the first layer has some
+            two = weights(name, 48, 40, seed=1)
+        assert (one.outputs != two.outputs).any() and len(set(one.outputs.tolist())) == 40
+
+
 @routers
 def test_precisions_have_the_same_weights(name):
     for N_in, N in sizes(name):
