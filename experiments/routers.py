@@ -69,7 +69,7 @@ class RoutersConfig:
     train: int | None = option(5000, "use only so many training images, or texts")
     validation: int | None = option(1000, "use only so many validation images, or texts")
     images: int = option(500, "validation images whose masks are compared")
-    seeds: int = option(4, "number of seeds: of routing and other weights, and of data order")
+    seeds: int = option(3, "number of seeds: of routing and other weights, and of data order")
 
     target: ClassVar[None] = None
     task: ClassVar[None] = None
@@ -215,8 +215,10 @@ def measures(masks: np.ndarray, x: np.ndarray, labels: np.ndarray) -> Measures:
 
     overlaps, pairs = analysis.overlaps(masks, masks), np.triu_indices(len(masks), 1)
     counts = masks.sum(axis=0)
-    likeness = spearmanr(overlaps[pairs], cosines(x)[pairs]).statistic
-    return Measures(float(np.nan_to_num(likeness)), float(overlaps[pairs].mean()),
+    shared, alike = overlaps[pairs], cosines(x)[pairs]
+    constant = np.ptp(shared) == 0 or np.ptp(alike) == 0  # which is like nothing
+    likeness = 0.0 if constant else float(spearmanr(shared, alike).statistic)
+    return Measures(likeness, float(shared.mean()),
                     float((counts == 0).mean()),
                     analysis.effective_number(counts) / len(counts),
                     analysis.class_purity(overlaps, labels, NEIGHBOURS))
@@ -266,7 +268,8 @@ def read(config: RoutersConfig, out: Path) -> dict[tuple[str, str], Found]:
                     return quality, None, 0.0
                 layers = [[float(each[name]) for name in Measures._fields]
                           for each in result["layers"]]
-                return quality, np.array(layers).reshape(3, -1), float(result["inputs_purity"])
+                return (quality, np.array(layers).reshape(3, len(Measures._fields)),
+                        float(result["inputs_purity"]))
 
             here = {seed: result for seed in range(config.seeds) if (result := cell_of(
                 config, architecture, kind, seed).result(out, use)) is not None}

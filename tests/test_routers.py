@@ -8,6 +8,7 @@ import pytest
 
 from comet_np import interop
 from comet_np.backends import get_backend, reference
+from comet_np.benchmarks import routers as bench
 from comet_np.conformance.mlp import MLPSubject
 from comet_np.errors import UserError
 from comet_np.experiments.files import finish
@@ -416,3 +417,22 @@ def test_the_unit_norm_of_zero_and_half_precision():
     c, _, _ = Comet(router="unit-norm").trace(np.ones((2, 6), "float16"), (V,))
     assert c[0].dtype == "float32"
     assert activation("tanh").forward(c[0]).dtype == "float32"
+
+
+# --- what they cost -----------------------------------------------------------------------------
+
+
+def test_the_benchmark_times_each_router(monkeypatch, capsys):
+    """python -m comet_np.benchmarks.routers."""
+    monkeypatch.setattr("sys.argv", ["routers", "--widths", "20", "--batches", "4",
+                                     "--rounds", "2"])
+    bench.main()
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == list(ROUTERS)
+    for row in rows:
+        name, N, B, counted, _, maps, routing, step, *_ = row.split()
+        assert (N, B) == ("20", "4") and 0 <= float(maps) <= float(step) and float(routing) > 0
+        trained, routed = mlp.multiply_adds(MLPConfig((3072, 20, 20, 20, 10),
+                                                      gate=Comet(router=name)))
+        assert counted == f"{100 * routed / (trained + routed):.1f}"
+    assert head.split()[-1] == "step/standard"
