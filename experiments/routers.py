@@ -429,7 +429,7 @@ def _draw_masks(axes: Any, found: dict[tuple[str, str], Found]) -> None:
                       label=f"{name}, {'first' if filled else 'last'} layer")
     _rows(axes, list(layers))
     axes.set_title("MLP: masks")
-    axes.set_xlabel("rank correlation with input cosine; class purity")
+    axes.set_xlabel("likeness to inputs; class purity")
     axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.14), ncols=2)
 
 
