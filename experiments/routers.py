@@ -316,8 +316,9 @@ def verdict(ours: np.ndarray, dense: np.ndarray, sign: int) -> str:
 def table(config: RoutersConfig, out: Path) -> str:
     """Return for each network its quality and cost, what its masks say, and the answer."""
     found = read(config, out)
-    rows = [("network", "router", "of a step", "quality", "over dense", "dense's seeds", "likeness",
-             "overlap", "never", "even", "purity")]
+    rows: list[tuple[str, ...]] = [
+        ("network", "router", "of a step", "quality", "over dense", "dense's seeds", "likeness",
+         "overlap", "never", "even", "purity")]
     for (architecture, kind), each in found.items():
         ours, dense = paired(found, architecture, kind)
         compared = len(ours) and kind != "dense"

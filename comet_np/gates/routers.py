@@ -255,9 +255,10 @@ class SubsampledHadamard(Router):
              dtype: str) -> Hadamard:
         signs, A, B, _ = self.shapes(N_in, N, layer)
         D = 2 * stream(seed, "signs", layer).integers(0, 2, signs) - 1
-        return Hadamard(backend.asarray(D, dtype=dtype), *(
-            backend.asarray(hadamard(N) / math.sqrt(N), dtype=dtype) for N in (A[0], B[0])),
-            some_of(signs[0] * A[0] * B[0], N, seed, layer, backend))
+        A_l, B_l = (backend.asarray(hadamard(n) / math.sqrt(n), dtype=dtype)
+                    for n in (A[0], B[0]))
+        return Hadamard(backend.asarray(D, dtype=dtype), A_l, B_l,
+                        some_of(signs[0] * A[0] * B[0], N, seed, layer, backend))
 
     def scores(self, z: Array, V: Hadamard) -> Array:
         a, b = len(V.A), len(V.B)

@@ -333,8 +333,8 @@ def multiply_adds(config: MLPConfig) -> tuple[int, int]:
     V of COMET, each once, if the masks are not kept.
     """
     trained = 3 * sum(N * N_in for (N, N_in), _ in shapes(config)) - math.prod(config.widths[:2])
-    routed = isinstance(config.gate, Routed)
-    return trained, config.gate.multiply_adds(config.widths) if routed else 0
+    gate = config.gate
+    return trained, gate.multiply_adds(config.widths) if isinstance(gate, Routed) else 0
 
 
 def check_arrays(x: Array, params: Params, config: MLPConfig) -> None:
