@@ -101,7 +101,7 @@ ORDERS = {"BLAS": project, "reversed": lambda z, V: one_by_one(z[:, ::-1], V[:, 
 def routed(x, V, gate, order="BLAS", dtype="float32"):
     """Return the masks of rows, with sums in an order of one's own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("comet_np.functional.routing.project", ORDERS[order])
+        patch.setattr("comet_np.gates.routers.project", ORDERS[order])
         return bench.by_numpy(x.astype(dtype), [V_l.astype(dtype) for V_l in V], gate)
 
 

@@ -248,6 +248,49 @@ MUTANTS = {
     "weights from elsewhere that are not looked at": Mutant(
         "comet_np/gates/comet.py", "if self.exact and not", "if False and not",
         ("test_exact_routing", "from_elsewhere")),
+    # --- routers --------------------------------------------------------------------------------
+    "centred by the whole batch": Mutant(
+        "comet_np/gates/routers.py", "z - z.mean(axis=-1, keepdims=True)", "z - z.mean()",
+        ("test_routers", "definition and centred")),
+    "the square of the norm": Mutant(
+        "comet_np/gates/routers.py", "xp.sqrt((z * z).sum(axis=-1, keepdims=True))",
+        "(z * z).sum(axis=-1, keepdims=True)", ("test_routers", "definition and unit-norm")),
+    "one orthogonal block for all": Mutant(
+        "comet_np/gates/routers.py", '"orthogonal", layer, start)', '"orthogonal", layer)',
+        ("test_routers", "orthonormal")),
+    "inputs that are read twice": Mutant(
+        "comet_np/gates/routers.py", "index[j] += index[j] >= chosen", "pass",
+        ("test_routers", "six_different")),
+    "inputs that are nearly all different": Mutant(
+        "comet_np/gates/routers.py", "index[j] >= chosen", "index[j] > chosen",
+        ("test_routers", "six_different")),
+    "all of a sparse row added": Mutant(
+        "comet_np/gates/routers.py", "if self.signed and j % 2:", "if False:",
+        ("test_routers", "definition and sparse-signed")),
+    "a Kronecker product without turning": Mutant(
+        "comet_np/gates/routers.py", "ZB.swapaxes(-1, -2)), A)", "ZB).reshape(ZB.swapaxes(-1, "
+        "-2).shape), A)", ("test_routers", "definition and kronecker")),
+    "blocks of neighbours": Mutant(
+        "comet_np/gates/routers.py", ".reshape(t, n, -1).swapaxes(0, 1)", ".reshape(n, t, -1)",
+        ("test_routers", "definition and block-diagonal")),
+    "outputs of one order in all layers": Mutant(
+        "comet_np/gates/routers.py", 'stream(seed, "outputs", layer)', 'stream(seed, "outputs")',
+        ("test_routers", "other_orders")),
+    "signs of the first copy of a Hadamard matrix": Mutant(
+        "comet_np/gates/routers.py", "z[..., None, :] * V.signs,", "z[..., None, :] * "
+        "(0 * V.signs + V.signs[:1]),", ("test_routers", "definition and hadamard")),
+    "a router that is not asked": Mutant(
+        "comet_np/gates/comet.py", "self.exact, self._routes().scores)", "self.exact)",
+        ("test_routers", "of_a_network")),
+    "a dense router's work for all": Mutant(
+        "comet_np/models/stream.py", "n * config.gate.multiply_adds(one.widths)",
+        "n * math.prod(one.widths[:2])", ("test_routers", "counts_of_a_model")),
+    "short inputs of a router that pads": Mutant(
+        "comet_np/gates/comet.py", 'if self.router != "dense" and x.shape', "if False and x.shape",
+        ("test_routers", "another_router_or_input")),
+    "a stream of other maps": Mutant(
+        "comet_np/models/branch.py", 'if config.routing == "stream" and router != "dense":',
+        "if False:", ("test_routers", "one_sentence")),
     # --- scaled losses --------------------------------------------------------------------------
     "a scale that never grows": Mutant(
         "comet_np/precision.py", "xp.where(due, larger, scale)", "scale",

@@ -78,6 +78,9 @@ class MLPSubject:
         if gate is not None and type(gate) not in ROUTING:
             raise UserError("diagnose knows the gates Comet, Layerwise, TopK and None, got "
                             f"{type(gate).__name__}")
+        if isinstance(gate, Comet) and gate.router != "dense":
+            raise UserError('diagnose knows the router of the paper, Comet(router="dense"), got '
+                            f"{gate}")
         if loss not in LOSSES:
             raise unknown("loss", loss, LOSSES)
         activation(f)

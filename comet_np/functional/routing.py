@@ -5,7 +5,7 @@ fixed, so their derivative is taken as 0, as in the paper.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
@@ -127,8 +127,9 @@ class RoutingTrace(NamedTuple):
     z: tuple[Array, ...]
 
 
-def routing_forward(x: Array, V: Sequence[Array], p_k: float, ties: Ties, g: Activation,
-                    exact: bool = False) -> RoutingTrace:
+def routing_forward(x: Array, V: Sequence[Any], p_k: float, ties: Ties, g: Activation,
+                    exact: bool = False,
+                    scores: Callable[[Array, Any], Array] = project) -> RoutingTrace:
     """Run the routing network, eq. (4)-(6), with z_0 = x.
 
     ``c_l = V_l z_{l-1}``,  ``m_l = C_{k_l}(c_l)``,  ``z_l = m_l o g(c_l)``
@@ -149,6 +150,8 @@ def routing_forward(x: Array, V: Sequence[Array], p_k: float, ties: Ties, g: Act
         Whether each z is put `on_grid` before it is multiplied, so that for V of
         `weight_on_grid` and a g that is exact, identity or relu, the masks are the same bits in
         any order of summation.
+    scores : function of z and V_l
+        What computes ``V_l z_{l-1}``, where another router of `comet_np.gates.routers` does.
 
     Returns
     -------
@@ -163,8 +166,8 @@ def routing_forward(x: Array, V: Sequence[Array], p_k: float, ties: Ties, g: Act
             z.append(masked(c[-1], m[-1], g))  # (..., N_{l-1})
         if exact:
             z[-1] = on_grid(z[-1], grid_bits(V_l.shape[1]).z)
-        c.append(project(z[-1], V_l))  # (..., N_l)
-        m.append(cap(c[-1], winners(p_k, len(V_l)), ties))  # (..., N_l)
+        c.append(scores(z[-1], V_l))  # (..., N_l)
+        m.append(cap(c[-1], winners(p_k, c[-1].shape[-1]), ties))  # (..., N_l)
     return RoutingTrace(tuple(c), tuple(m), tuple(z[1:]))
 
 

@@ -1,5 +1,6 @@
 """The gate of COMET, eq. (4)-(6): a fixed random routing network on the network's input."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
@@ -16,10 +17,10 @@ from ..functional.routing import (
     weight_on_grid,
     winners,
 )
-from ..rng import uniform
-from .base import Array, Gate, Pass
+from .base import Array, Gate, Pass, Tree
+from .routers import ROUTERS, Router
 
-Weights = tuple[Array, ...]  # V_l, one a hidden layer
+Weights = tuple[Any, ...]  # V_l, one a hidden layer: an array, or what a router has in its place
 EXACT = ("identity", "relu")  # g that do not round
 
 
@@ -49,12 +50,26 @@ class Routed(Capped):
     """What gates with fixed random weights V share: ``V_l ~ U(-1/sqrt(N_{l-1}), 1/sqrt(N_{l-1}))``.
     """
 
-    def shapes(self, widths: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-        return tuple((N, N_in) for N_in, N in pairwise(widths[:-1]))
+    def _routes(self) -> Router:
+        return ROUTERS["dense"]
+
+    def shapes(self, widths: tuple[int, ...]) -> tuple[Tree, ...]:
+        return tuple(self._routes().shapes(N_in, N, layer) for layer, N_in, N in layers(widths))
 
     def init(self, widths: tuple[int, ...], seed: int, backend: Backend, dtype: str) -> Weights:
-        return tuple(uniform(backend, dtype, N_in, (N, N_in), seed, "V", layer)
-                     for layer, (N, N_in) in enumerate(self.shapes(widths), start=1))
+        return tuple(self._routes().init(N_in, N, seed, layer, backend, dtype)
+                     for layer, N_in, N in layers(widths))
+
+    def multiply_adds(self, widths: tuple[int, ...]) -> int:
+        """Return the multiply-adds of one row's routing."""
+        return sum(self._routes().multiply_adds(N_in, N, layer)
+                   for layer, N_in, N in layers(widths))
+
+
+def layers(widths: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
+    """Yield l, N_{l-1} and N_l of each hidden layer."""
+    for layer, (N_in, N) in enumerate(pairwise(widths[:-1]), start=1):
+        yield layer, N_in, N
 
 
 @dataclass(frozen=True)
@@ -73,10 +88,14 @@ class Comet(Routed):
         machine and in float32 and float64, which near-ties otherwise prevent; they are those of a
         slightly other routing network than without. Within a transformer's block that holds for the
         block's input, which is not exact itself.
+    router : str
+        By what map c is computed: "dense", the paper's, or another one of
+        `comet_np.gates.routers.ROUTERS`, of which some cost next to nothing.
     """
 
     g: str = "identity"
     exact: bool = False
+    router: str = "dense"
     depends_on: ClassVar[Literal["input"]] = "input"
 
     def __post_init__(self) -> None:
@@ -85,6 +104,14 @@ class Comet(Routed):
         if self.exact and self.g not in EXACT:
             raise UserError(f"exact routing needs g that does not round, {' or '.join(EXACT)}, got "
                             f'"{self.g}"')
+        if self.router not in ROUTERS:
+            raise unknown("router", self.router, ROUTERS)
+        if self.exact and self.router != "dense":
+            raise UserError('exact routing is that of the router "dense", whose V lies on a grid, '
+                            f'got "{self.router}": choose exact=False, or router="dense"')
+
+    def _routes(self) -> Router:
+        return ROUTERS[self.router]
 
     def init(self, widths: tuple[int, ...], seed: int, backend: Backend, dtype: str) -> Weights:
         V = super().init(widths, seed, backend, dtype)
@@ -99,10 +126,13 @@ class Comet(Routed):
 
     def trace(self, x: Array, fixed: Weights) -> RoutingTrace:
         """Return c and m of every hidden layer, and z of all but the last."""
-        if fixed:
+        if fixed and hasattr(fixed[0], "shape"):
             check_features(x, fixed[0], "x")
         return routing_forward(x, fixed, self.p_k, self.ties, activation(self.g),
-                               self.exact)
+                               self.exact, self._routes().scores)
 
     def masks(self, x: Array, fixed: Weights, config: Any, at: Pass) -> tuple[Array, ...]:
+        if self.router != "dense" and x.shape[-1:] != config.widths[:1]:
+            raise UserError(f"x must have shape (..., {config.widths[0]}) for a network of widths "
+                            f"{config.widths}, got {x.shape}")
         return self.trace(x, fixed).m

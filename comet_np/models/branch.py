@@ -112,6 +112,13 @@ def check_common(config: Any, sizes: Sequence[str], rates: Sequence[str]) -> Non
     if config.routing == "stream" and config.gate.exact:
         raise UserError("a routing stream is not exact, since it passes through maps that round: "
                         "configure it with gates.Comet(exact=False), or routing=\"block\"")
+    router = getattr(config.gate, "router", "dense")
+    if config.routing == "stream" and router != "dense":
+        raise UserError("a routing stream consists of dense maps: configure it with gates.Comet("
+                        f'router="dense"), or routing="block", got router="{router}"')
+    if router == "convolutional":
+        raise UserError("the convolutional router sees images, and an MLP of a block sees none: "
+                        'configure it with another router, as gates.Comet(router="dense")')
 
 
 def check_images(config: Any) -> None:

@@ -390,8 +390,8 @@ def multiply_adds(config: MLPConfig) -> tuple[int, int]:
     V of COMET, each once, if the masks are not kept.
     """
     trained = 3 * sum(N * N_in for (N, N_in), _ in shapes(config)) - math.prod(config.widths[:2])
-    fixed = config.gate.shapes(config.widths) if isinstance(config.gate, Routed) else ()
-    return trained, sum(map(math.prod, fixed))
+    gate = config.gate
+    return trained, gate.multiply_adds(config.widths) if isinstance(gate, Routed) else 0
 
 
 def check_arrays(x: Array, params: Params, config: MLPConfig) -> None:

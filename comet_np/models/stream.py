@@ -125,7 +125,8 @@ def routing_multiply_adds(config: Any, rows: Sequence[int], embedded: int) -> in
     """
     if not isinstance(config.gate, Routed):
         return 0
-    each = [n * math.prod(one.widths[:2]) for n, one in zip(rows, config.mlps, strict=True)]
+    each = [n * config.gate.multiply_adds(one.widths)
+            for n, one in zip(rows, config.mlps, strict=True)]
     if config.routing == "block":
         return sum(each)
     return 2 * sum(each) - each[-1] + embedded * math.prod(config.stream_embedding)
