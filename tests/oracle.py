@@ -114,6 +114,8 @@ class ByHand:
         self.model, self.optimizer = config.model, config.training.optimizer
         self.seed, self.accumulate = config.seed, config.training.accumulate
         params, self.V = mlp.init(self.model, self.seed, dtype="float64")
+        if config.routing_seed is not None:
+            _, self.V = mlp.init(self.model, config.routing_seed, dtype="float64")
         self.W, self.b = [p.weight for p in params], [p.bias for p in params if self.model.bias]
         self.moments = [[np.zeros_like(p), np.zeros_like(p)] for p in self.weights()]
 
@@ -138,6 +140,8 @@ class ByHand:
         if isinstance(gate, Comet):
             z = x
             for V in self.V[:layer]:
+                if gate.router == "centred":
+                    z = z - z.mean(axis=1, keepdims=True)
                 c = z @ V.T
                 m = cap(c, max(1, int(gate.p_k * len(V))), gate.ties)
                 z = m * F[gate.g](c)

@@ -151,6 +151,7 @@ VALUES = {
         "model": (replace(MODEL, gate=Comet(0.3)), {}),
         "training": (replace(TRAINING, lr=0.02), {}),
         "seed": (3, {}),
+        "routing_seed": (3, {"model": replace(MODEL, gate=Comet(0.3))}),
     },
     TrainConfig: {
         "optimizer": (OptimizerConfig("adam"), {}),
@@ -189,7 +190,7 @@ VALUES = {
         "initial": ("he", {}),
     },
     Comet: {"p_k": (0.3, {}), "ties": ("index", {}), "g": ("softplus", {}),
-            "exact": (True, {})},
+            "exact": (True, {}), "router": ("centred", {})},
     Layerwise: {"p_k": (0.3, {}), "ties": ("threshold", {})},
     TopK: {"p_k": (0.3, {}), "ties": ("index", {}),
            "of": ("activation", {"p_k": 0.9, "activation": "silu"})},  # which falls, then rises
