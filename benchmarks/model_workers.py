@@ -38,7 +38,7 @@ class Model(NamedTuple):
 
 
 MODELS = {name: Model(name, kept=name != "comet") for name in VARIANTS
-          if name != "comet-exact"} | {
+          if name not in ("comet-exact", "comet-block-diagonal")} | {
     "comet, masks kept": Model("comet"),
     "moe, p_k = 0.1": Model("moe", 0.1),
     "moe-fixed, p_k = 0.1": Model("moe-fixed", 0.1)}

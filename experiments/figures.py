@@ -18,6 +18,7 @@ from ..errors import UserError, of_system
 LOOKS = {"standard": ("#4c6a92", "standard"), "comet": ("#d9622b", "COMET"),
          "comet-stream": ("#8c1d18", "COMET, one stream"),
          "comet-exact": ("#e0a458", "COMET, exact routing"),
+         "comet-block-diagonal": ("#f0956b", "COMET, block-diagonal router"),
          "centred": ("#7d5a9e", "standard, $f - f(0)$"), "scaled": ("#7a9a4a", "standard, $p_k f$"),
          "smaller": ("#2f9c95", "smaller"), "dropout": ("#a8743d", "dropout"),
          "top-k": ("#c2477f", "top-k"), "layerwise": ("#5b8c2a", "layer-wise routing"),

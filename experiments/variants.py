@@ -67,8 +67,8 @@ def _centred(run: RunConfig, p_k: float, ties: Ties) -> RunConfig:
     return _change(run, activation=centred) if centred in ACTIVATIONS else run
 
 
-# The paper's eleven, and three more. "comet-exact" is COMET with masks that rounding cannot change;
-# the last two are controls of what a mask does besides routing: "scaled" is the standard model with
+# The paper's eleven, and four more. "comet-exact" is COMET with masks that rounding cannot change,
+# "comet-block-diagonal" COMET with a router that costs little; the last two are controls of what a mask does besides routing: "scaled" is the standard model with
 # its hidden activations multiplied by p_k, as a mask does on average; "centred" the standard model
 # with f(a) - f(0), without the positive mean of softplus.
 VARIANTS: dict[str, Variant] = {
@@ -84,6 +84,8 @@ VARIANTS: dict[str, Variant] = {
     "l1": _l1,
     "comet": lambda run, p_k, ties: _change(run, gate=Comet(p_k, ties)),
     "comet-exact": lambda run, p_k, ties: _change(run, gate=Comet(p_k, ties, exact=True)),
+    "comet-block-diagonal": lambda run, p_k, ties: _change(
+        run, gate=Comet(p_k, ties, router="block-diagonal")),
     "scaled": lambda run, p_k, ties: _change(run, scale=p_k),
     "centred": _centred,
 }
@@ -91,5 +93,6 @@ VARIANTS: dict[str, Variant] = {
 # Those of networks with gated MLPs in their blocks. There is no "layerwise", for there COMET routes
 # by the MLP's own input; "comet-stream" by the network's, as COMET does in an MLP.
 VARIANTS_OF_BLOCKS = {name: VARIANTS[name] for name in (
-    "standard", "comet", "smaller", "dropout", "top-k", "bernoulli", "example-tied", "scaled")} | {
+    "standard", "comet", "comet-block-diagonal", "smaller", "dropout", "top-k", "bernoulli",
+    "example-tied", "scaled")} | {
     "comet-stream": lambda run, p_k, ties: _change(run, gate=Comet(p_k, ties), routing="stream")}

@@ -41,7 +41,7 @@ from tests.tolerances import assert_close
 WIDTHS = (30, 19, 25, 4)
 STANDARD = MLPConfig(WIDTHS, gate=None)
 SMALLER = (30, 4, 6, 4)  # p_k N neurons, rounded down
-# What Sec. 4 of the paper says of each, here of p_k = 0.25; the last three are ours.
+# What Sec. 4 of the paper says of each, here of p_k = 0.25; the last four are ours.
 DEFINITIONS = {
     "standard": STANDARD,
     "smaller": MLPConfig(SMALLER, gate=None),
@@ -56,6 +56,7 @@ DEFINITIONS = {
     "l1": STANDARD,  # and a penalty: see below
     "comet": MLPConfig(WIDTHS, gate=Comet(0.25, "index", g="identity")),
     "comet-exact": MLPConfig(WIDTHS, gate=Comet(0.25, "index", exact=True)),
+    "comet-block-diagonal": MLPConfig(WIDTHS, gate=Comet(0.25, "index", router="block-diagonal")),
     "scaled": MLPConfig(WIDTHS, gate=None, scale=0.25),
     "centred": MLPConfig(WIDTHS, "centred_softplus", gate=None),
 }
@@ -91,7 +92,9 @@ def test_multiply_adds_are_counted_product_by_product(name):
     first, whole, few = 30 * 19, 30 * 19 + 19 * 25 + 25 * 4, 30 * 4 + 4 * 6 + 6 * 4
     gate = 30 * 4 + 4 * 4
     expected = {"smaller": (3 * few - 120, 0), "moe": (3 * few - 120 + 3 * gate - 120, 0),
-                "moe-fixed": (3 * few - 120, gate)}.get(
+                "moe-fixed": (3 * few - 120, gate),
+                # 5 blocks of 4 x 6, and 4 of 7 x 5
+                "comet-block-diagonal": (3 * whole - first, 5 * 4 * 6 + 4 * 7 * 5)}.get(
         name, (3 * whole - first, (first + 19 * 25) * (name in ("comet", "comet-exact",
                                                                  "layerwise"))))
     assert multiply_adds(variant(name).model) == expected
@@ -389,7 +392,7 @@ def test_the_paper_presets_are_those_of_the_paper(name):
     assert (config.p_k, config.seeds, config.layers) == ((0.1, 0.5, 0.9), 3, 4)
     assert (config.activation, config.ties, config.bias) == (("softplus",), "strict", True)
     assert config.models == tuple(name for name in VARIANTS if name not in (
-        "comet-exact", "scaled", "centred"))
+        "comet-exact", "comet-block-diagonal", "scaled", "centred"))
     assert (config.train, training.batch, training.accumulate) == (None, 32, 1)
     assert training.optimizer == OptimizerConfig("sgd")  # without momentum, decay, clipping
     assert (training.schedule, training.augment, training.precision) == ("constant", None,

@@ -47,6 +47,7 @@ CHANGES = {  # for p_k = 0.25 and ties "index"
     "comet": {"gate": Comet(0.25, "index")},
     "comet-stream": {"gate": Comet(0.25, "index"), "routing": "stream"},
     "smaller": {"hidden": 3, "token_hidden": 4},
+    "comet-block-diagonal": {"gate": Comet(0.25, "index", router="block-diagonal")},
     "dropout": {"hidden_dropout": 0.75},  # the share that COMET masks
     "top-k": {"gate": TopK(0.25, "index")},
     "bernoulli": {"gate": Bernoulli(0.25)},
