@@ -30,7 +30,7 @@ if __name__ == "__main__":
     estimators = ["scikit-learn>=1.6"]
     setup(
         name="comet-np",
-        version="0.7.0",
+        version="0.8.0",
         description="The reference implementation of COMET (arXiv 2410.08003) on NumPy and CuPy",
         license="BSD-3-Clause",
         author="The COMET-NP authors",

@@ -16,7 +16,7 @@ if (_ROOT / "backends" / "numpy_backend.py").is_file():
 
 from .functional.routing import kwta_mask  # noqa: E402  (needs the path above)
 
-__version__ = "0.7.0"
+__version__ = "0.8.0"
 __all__ = ["__version__", "diagnose", "diagnose_module", "fit", "kwta_mask",
            "load_run"]  # not what needs scikit-learn
 
