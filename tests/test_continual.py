@@ -7,20 +7,23 @@ import pytest
 
 from comet_np.backends import get_backend
 from comet_np.errors import UserError
-from comet_np.experiments import continual, sequences
+from comet_np.experiments import continual, ewc
 from comet_np.experiments.cli import main
-from comet_np.experiments.continual import Anchored, ContinualConfig, Lessons, measures
+from comet_np.experiments.continual import ContinualConfig, measures
 from comet_np.experiments.datasets import Dataset
+from comet_np.experiments.ewc import Anchored
 from comet_np.experiments.experiment import Place
 from comet_np.experiments.files import write_result
+from comet_np.experiments.lessons import Lessons, State
 from comet_np.experiments.progress import Progress
-from comet_np.experiments.sequences import Head, sequence
+from comet_np.experiments.sequences import Head, datasets_of, sequence
 from comet_np.experiments.signals import Stop
 from comet_np.experiments.tasks import Batch
 from comet_np.experiments.training import RunConfig, TrainConfig
 from comet_np.experiments.training.examples import Examples
 from comet_np.experiments.training.step import Learner
 from comet_np.gradcheck import check_gradients
+from comet_np.models import mlp
 from comet_np.models.mlp import MLPConfig
 from comet_np.optim import OptimizerConfig
 from comet_np.rng import stream
@@ -191,11 +194,11 @@ def test_remembering_adds_up_the_penalties_of_all_tasks(draw):
 def test_importance_is_the_fisher_information(draw):
     """Of one input, many times: the mean over drawn labels is near that over all, by their q."""
     config, head, n = run_config(), Head(1, 4, 5), 3000
-    learner = Learner(config, head, NUMPY)
+    learner = Learner(config, Head(0, 5, 5), NUMPY)
     x = np.tile(draw.standard_normal(3), (n, 1)).astype("float32")
     data = Dataset("one", "classification", x, np.ones(n, int), None, None, None, None, 5)
     examples = Examples(x, data.y_train, data, learner.model, learner.fixed, NUMPY, "float64")
-    found = continual.importance(learner, examples, n, 0)
+    found = ewc.importance(learner, head, examples, n, 0)
     start, expected = learner.flat.copy(), np.zeros(learner.flat.size)
 
     def log_q(p, label):
@@ -221,7 +224,7 @@ SMALL = ContinualConfig(models=("standard", "comet", "ewc"), sequences=("glyphs/
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    monkeypatch.setattr(continual, "load", lambda spec, place: small())
+    monkeypatch.setattr("comet_np.experiments.lessons.load", lambda spec, place: small())
     return Place(tmp_path / "cell", NUMPY, None, Progress(1))
 
 
@@ -230,7 +233,7 @@ def test_a_cell_that_is_stopped_after_any_lesson_ends_alike(model, place, monkey
     config = replace(SMALL, sequences=("glyphs-permuted/3",), models=(model,))
     spec = continual.cells(config)[0].spec
     whole = continual.run_cell(spec, place._replace(folder=place.folder.with_name("whole")))
-    lessons, save = 0, continual.State.save
+    lessons, save = 0, State.save
 
     def save_and_stop(state, where):
         nonlocal lessons
@@ -238,15 +241,15 @@ def test_a_cell_that_is_stopped_after_any_lesson_ends_alike(model, place, monkey
         lessons += 1
         where.stop.ask()
 
-    monkeypatch.setattr(continual.State, "save", save_and_stop)
+    monkeypatch.setattr(State, "save", save_and_stop)
     result = None
     while result is None:
         try:
             result = continual.run_cell(spec, place._replace(stop=Stop()))
         except KeyboardInterrupt:
-            assert lessons <= 6
+            assert lessons <= 7
     assert result == whole
-    assert lessons == 2 + 2 * 2
+    assert lessons == 2 + 1 + 2 * 2
     assert np.shape(whole["within"]) == np.shape(whole["among"]) == (3, 3)
     assert len(whole["alone"]) == 2
 
@@ -273,7 +276,7 @@ def test_a_cell_that_is_stopped_within_a_lesson_ends_alike(place, monkeypatch):
 def test_a_checkpoint_of_other_data_is_refused(place, monkeypatch):
     spec = continual.cells(SMALL)[0].spec
     continual.run_cell(spec, place)
-    monkeypatch.setattr(continual, "load", lambda spec, place: small(n=220))
+    monkeypatch.setattr("comet_np.experiments.lessons.load", lambda spec, place: small(n=220))
     with pytest.raises(UserError, match="is of other data or another backend"):
         continual.run_cell(spec, place)
 
@@ -295,52 +298,63 @@ def test_the_accuracies_are_those_of_the_networks(place, monkeypatch):
     """R and S by networks that are trained here one after the other."""
     spec = replace(continual.cells(SMALL)[0].spec, lrs=(3e-3,))
     found = continual.run_cell(spec, place)
-    tasks = sequence(spec.sequence)
-    data = [tasks.task(i, 0, lambda name: small(), spec.train, spec.test) for i in range(5)]
-    heads = [Head(first, last, last) for first, last in tasks.bounds]
-    lessons = Lessons(spec, heads, data, place, Stop())
+    lessons, data, bounds = taught(spec, place)
     flat = None
     for task in range(5):
-        learner = lessons.learner(task)
+        learner = lessons.fresh(task)
         if flat is not None:
             learner.flat[...] = flat
-        lessons.learn(learner, task, 3e-3)
+        lessons.learn(learner, task, lessons.training[task])
         flat = learner.flat.copy()
-        for other, (first, last) in enumerate(tasks.bounds):
+        for other, (first, last) in enumerate(bounds):
             x = data[other].x_test * np.float32(2 / 255) - 1
-            a, _ = continual.module_of(learner.model).forward(x, learner.params, (), learner.model)
-            y, met = data[other].y_test, max(last, tasks.bounds[task][1])
+            a, _ = mlp.forward(x, learner.params, (), learner.model)
+            y, met = data[other].y_test, max(last, bounds[task][1])
             assert found["within"][task][other] == (a[:, first:last].argmax(axis=1) + first
                                                     == y).mean()
             assert found["among"][task][other] == (a[:, :met].argmax(axis=1) == y).mean()
         if task:
-            fresh = lessons.learner(task)
-            lessons.learn(fresh, task, 3e-3)
+            fresh = lessons.fresh(task)
+            lessons.learn(fresh, task, lessons.training[task])
             assert found["alone"][task - 1] == lessons.accuracy(fresh, task, lessons.test[task])[0]
+
+
+def taught(spec, place, from_all=False):
+    """Return the lessons of a cell, made by hand, with the data and bounds of its tasks."""
+    tasks = sequence(spec.sequence)
+    data = [tasks.task(i, 0, lambda name: small(), spec.train, spec.test)
+            for i in range(tasks.tasks)]
+    heads = [Head(first, last, last) for first, last in tasks.bounds]
+    losses = [replace(head, first=0) if from_all else head for head in heads]
+    return (Lessons(spec, heads, losses, data, State({}, ()), place, Stop()), data, tasks.bounds)
 
 
 @pytest.mark.parametrize(("over", "moves"), [("task", False), ("met", True)])
 def test_the_loss_compares_the_classes_of_the_task_or_all_met(over, moves, place):
-    """The outputs of earlier tasks get a gradient only if their classes are compared."""
-    spec = continual.cells(replace(SMALL, loss_over=over))[0].spec
-    tasks = sequence(spec.sequence)
-    data = [tasks.task(i, 0, lambda name: small(), spec.train, spec.test) for i in range(2)]
-    lessons = Lessons(spec, [Head(first, last, last) for first, last in tasks.bounds[:2]], data,
-                      place, Stop())
-    learner = lessons.learner(1)
-    before = learner.params[-1].bias.copy()
-    lessons.learn(learner, 1, 1e-2)
+    """The outputs of earlier tasks change only if their classes are compared."""
+    spec = replace(continual.cells(replace(SMALL, loss_over=over))[0].spec, lrs=(1e-2,))
+    found = continual.run_cell(spec, place)
+    lessons, _, _ = taught(spec, place, from_all=moves)
+    learner = lessons.fresh(0)
+    for task in range(2):
+        before = learner.params[-1].bias.copy()
+        ours = lessons.fresh(task)
+        ours.flat[...] = learner.flat if task else ours.flat
+        lessons.learn(ours, task, lessons.training[task])
+        learner = ours
     changed = learner.params[-1].bias != before
     assert changed[2:4].all()
     assert changed[:2].all() == changed[:2].any() == moves
     assert not changed[4:].any()
+    assert found["within"][1] == [lessons.accuracy(learner, task, test)[0]
+                                  for task, test in enumerate(lessons.test)]
 
 
 def test_the_learning_rate_is_that_of_the_best_first_task(place, monkeypatch):
     tried = {1e-3: 0.5, 1e-2: 0.7, 1e-1: None, 3e-2: 0.7}
     spec = replace(continual.cells(SMALL)[0].spec, lrs=tuple(tried))
     monkeypatch.setattr(Lessons, "first", lambda self, lr: (
-        None if tried[lr] is None else (tried[lr], self.learner(0))))
+        None if tried[lr] is None else (tried[lr], self.fresh(0))))
     assert continual.run_cell(spec, place)["lr"] == 1e-2
 
 
@@ -422,9 +436,8 @@ def test_the_figure_shows_what_the_files_say(tmp_path, saved):
                         [pytest.approx(-16), pytest.approx(0.85)]]
 
 
-def test_sequences_have_a_module_of_their_own():
-    assert sequences.sequence is continual.sequence
-    assert continual.names(("glyphs/2", "cifar10+cifar100", "cifar10/5")) == (
+def test_data_sets_of_sequences():
+    assert datasets_of(("glyphs/2", "cifar10+cifar100", "cifar10/5")) == (
         "glyphs", "cifar10", "cifar100")
 
 
