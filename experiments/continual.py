@@ -49,6 +49,7 @@ from .lessons import (
     heads_of,
     lead,
     over_sequences,
+    passes,
     rates,
     resumed,
 )
@@ -61,6 +62,8 @@ from .variants import VARIANTS
 EWC = "ewc"
 MODELS = (*VARIANTS, EWC)
 LOSSES = ("task", "met")
+MARKERS = {"backward": (-0.15, {"marker": "o", "markersize": 3.5}),  # of transfer: offset, look
+           "forward": (0.15, {"marker": "s", "markersize": 3.5, "markerfacecolor": "white"})}
 
 
 @dataclass(frozen=True)
@@ -220,8 +223,10 @@ def read(config: ContinualConfig, out: Path) -> Found[Learnt]:
     """Return what the finished cells say."""
     def use(name: str, result: dict[str, Any]) -> Learnt:
         T = sequence(name).tasks
-        return Learnt(*(np.array(result[key], np.float64).reshape(shape) for key, shape in (
-            ("within", (T, T)), ("among", (T, T)), ("alone", (T - 1,)))), float(result["lr"]))
+        within, among, alone = (
+            np.array(result[key], np.float64).reshape(shape)
+            for key, shape in (("within", (T, T)), ("among", (T, T)), ("alone", (T - 1,))))
+        return Learnt(within, among, alone, float(result["lr"]))
 
     return finished("continual", config, out, cell_of, use)
 
@@ -231,8 +236,8 @@ def table(config: ContinualConfig, out: Path) -> str:
     found = read(config, out)
     blocks = []
     for name, models in found.items():
-        rows = [("model", "lr", "learnt", "final", "backward", "forgetting", "forward",
-                 "among all met")]
+        rows: list[tuple[str, ...]] = [("model", "lr", "learnt", "final", "backward", "forgetting",
+                                        "forward", "among all met")]
         for model, of_seeds in models.items():
             by_seed = [each.measures for each in of_seeds.values()]
             rows.append((model, rates(of_seeds), *(
@@ -286,29 +291,33 @@ def draw(config: ContinualConfig, out: Path) -> list[Path]:
             curves = np.array([each.so_far for each in of_seeds])
             figures.seed_band(above, np.arange(1, curves.shape[1] + 1), curves, color, label,
                               strong=model in ("comet", "standard"))
-            for key, offset, filled in (("backward", -0.15, True), ("forward", 0.15, False)):
+            for key, (offset, marker) in MARKERS.items():
                 mean, reach = interval(np.array([100 * getattr(each.measures, key)
                                                  for each in of_seeds]))
                 below.errorbar(mean, number + offset, xerr=None if np.isnan(reach) else reach,
-                               fmt="o" if filled else "s", color=color, markersize=3.5, capsize=2,
-                               markerfacecolor=color if filled else "white")
-        above.set_title(f"{figures.plain(name)}")
-        above.set_xticks(np.unique(np.linspace(1, sequence(name).tasks, 5).round()))
+                               color=color, capsize=2, **marker)
+        above.set_title(figures.plain(name))
+        T = sequence(name).tasks
+        above.set_xticks(range(1, T + 1, -(-(T - 1) // 4)))
         above.set_xlabel("tasks learnt")
         below.axvline(0, color="black", linewidth=0.8)
         below.set_yticks(range(len(ticks)), ticks if below is panels[1, 0] else [""] * len(ticks))
         below.set_ylim(len(ticks) - 0.5, -0.5)
-        below.set_xlabel("points")
+        below.set_xlabel("points of accuracy")
     panels[0, 0].set_ylabel("accuracy on the tasks learnt so far")
-    panels[1, 0].set_title("backward (discs), forward transfer (squares)")
-    handles = {label: line for axes in panels[0] for line, label in
+    for key, (_, marker) in MARKERS.items():
+        panels[1, 0].plot([], [], color="black", linestyle="", label=f"{key} transfer", **marker)
+    handles = {label: line for axes in (*panels[0], panels[1, 0]) for line, label in
                zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6)
     figure.suptitle(textwrap.fill(
         f"continual: {config.layers} layers, N {config.width}, $p_k$ {config.p_k:g}, "
-        f"{config.activation}, Adam, batch {config.batch}, {config.epochs} epochs a task of "
-        f"{config.train or 'all'} images, lr chosen on the first task, ewc {config.strength:g}; "
-        f"{config.seeds} seeds, band: lowest to highest, bars: 95 % intervals", 130), fontsize=8)
+        f"{config.activation}, Adam, batch {config.batch}, {passes(config.epochs)} a task of "
+        f"{config.train or 'all'} images, lr chosen on the first task"
+        + ", loss over all classes met" * (config.loss_over == "met")
+        + f", EWC of strength {config.strength:g}" * (EWC in config.models)
+        + f"; {config.seeds} seeds, band: lowest to highest, bars: 95 % intervals", 125),
+        fontsize=8)
     return [figures.save(figure, out / "continual.png")]
 
 

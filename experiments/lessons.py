@@ -200,7 +200,8 @@ class Lessons:
         After each lesson stands a checkpoint; those of before are not taken again.
         """
         run, lrs, state = self.spec.run, self.spec.lrs, self.state
-        everything = [*(partial(self.choose, number) for number in range(len(lrs))), *lessons]
+        everything: list[Callable[[], None]] = [
+            *(partial(self.choose, number) for number in range(len(lrs))), *lessons]
         for number in range(state.done, len(everything)):
             everything[number]()
             state.done = number + 1
@@ -329,6 +330,11 @@ def lead(found: Found[T], model: str, rival: str, measure: Callable[[T], float])
     """Return by how much a model's measure is above a rival's: (seeds,), of those of both."""
     ours, theirs = (over_sequences(found, each, measure) for each in (model, rival))
     return np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+
+
+def passes(epochs: int) -> str:
+    """Return how many epochs, in words."""
+    return f"{epochs} epoch{'s' * (epochs > 1)}"
 
 
 def rates(finished: dict[int, Any]) -> str:

@@ -37,6 +37,7 @@ from .lessons import (
     heads_of,
     lead,
     over_sequences,
+    passes,
     rates,
     resumed,
 )
@@ -257,10 +258,11 @@ def draw(config: TransferConfig, out: Path) -> list[Path]:
         for number, (model, of_seeds) in enumerate(models.items()):
             color, label = figures.look(model, config.models.index(model))
             sides, strong = list(of_seeds.values()), model in ("comet", "standard")
-            for key in ("carried", "fresh"):
-                curves = np.array([getattr(each, key)[order] for each in sides])
-                figures.seed_band(left, shots, curves, color, label if key == "carried" else "",
-                                  strong, dashed=key == "fresh")
+            carried, fresh = (np.array([getattr(each, key)[order] for each in sides])
+                              for key in ("carried", "fresh"))
+            figures.seed_band(left, shots, carried, color, label, strong)
+            figures.seed_band(left, shots, fresh.mean(axis=0, keepdims=True), color, "", strong,
+                              dashed=True)  # without a band, of which there are many
             gains = [interval(np.array([each.gain[i] for each in sides])) for i in order]
             right.errorbar(np.arange(len(shots)) + 0.12 * (number - (len(models) - 1) / 2),
                            [gain.mean for gain in gains],
@@ -282,7 +284,7 @@ def draw(config: TransferConfig, out: Path) -> list[Path]:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6)
     figure.suptitle(textwrap.fill(
         f"transfer: {config.layers} layers, N {config.width}, $p_k$ {config.p_k:g}, "
-        f"{config.activation}, Adam, batch {config.batch}; first task {config.epochs} epochs of "
+        f"{config.activation}, Adam, batch {config.batch}; first task {passes(config.epochs)} of "
         f"{config.train or 'all'} images, lr chosen on it; second: up to {config.classes} classes, "
         f"{config.steps} steps or more; {config.seeds} seeds, band: lowest to highest, bars: 95 % "
         "intervals", 120), fontsize=8)
