@@ -111,21 +111,25 @@ class Diverged(UserError):
 class State:
     """What a cell has come to, of which its checkpoint consists.
 
-    done : lessons. chosen, best : number and validation accuracy of the best learning rate.
+    taken : lessons. chosen, best : number and validation accuracy of the best learning rate.
     found : what was measured, by name. arrays : of the network that is kept.
     """
 
     def __init__(self, settings: dict[str, Any], measured: tuple[str, ...]) -> None:
         self.settings = settings
-        self.done, self.chosen, self.best = 0, 0, -1.0
+        self.taken, self.chosen, self.best = 0, 0, -1.0
         self.found: dict[str, list[Any]] = {name: [] for name in measured}
         self.arrays: dict[str, np.ndarray] = {}
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a checkpoint holds besides the arrays."""
+        return {name: value for name, value in vars(self).items() if name != "arrays"}
+
     def save(self, place: Place) -> None:
-        """Write a checkpoint, which holds what is not in the arrays as its description."""
+        """Write a checkpoint."""
         if place.first:
-            checkpoint.save(place.folder / "checkpoint", self.arrays, {
-                name: value for name, value in vars(self).items() if name != "arrays"})
+            checkpoint.save(place.folder / "checkpoint", self.arrays, self.description)
 
     def keep(self, learner: Learner) -> None:
         """Keep the network as it is, but for the state of the optimizer."""
@@ -152,7 +156,9 @@ def resumed(measured: tuple[str, ...], data: list[Dataset], place: Place) -> Sta
     arrays, description, notice = found
     if notice:
         place.progress.message(f"{notice}; going on from the checkpoint before it")
-    if description.keys() != vars(state).keys() - {"arrays"}:
+    kinds, ours = ({name: type(value) for name, value in each.items()}
+                   for each in (description, state.description))
+    if kinds != ours or description["found"].keys() != state.found.keys():
         raise checkpoint.CheckpointError(
             f"the checkpoint in {place.folder} does not hold what this experiment writes: move "
             "that folder away to start again")
@@ -202,9 +208,9 @@ class Lessons:
         run, lrs, state = self.spec.run, self.spec.lrs, self.state
         everything: list[Callable[[], None]] = [
             *(partial(self.choose, number) for number in range(len(lrs))), *lessons]
-        for number in range(state.done, len(everything)):
+        for number in range(state.taken, len(everything)):
             everything[number]()
-            state.done = number + 1
+            state.taken = number + 1
             state.save(self.place)
             self.stop.raise_if_asked()
         return {"parameters": module_of(run.model).parameter_count(run.model),

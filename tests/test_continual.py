@@ -1,10 +1,12 @@
 """Tasks in sequence: data, heads, elastic weight consolidation, measures, resuming, the table."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
+from comet_np import checkpoint
 from comet_np.backends import get_backend
 from comet_np.errors import UserError
 from comet_np.experiments import continual, ewc
@@ -26,23 +28,23 @@ from comet_np.gradcheck import check_gradients
 from comet_np.models import mlp
 from comet_np.models.mlp import MLPConfig
 from comet_np.optim import OptimizerConfig
-from comet_np.rng import stream
+from comet_np.rng import seed_of, stream
 from tests.naive import softmax
 from tests.tolerances import TOLERANCES, assert_close
 
 NUMPY = get_backend("numpy")
 
 
-def small(classes=10, n=200):
-    """Return images of noise around a picture of each class, whose first pixel says the image."""
+def small(classes=10, n=200, side=32):
+    """Return images of noise around a picture of each class."""
     draw = np.random.default_rng(classes)
-    pictures = draw.integers(0, 200, (classes, 3072))
+    pictures = draw.integers(0, 200, (classes, 3 * side**2))
     parts = []
     for count in (n, n // 2, n // 2):
         y = draw.permutation(np.arange(count) % classes)
-        x = (pictures[y] + draw.integers(0, 50, (count, 3072))).astype("uint8")
+        x = (pictures[y] + draw.integers(0, 50, (count, 3 * side**2))).astype("uint8")
         parts += [x, y]
-    return Dataset("small", "classification", *parts, classes, 2 / 255, -1.0, image=(3, 32, 32))
+    return Dataset("small", "classification", *parts, classes, 2 / 255, -1.0, image=(3, side, side))
 
 
 # --- sequences ----------------------------------------------------------------------------------
@@ -281,6 +283,18 @@ def test_a_checkpoint_of_other_data_is_refused(place, monkeypatch):
         continual.run_cell(spec, place)
 
 
+@pytest.mark.parametrize("changed", [
+    {"taken": "x"}, {"best": None}, {"found": {}}, {"found": []}, {"settings": 3}, {"more": 1}])
+def test_a_checkpoint_of_another_form_is_refused(place, changed):
+    spec = continual.cells(SMALL)[0].spec
+    continual.run_cell(spec, place)
+    file = place.folder / "checkpoint"
+    arrays, description, _ = checkpoint.load_latest(file)
+    checkpoint.save(file, arrays, description | changed)
+    with pytest.raises(UserError, match="does not hold what this experiment writes"):
+        continual.run_cell(spec, place)
+
+
 def test_without_strength_ewc_is_the_standard_model_and_with_much_it_forgets_nothing(place):
     results = {}
     for name, model, strength in (("standard", "standard", 1.0), ("none", "ewc", 0.0),
@@ -294,20 +308,27 @@ def test_without_strength_ewc_is_the_standard_model_and_with_much_it_forgets_not
     assert held[-1, 0] >= held[0, 0] - 0.06
 
 
-def test_the_accuracies_are_those_of_the_networks(place, monkeypatch):
+@pytest.mark.parametrize("model", ["standard", "ewc"])
+def test_the_accuracies_are_those_of_the_networks(model, place):
     """R and S by networks that are trained here one after the other."""
-    spec = replace(continual.cells(SMALL)[0].spec, lrs=(3e-3,))
+    config = replace(SMALL, models=(model,), strength=30.0)
+    spec = in_float64(replace(continual.cells(config)[0].spec, lrs=(3e-3,)))
     found = continual.run_cell(spec, place)
     lessons, data, bounds = taught(spec, place)
-    flat = None
+    learner = None
     for task in range(5):
-        learner = lessons.fresh(task)
-        if flat is not None:
-            learner.flat[...] = flat
+        before, learner = learner, lessons.fresh(task)
+        if before is not None:
+            learner.flat[...] = before.flat
+            if model == "ewc":
+                learner.importance[...] = before.importance
+                learner.anchor[...] = before.anchor
+                learner.remember(ewc.importance(
+                    before, lessons.heads[task - 1], lessons.training[task - 1], 5,
+                    seed_of(0, "task", task - 1)))
         lessons.learn(learner, task, lessons.training[task])
-        flat = learner.flat.copy()
         for other, (first, last) in enumerate(bounds):
-            x = data[other].x_test * np.float32(2 / 255) - 1
+            x = data[other].x_test * (2 / 255) - 1
             a, _ = mlp.forward(x, learner.params, (), learner.model)
             y, met = data[other].y_test, max(last, bounds[task][1])
             assert found["within"][task][other] == (a[:, first:last].argmax(axis=1) + first
@@ -319,6 +340,16 @@ def test_the_accuracies_are_those_of_the_networks(place, monkeypatch):
             assert found["alone"][task - 1] == lessons.accuracy(fresh, task, lessons.test[task])[0]
 
 
+    last, _, _ = checkpoint.load_latest(place.folder / "checkpoint")
+    assert_close(last["flat"], learner.flat, "training")
+
+
+def in_float64(spec):
+    """Return a cell whose network is trained in float64."""
+    run = spec.run
+    return replace(spec, run=replace(run, training=replace(run.training, precision="float64")))
+
+
 def taught(spec, place, from_all=False):
     """Return the lessons of a cell, made by hand, with the data and bounds of its tasks."""
     tasks = sequence(spec.sequence)
@@ -326,7 +357,26 @@ def taught(spec, place, from_all=False):
             for i in range(tasks.tasks)]
     heads = [Head(first, last, last) for first, last in tasks.bounds]
     losses = [replace(head, first=0) if from_all else head for head in heads]
-    return (Lessons(spec, heads, losses, data, State({}, ()), place, Stop()), data, tasks.bounds)
+    new = Learner if spec.penalty is None else partial(Anchored, strength=spec.penalty[0])
+    return (Lessons(spec, heads, losses, data, State({}, ()), place, Stop(), new), data,
+            tasks.bounds)
+
+
+def test_a_learning_rate_is_judged_on_the_validation_images_of_the_first_task(place):
+    spec = continual.cells(replace(SMALL, sequences=("glyphs/2",)))[0].spec
+    lessons, data, _ = taught(spec, place)
+    score, learner = lessons.first(3e-3)
+    right = {}
+    for part in ("val", "test"):
+        x = getattr(data[0], f"x_{part}") * np.float32(2 / 255) - 1
+        a, _ = mlp.forward(x, learner.params, (), learner.model)
+        right[part] = (a[:, :5].argmax(axis=1) == getattr(data[0], f"y_{part}")).mean()
+    assert score == right["val"] != right["test"]
+
+
+def test_dropout_is_drawn_anew_for_each_task(place):
+    lessons, _, _ = taught(continual.cells(SMALL)[0].spec, place)
+    assert len({lessons.fresh(task).config.seed for task in range(5)}) == 5
 
 
 @pytest.mark.parametrize(("over", "moves"), [("task", False), ("met", True)])
@@ -380,13 +430,13 @@ def test_bad_settings(changes, message):
 
 
 def test_measures_by_hand():
-    R = np.array([[0.8, 0.5, 0.4], [0.9, 0.7, 0.5], [0.6, 0.5, 1.0]])
+    R = np.array([[0.8, 0.5, 0.4], [0.9, 0.7, 0.5], [0.6, 0.85, 1.0]])
     found = measures(R, np.array([0.6, 0.8]))
     assert found.learnt == pytest.approx((0.8 + 0.7 + 1.0) / 3)
-    assert found.final == pytest.approx((0.6 + 0.5 + 1.0) / 3)
-    assert found.old == pytest.approx(0.55)
-    assert found.backward == pytest.approx((-0.2 - 0.2) / 2)
-    assert found.forgetting == pytest.approx((0.3 + 0.2) / 2)
+    assert found.final == pytest.approx((0.6 + 0.85 + 1.0) / 3)
+    assert found.old == pytest.approx((0.6 + 0.85) / 2)
+    assert found.backward == pytest.approx((-0.2 + 0.15) / 2)
+    assert found.forgetting == pytest.approx((0.3 - 0.15) / 2)
     assert found.forward == pytest.approx((0.1 + 0.2) / 2)
 
 
@@ -428,12 +478,25 @@ def test_the_figure_shows_what_the_files_say(tmp_path, saved):
     finished(tmp_path)
     continual.draw(HAND, tmp_path)
     above, below = saved[0].axes
+    assert "EWC" not in saved[0].get_suptitle()
     curves = {line.get_label(): line.get_xydata().tolist() for line in above.lines}
     assert curves == {"standard": [[1, 0.9], [2, pytest.approx(0.675)]],
                       "COMET": [[1, 0.9], [2, pytest.approx(0.77)]]}
     backward = [container[0].get_xydata()[0].tolist() for container in below.containers][::2]
     assert backward == [[pytest.approx(-35), pytest.approx(-0.15)],
                         [pytest.approx(-16), pytest.approx(0.85)]]
+
+
+def test_the_title_of_the_figure_says_the_strength_and_the_loss_of_the_run(tmp_path, saved):
+    for strength in (1e3, 250.0):
+        config = replace(HAND, models=("ewc",), strength=strength, seeds=1, loss_over="met")
+        folder = continual.cells(config)[0].folder(tmp_path)
+        folder.mkdir(parents=True)
+        write_result(folder, {"parameters": 10, "lr": 1e-2, "within": [[0.9, 0.4], [0.5, 0.8]],
+                              "among": [[0.9, 0.0], [0.2, 0.6]], "alone": [0.7]})
+        continual.draw(config, tmp_path)
+        title = saved[-1].get_suptitle().replace("\n", " ")
+        assert f"loss over all classes met, EWC of strength {strength:g}; 1 seed" in title
 
 
 def test_data_sets_of_sequences():

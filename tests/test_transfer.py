@@ -34,9 +34,19 @@ def test_some_classes_are_drawn_with_their_images():
         pairs = {(label, of[image.tobytes()]) for image, label in zip(
             getattr(found, f"x_{part}"), getattr(found, f"y_{part}"), strict=True)}
         assert len(pairs) == 3
+    held_out = {image.tobytes() for image in data.x_test}
+    assert {image.tobytes() for image in found.x_test} < held_out
+    assert held_out.isdisjoint(image.tobytes() for image in found.x_train)
     other, _ = transfer.some_classes(data, head, 3, 10, 1)
     assert {of[image.tobytes()] for image in other.x_train} != {
         of[image.tobytes()] for image in found.x_train}
+
+
+def test_other_seeds_draw_other_examples_of_the_same_classes():
+    sets = [transfer.few(*transfer.some_classes(small(), Head(0, 10, 10), 10, None, seed), 2)
+            for seed in range(2)]
+    one, other = ({image.tobytes() for image in each.x_train} for each in sets)
+    assert len(one & other) < len(one) / 2
 
 
 def test_fewer_examples_are_among_more():
