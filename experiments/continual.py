@@ -42,12 +42,12 @@ from .lessons import (
     Comparison,
     Found,
     Lessons,
-    cell,
+    combinations,
     finished,
     from_files,
-    grid,
     heads_of,
     lead,
+    make_cell,
     over_sequences,
     passes,
     rates,
@@ -108,7 +108,7 @@ class ContinualCell:
 
 def cells(config: ContinualConfig) -> list[Cell]:
     """Return the cells, seed by seed."""
-    return [cell_of(config, *each) for each in grid(config)]
+    return [cell_of(config, *each) for each in combinations(config)]
 
 
 def cell_of(config: ContinualConfig, name: str, model: str, seed: int) -> Cell:
@@ -116,11 +116,12 @@ def cell_of(config: ContinualConfig, name: str, model: str, seed: int) -> Cell:
     tasks = sequence(name)
     run = config.run("standard" if model == EWC else model, tasks.outputs, seed)
     penalty = (config.strength, config.fisher) if model == EWC else None
+    spec = ContinualCell(name, config.train, config.test, config.lrs, penalty, config.loss_over,
+                         run)
     times = [len(config.lrs), *[2] * (tasks.tasks - 1)]  # that each task is learnt
     steps = sum(each * run.training.total(tasks.examples(number, config.train))
                 for number, each in enumerate(times))
-    return cell(name, model, ContinualCell(name, config.train, config.test, config.lrs, penalty,
-                                           config.loss_over, run), steps)
+    return make_cell(name, model, spec, steps)
 
 
 # --- a cell -------------------------------------------------------------------------------------

@@ -88,13 +88,13 @@ class Comparison:
                                          seed), self.p_k, "strict")
 
 
-def grid(config: Any) -> Iterator[tuple[str, str, int]]:
+def combinations(config: Any) -> Iterator[tuple[str, str, int]]:
     """Yield the sequence, model and seed of each cell, seed by seed."""
     return ((name, model, seed) for seed in range(config.seeds)
             for name in config.sequences for model in config.models)
 
 
-def cell(name: str, model: str, spec: Any, steps: int) -> Cell:
+def make_cell(name: str, model: str, spec: Any, steps: int) -> Cell:
     """Return the cell of a sequence and a model that takes so many steps."""
     run = spec.run
     return Cell(f"{name.replace('/', '-')}-{model}-seed{run.seed}", spec, step_work(run) * steps,

@@ -30,12 +30,12 @@ from .lessons import (
     Comparison,
     Found,
     Lessons,
-    cell,
+    combinations,
     finished,
     from_files,
-    grid,
     heads_of,
     lead,
+    make_cell,
     over_sequences,
     passes,
     rates,
@@ -88,17 +88,18 @@ class TransferCell:
 
 def cells(config: TransferConfig) -> list[Cell]:
     """Return the cells, seed by seed."""
-    return [cell_of(config, *each) for each in grid(config)]
+    return [cell_of(config, *each) for each in combinations(config)]
 
 
 def cell_of(config: TransferConfig, name: str, model: str, seed: int) -> Cell:
     """Return the cell of a pair of tasks, a model and a seed."""
     tasks = sequence(name)
     run = config.run(model, tasks.outputs, seed)
+    spec = TransferCell(name, config.train, config.test, config.lrs, config.shots, config.classes,
+                        config.steps, run)
     steps = (len(config.lrs) * run.training.total(tasks.examples(0, config.train))
              + 2 * config.steps * len(config.shots))
-    return cell(name, model, TransferCell(name, config.train, config.test, config.lrs,
-                                          config.shots, config.classes, config.steps, run), steps)
+    return make_cell(name, model, spec, steps)
 
 
 # --- a cell -------------------------------------------------------------------------------------

@@ -1107,7 +1107,7 @@ MUTANTS = {
         ("test_continual", "those_of_the_networks and standard")),
     "alone is not alone": Mutant(
         "experiments/continual.py", "learner = lessons.fresh(task)", "learner = lessons.kept(task)",
-        ("test_continual", "those_of_the_networks and standard")),
+        ("test_continual", "those_of_the_networks and permuted")),
     "fewer examples are not among more": Mutant(
         "experiments/transfer.py", "np.flatnonzero(data.y_train == label)[:shots]",
         "np.flatnonzero(data.y_train == label)[shots:2 * shots]",
