@@ -14,7 +14,7 @@ import numpy as np
 from ..checkpoint import CheckpointError, write_atomically
 from ..errors import UserError, of_system
 
-# The models of `variants`: colour and name.
+# The models of `variants`, and that of `ewc`: colour and name.
 LOOKS = {"standard": ("#4c6a92", "standard"), "comet": ("#d9622b", "COMET"),
          "comet-stream": ("#8c1d18", "COMET, one stream"),
          "comet-exact": ("#e0a458", "COMET, exact routing"),
@@ -25,7 +25,8 @@ LOOKS = {"standard": ("#4c6a92", "standard"), "comet": ("#d9622b", "COMET"),
          "moe": ("#3b3b98", "MoE, trained gate"), "moe-fixed": ("#9aa0e0", "MoE, fixed gate"),
          "l1": ("#704214", "L1"),
          "bernoulli": ("#8a8a8a", "Bernoulli masking"),
-         "example-tied": ("#c9a227", "example-tied dropout")}
+         "example-tied": ("#c9a227", "example-tied dropout"),
+         "ewc": ("#222222", "standard with EWC")}
 
 
 def look(model: str, number: int) -> tuple[str, str]:

@@ -37,19 +37,29 @@ class Sequence(NamedTuple):
     permuted: bool = False
 
     @property
+    def split(self) -> bool:
+        """Whether the tasks are groups of the classes of one data set."""
+        return len(self.datasets) == 1 and not self.permuted
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs a network of all tasks has."""
+        return self.bounds[-1][1]
+
+    @property
     def bounds(self) -> list[tuple[int, int]]:
         """Of each task the first of its classes, and the one after its last, among all outputs."""
         classes = [datasets.sizes_of(name).outputs for name in self.datasets]
         if self.permuted:
             return [(0, classes[0])] * self.tasks
-        if len(classes) == 1:
+        if self.split:
             classes = [classes[0] // self.tasks] * self.tasks
         return list(itertools.pairwise(np.cumsum([0, *classes]).tolist()))
 
     def examples(self, task: int, train: int | None) -> int:
         """Return about how many examples a task is trained on, of `train` at most."""
         found = datasets.sizes_of(self._dataset(task)).examples
-        if len(self.datasets) == 1 and not self.permuted:
+        if self.split:
             found //= self.tasks
         return min(train or found, found)
 
@@ -66,15 +76,13 @@ class Sequence(NamedTuple):
         name = self._dataset(number)
         data = load(name)
         order = np.arange(data.outputs)
-        if len(self.datasets) == 1 and not self.permuted:
+        if self.split:
             order = stream(seed, "classes", name).permutation(data.outputs)[first:last]
         label = np.full(data.outputs, -1)
         label[order] = np.arange(first, last)
-        _, height, width = data.image or (0, 0, 0)  # all are images
-        pixels = np.arange(height * width)
-        if self.permuted and number:
-            pixels = stream(seed, "pixels", number).permutation(len(pixels))
-        changed: dict[str, Any] = {"outputs": self.bounds[-1][1]}
+        assert data.image is not None
+        pixels = stream(seed, "pixels", number).permutation(data.image[1] * data.image[2])
+        changed: dict[str, Any] = {"outputs": self.outputs}
         for part, most in (("train", train), ("val", test), ("test", test)):
             y = label[getattr(data, f"y_{part}")]
             rows = np.flatnonzero(y >= 0)[:most]
@@ -106,11 +114,16 @@ def sequence(name: str) -> Sequence:
         if dataset not in IMAGES_32:
             raise unknown("data set of 32x32 images", dataset, IMAGES_32)
     classes = datasets.sizes_of(found.datasets[0]).outputs
-    if len(found.datasets) == 1 and not found.permuted and (
-            classes % found.tasks or classes // found.tasks < 2):
+    if found.split and (classes % found.tasks or classes // found.tasks < 2):
         raise UserError(f"the {classes} classes of {found.datasets[0]} are split into equal groups "
                         f"of at least 2, got {found.tasks} tasks")
     return found
+
+
+def datasets_of(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the data sets of some sequences."""
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(
+        sequence(name).datasets for name in names)))
 
 
 @dataclass(frozen=True)

@@ -13,25 +13,37 @@ import itertools
 import math
 import textwrap
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import UserError
-from ..models import module_of
 from ..rng import stream
 from ..settings import option
 from . import figures
-from .continual import Comparison, Lessons, choose, look, names, resumed
 from .datasets import Dataset
 from .experiment import Cell, Experiment, Place, columns
-from .grid import DataCell, load
 from .intervals import interval, percent, signed
-from .sequences import Head, sequence
+from .lessons import (
+    Comparison,
+    Found,
+    Lessons,
+    combinations,
+    finished,
+    from_files,
+    heads_of,
+    lead,
+    make_cell,
+    over_sequences,
+    passes,
+    rates,
+    resumed,
+)
+from .sequences import Head, datasets_of, sequence
 from .signals import stop_on_signals
-from .training import RunConfig, run_memory
-from .training.config import step_work
+from .training import RunConfig
 from .variants import VARIANTS
 
 
@@ -76,20 +88,18 @@ class TransferCell:
 
 def cells(config: TransferConfig) -> list[Cell]:
     """Return the cells, seed by seed."""
-    return [cell_of(config, name, model, seed) for seed in range(config.seeds)
-            for name in config.sequences for model in config.models]
+    return [cell_of(config, *each) for each in combinations(config)]
 
 
 def cell_of(config: TransferConfig, name: str, model: str, seed: int) -> Cell:
     """Return the cell of a pair of tasks, a model and a seed."""
     tasks = sequence(name)
-    run = config.run(model, tasks.bounds[-1][1], seed)
+    run = config.run(model, tasks.outputs, seed)
     spec = TransferCell(name, config.train, config.test, config.lrs, config.shots, config.classes,
                         config.steps, run)
     steps = (len(config.lrs) * run.training.total(tasks.examples(0, config.train))
              + 2 * config.steps * len(config.shots))
-    return Cell(f"{name.replace('/', '-')}-{model}-seed{seed}", spec, step_work(run) * steps,
-                run_memory(run))
+    return make_cell(name, model, spec, steps)
 
 
 # --- a cell -------------------------------------------------------------------------------------
@@ -137,43 +147,31 @@ def few(data: Dataset, head: Head, shots: int) -> Dataset:
 def run_cell(spec: TransferCell, place: Place) -> dict[str, Any]:
     """Learn the first task, then the second from few examples, from its weights and fresh ones."""
     tasks, seed = sequence(spec.sequence), spec.run.seed
-
-    def from_files(name: str) -> Dataset:
-        return load(DataCell(name, None, None, None, None, ""), place)
-
-    first, second = (Head(first, last, last) for first, last in tasks.bounds)
-    before = tasks.task(0, seed, from_files, spec.train, spec.test)
-    after, second = some_classes(tasks.task(1, seed, from_files), second, spec.classes, spec.test,
-                                 seed)
+    first, second = heads_of(tasks)
+    before = tasks.task(0, seed, from_files(place), spec.train, spec.test)
+    after, second = some_classes(tasks.task(1, seed, from_files(place)), second, spec.classes,
+                                 spec.test, seed)
     sets = [few(after, second, shots) for shots in spec.shots]
     with stop_on_signals(place.stop) as stop:
-        lessons = Lessons(spec, [first, second], [before, sets[-1]], place, stop)
         state = resumed(("first", "carried", "fresh"), [before, *sets], place)
-        rates = len(spec.lrs)
-        for number in range(state.done, rates + len(sets)):
-            if number < rates:
-                choose(lessons, state, number)
-            else:
-                both(lessons, state, sets[number - rates])
-            state.done = number + 1
-            state.save(place)
-            stop.raise_if_asked()
-        learner = state.bring(lessons.learner(0), place.backend)
-        state.found["first"].append(lessons.accuracy(learner, 0, lessons.test[0])[0])
-    return {"parameters": module_of(spec.run.model).parameter_count(spec.run.model),
-            "lr": spec.lrs[state.chosen]} | state.found
+        lessons = Lessons(spec, [first, second], [first, second], [before, sets[-1]], state, place,
+                          stop)
+        return lessons.take([lambda: measure(lessons, lessons.kept(0), 0, "first"),
+                             *(partial(both, lessons, data) for data in sets)])
 
 
-def both(lessons: Lessons, state: Any, data: Dataset) -> None:
+def both(lessons: Lessons, data: Dataset) -> None:
     """Learn the second task from the weights that are kept, and from fresh ones."""
     spec, examples = lessons.spec, lessons.examples(data, "train")
     epochs = math.ceil(spec.steps / spec.run.training.steps_an_epoch(len(examples)))
-    for name in ("carried", "fresh"):
-        learner = lessons.learner(1)
-        if name == "carried":
-            state.bring(learner, lessons.place.backend)
-        lessons.learn(learner, 1, spec.lrs[state.chosen], examples, epochs)
-        state.found[name].append(lessons.accuracy(learner, 1, lessons.test[1])[0])
+    for name, learner in (("carried", lessons.kept(1)), ("fresh", lessons.fresh(1))):
+        lessons.learn(learner, 1, examples, epochs=epochs)
+        measure(lessons, learner, 1, name)
+
+
+def measure(lessons: Lessons, learner: Any, task: int, name: str) -> None:
+    """Measure a network on the test images of a task."""
+    lessons.state.found[name].append(lessons.accuracy(learner, task, lessons.test[task])[0])
 
 
 # --- what the files say -------------------------------------------------------------------------
@@ -198,32 +196,15 @@ class Transferred(NamedTuple):
         return found
 
 
-Found = dict[str, dict[str, dict[int, Transferred]]]  # by sequence, model, seed
-
-
-def read(config: TransferConfig, out: Path) -> Found:
-    """Return what the finished cells say.
-
-    Raises
-    ------
-    UserError
-        If there is none, or a file is damaged.
-    """
-    def use(result: dict[str, Any]) -> Transferred:
+def read(config: TransferConfig, out: Path) -> Found[Transferred]:
+    """Return what the finished cells say."""
+    def use(_: str, result: dict[str, Any]) -> Transferred:
         carried, fresh = (np.array(result[name], np.float64).reshape(len(config.shots))
                           for name in ("carried", "fresh"))
         (first,) = result["first"]
         return Transferred(carried, fresh, float(first), float(result["lr"]))
 
-    found: Found = {}
-    for name, model, seed in itertools.product(config.sequences, config.models,
-                                               range(config.seeds)):
-        learnt = cell_of(config, name, model, seed).result(out, use)
-        if learnt is not None:
-            found.setdefault(name, {}).setdefault(model, {})[seed] = learnt
-    if not found:
-        raise UserError(f"{out} holds no finished cell of transfer: run it first")
-    return found
+    return finished("transfer", config, out, cell_of, use)
 
 
 def table(config: TransferConfig, out: Path) -> str:
@@ -234,8 +215,7 @@ def table(config: TransferConfig, out: Path) -> str:
     for name, models in found.items():
         for model, of_seeds in models.items():
             sides = list(of_seeds.values())
-            rates = dict.fromkeys(f"{each.lr:g}" for each in sides)
-            rows.append((name, model, "/".join(rates), percent([each.first for each in sides]),
+            rows.append((name, model, rates(of_seeds), percent([each.first for each in sides]),
                          *itertools.chain.from_iterable(
                              (percent([each.carried[i] for each in sides]),
                               percent([each.fresh[i] for each in sides]),
@@ -246,33 +226,26 @@ def table(config: TransferConfig, out: Path) -> str:
         "fresh, without it; the gain is their difference in points, paired\n" + verdict(found))
 
 
-def mean_gain(found: Found, model: str) -> dict[int, float]:
-    """Return what the first task brings a model from each seed: mean over pairs and examples.
-
-    Of the seeds from which it has finished all pairs.
-    """
-    sides = [models.get(model, {}) for models in found.values()]
-    both = set.intersection(*(set(side) for side in sides))
-    return {seed: float(np.mean([side[seed].gain for side in sides])) for seed in sorted(both)}
-
-
-def verdict(found: Found) -> str:
+def verdict(found: Found[Transferred]) -> str:
     """Return in two sentences what the first task brings, and whether it brings COMET more."""
-    models = dict.fromkeys(itertools.chain.from_iterable(found.values()))
-    gains = {model: mean_gain(found, model) for model in models}
-    said = ", ".join(f"{model} {signed(interval(np.array(list(each.values()))))}"
-                     for model, each in gains.items() if each)
+    def gain(of_cell: Transferred) -> float:
+        return float(of_cell.gain.mean())
+
+    gains = {model: np.array(list(over_sequences(found, model, gain).values()))
+             for model in dict.fromkeys(itertools.chain.from_iterable(found.values()))}
+    said = ", ".join(f"{model} {signed(interval(each))}" for model, each in gains.items()
+                     if len(each))
     first = (f"Having learnt the first task brings, in points of accuracy on the second (mean over "
              f"{len(found)} pair{'s' * (len(found) > 1)} and all numbers of examples, 95 % "
              f"interval over seeds): {said}.")
-    ours, theirs = (gains.get(model, {}) for model in ("comet", "standard"))
-    seeds = sorted(ours.keys() & theirs.keys())
-    if not seeds:
+    more = lead(found, "comet", "standard", gain)
+    if not len(more):
         return f"{first} comet and standard are not finished from one seed: no comparison."
-    lead = interval(np.array([ours[seed] - theirs[seed] for seed in seeds]))
-    says = ("more" if lead.mean > 0 else "less") if lead.excludes_zero else "not shown to be more"
+    paired = interval(more)
+    says = ("more" if paired.mean > 0 else "less") if paired.excludes_zero else (
+        "not shown to be more")
     return (f"{first} What it brings COMET is {says} than what it brings the standard model: "
-            f"{signed(lead)} points, {len(seeds)} seeds, paired.")
+            f"{signed(paired)} points, {len(more)} seeds, paired.")
 
 
 def draw(config: TransferConfig, out: Path) -> list[Path]:
@@ -284,12 +257,13 @@ def draw(config: TransferConfig, out: Path) -> list[Path]:
     shots = np.array(config.shots)[order]
     for (name, models), (left, right) in zip(found.items(), panels, strict=True):
         for number, (model, of_seeds) in enumerate(models.items()):
-            color, label = look(model, config.models.index(model))
+            color, label = figures.look(model, config.models.index(model))
             sides, strong = list(of_seeds.values()), model in ("comet", "standard")
-            for key in ("carried", "fresh"):
-                curves = np.array([getattr(each, key)[order] for each in sides])
-                figures.seed_band(left, shots, curves, color, label if key == "carried" else "",
-                                  strong, dashed=key == "fresh")
+            carried, fresh = (np.array([getattr(each, key)[order] for each in sides])
+                              for key in ("carried", "fresh"))
+            figures.seed_band(left, shots, carried, color, label, strong)
+            figures.seed_band(left, shots, fresh.mean(axis=0, keepdims=True), color, "", strong,
+                              dashed=True)  # without a band, of which there are many
             gains = [interval(np.array([each.gain[i] for each in sides])) for i in order]
             right.errorbar(np.arange(len(shots)) + 0.12 * (number - (len(models) - 1) / 2),
                            [gain.mean for gain in gains],
@@ -311,7 +285,7 @@ def draw(config: TransferConfig, out: Path) -> list[Path]:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6)
     figure.suptitle(textwrap.fill(
         f"transfer: {config.layers} layers, N {config.width}, $p_k$ {config.p_k:g}, "
-        f"{config.activation}, Adam, batch {config.batch}; first task {config.epochs} epochs of "
+        f"{config.activation}, Adam, batch {config.batch}; first task {passes(config.epochs)} of "
         f"{config.train or 'all'} images, lr chosen on it; second: up to {config.classes} classes, "
         f"{config.steps} steps or more; {config.seeds} seeds, band: lowest to highest, bars: 95 % "
         "intervals", 120), fontsize=8)
@@ -325,4 +299,4 @@ EXPERIMENT = Experiment(
                "seeds": 2},
      "paper": {"sequences": ("cifar10/2", "cifar10+cifar100"), "width": 1000, "train": None,
                "test": None, "epochs": 20, "steps": 1000, "classes": 100, "seeds": 10}},
-    lambda config: names(config.sequences), cells, run_cell, draw, table)
+    lambda config: datasets_of(config.sequences), cells, run_cell, draw, table)

@@ -1,45 +1,50 @@
 """Tasks in sequence: data, heads, elastic weight consolidation, measures, resuming, the table."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
+from comet_np import checkpoint
 from comet_np.backends import get_backend
 from comet_np.errors import UserError
-from comet_np.experiments import continual, sequences
+from comet_np.experiments import continual, ewc
 from comet_np.experiments.cli import main
-from comet_np.experiments.continual import Anchored, ContinualConfig, Lessons, measures
+from comet_np.experiments.continual import ContinualConfig, measures
 from comet_np.experiments.datasets import Dataset
+from comet_np.experiments.ewc import Anchored
 from comet_np.experiments.experiment import Place
 from comet_np.experiments.files import write_result
+from comet_np.experiments.lessons import Lessons, State
 from comet_np.experiments.progress import Progress
-from comet_np.experiments.sequences import Head, sequence
+from comet_np.experiments.sequences import Head, datasets_of, sequence
 from comet_np.experiments.signals import Stop
 from comet_np.experiments.tasks import Batch
 from comet_np.experiments.training import RunConfig, TrainConfig
 from comet_np.experiments.training.examples import Examples
 from comet_np.experiments.training.step import Learner
 from comet_np.gradcheck import check_gradients
+from comet_np.models import mlp
 from comet_np.models.mlp import MLPConfig
 from comet_np.optim import OptimizerConfig
-from comet_np.rng import stream
+from comet_np.rng import seed_of, stream
 from tests.naive import softmax
 from tests.tolerances import TOLERANCES, assert_close
 
 NUMPY = get_backend("numpy")
 
 
-def small(classes=10, n=200):
-    """Return images of noise around a picture of each class, whose first pixel says the image."""
+def small(classes=10, n=200, side=32):
+    """Return images of noise around a picture of each class."""
     draw = np.random.default_rng(classes)
-    pictures = draw.integers(0, 200, (classes, 3072))
+    pictures = draw.integers(0, 200, (classes, 3 * side**2))
     parts = []
     for count in (n, n // 2, n // 2):
         y = draw.permutation(np.arange(count) % classes)
-        x = (pictures[y] + draw.integers(0, 50, (count, 3072))).astype("uint8")
+        x = (pictures[y] + draw.integers(0, 50, (count, 3 * side**2))).astype("uint8")
         parts += [x, y]
-    return Dataset("small", "classification", *parts, classes, 2 / 255, -1.0, image=(3, 32, 32))
+    return Dataset("small", "classification", *parts, classes, 2 / 255, -1.0, image=(3, side, side))
 
 
 # --- sequences ----------------------------------------------------------------------------------
@@ -191,11 +196,11 @@ def test_remembering_adds_up_the_penalties_of_all_tasks(draw):
 def test_importance_is_the_fisher_information(draw):
     """Of one input, many times: the mean over drawn labels is near that over all, by their q."""
     config, head, n = run_config(), Head(1, 4, 5), 3000
-    learner = Learner(config, head, NUMPY)
+    learner = Learner(config, Head(0, 5, 5), NUMPY)
     x = np.tile(draw.standard_normal(3), (n, 1)).astype("float32")
     data = Dataset("one", "classification", x, np.ones(n, int), None, None, None, None, 5)
     examples = Examples(x, data.y_train, data, learner.model, learner.fixed, NUMPY, "float64")
-    found = continual.importance(learner, examples, n, 0)
+    found = ewc.importance(learner, head, examples, n, 0)
     start, expected = learner.flat.copy(), np.zeros(learner.flat.size)
 
     def log_q(p, label):
@@ -221,7 +226,7 @@ SMALL = ContinualConfig(models=("standard", "comet", "ewc"), sequences=("glyphs/
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    monkeypatch.setattr(continual, "load", lambda spec, place: small())
+    monkeypatch.setattr("comet_np.experiments.lessons.load", lambda spec, place: small())
     return Place(tmp_path / "cell", NUMPY, None, Progress(1))
 
 
@@ -230,7 +235,7 @@ def test_a_cell_that_is_stopped_after_any_lesson_ends_alike(model, place, monkey
     config = replace(SMALL, sequences=("glyphs-permuted/3",), models=(model,))
     spec = continual.cells(config)[0].spec
     whole = continual.run_cell(spec, place._replace(folder=place.folder.with_name("whole")))
-    lessons, save = 0, continual.State.save
+    lessons, save = 0, State.save
 
     def save_and_stop(state, where):
         nonlocal lessons
@@ -238,15 +243,15 @@ def test_a_cell_that_is_stopped_after_any_lesson_ends_alike(model, place, monkey
         lessons += 1
         where.stop.ask()
 
-    monkeypatch.setattr(continual.State, "save", save_and_stop)
+    monkeypatch.setattr(State, "save", save_and_stop)
     result = None
     while result is None:
         try:
             result = continual.run_cell(spec, place._replace(stop=Stop()))
         except KeyboardInterrupt:
-            assert lessons <= 6
+            assert lessons <= 7
     assert result == whole
-    assert lessons == 2 + 2 * 2
+    assert lessons == 2 + 1 + 2 * 2
     assert np.shape(whole["within"]) == np.shape(whole["among"]) == (3, 3)
     assert len(whole["alone"]) == 2
 
@@ -273,8 +278,20 @@ def test_a_cell_that_is_stopped_within_a_lesson_ends_alike(place, monkeypatch):
 def test_a_checkpoint_of_other_data_is_refused(place, monkeypatch):
     spec = continual.cells(SMALL)[0].spec
     continual.run_cell(spec, place)
-    monkeypatch.setattr(continual, "load", lambda spec, place: small(n=220))
+    monkeypatch.setattr("comet_np.experiments.lessons.load", lambda spec, place: small(n=220))
     with pytest.raises(UserError, match="is of other data or another backend"):
+        continual.run_cell(spec, place)
+
+
+@pytest.mark.parametrize("changed", [
+    {"taken": "x"}, {"best": None}, {"found": {}}, {"found": []}, {"settings": 3}, {"more": 1}])
+def test_a_checkpoint_of_another_form_is_refused(place, changed):
+    spec = continual.cells(SMALL)[0].spec
+    continual.run_cell(spec, place)
+    file = place.folder / "checkpoint"
+    arrays, description, _ = checkpoint.load_latest(file)
+    checkpoint.save(file, arrays, description | changed)
+    with pytest.raises(UserError, match="does not hold what this experiment writes"):
         continual.run_cell(spec, place)
 
 
@@ -291,56 +308,101 @@ def test_without_strength_ewc_is_the_standard_model_and_with_much_it_forgets_not
     assert held[-1, 0] >= held[0, 0] - 0.06
 
 
-def test_the_accuracies_are_those_of_the_networks(place, monkeypatch):
+@pytest.mark.parametrize(("model", "name"), [
+    ("standard", "glyphs/5"), ("ewc", "glyphs/5"), ("standard", "glyphs-permuted/3")])
+def test_the_accuracies_are_those_of_the_networks(model, name, place):
     """R and S by networks that are trained here one after the other."""
-    spec = replace(continual.cells(SMALL)[0].spec, lrs=(3e-3,))
+    config = replace(SMALL, models=(model,), sequences=(name,), strength=30.0)
+    spec = in_float64(replace(continual.cells(config)[0].spec, lrs=(3e-3,)))
     found = continual.run_cell(spec, place)
-    tasks = sequence(spec.sequence)
-    data = [tasks.task(i, 0, lambda name: small(), spec.train, spec.test) for i in range(5)]
-    heads = [Head(first, last, last) for first, last in tasks.bounds]
-    lessons = Lessons(spec, heads, data, place, Stop())
-    flat = None
-    for task in range(5):
-        learner = lessons.learner(task)
-        if flat is not None:
-            learner.flat[...] = flat
-        lessons.learn(learner, task, 3e-3)
-        flat = learner.flat.copy()
-        for other, (first, last) in enumerate(tasks.bounds):
-            x = data[other].x_test * np.float32(2 / 255) - 1
-            a, _ = continual.module_of(learner.model).forward(x, learner.params, (), learner.model)
-            y, met = data[other].y_test, max(last, tasks.bounds[task][1])
+    lessons, data, bounds = taught(spec, place)
+    learner = None
+    for task in range(len(bounds)):
+        before, learner = learner, lessons.fresh(task)
+        if before is not None:
+            learner.flat[...] = before.flat
+            if model == "ewc":
+                learner.importance[...] = before.importance
+                learner.anchor[...] = before.anchor
+                learner.remember(ewc.importance(
+                    before, lessons.heads[task - 1], lessons.training[task - 1], 5,
+                    seed_of(0, "task", task - 1)))
+        lessons.learn(learner, task, lessons.training[task])
+        for other, (first, last) in enumerate(bounds):
+            x = data[other].x_test * (2 / 255) - 1
+            a, _ = mlp.forward(x, learner.params, (), learner.model)
+            y, met = data[other].y_test, max(last, bounds[task][1])
             assert found["within"][task][other] == (a[:, first:last].argmax(axis=1) + first
                                                     == y).mean()
             assert found["among"][task][other] == (a[:, :met].argmax(axis=1) == y).mean()
         if task:
-            fresh = lessons.learner(task)
-            lessons.learn(fresh, task, 3e-3)
+            fresh = lessons.fresh(task)
+            lessons.learn(fresh, task, lessons.training[task])
             assert found["alone"][task - 1] == lessons.accuracy(fresh, task, lessons.test[task])[0]
+
+
+    last, _, _ = checkpoint.load_latest(place.folder / "checkpoint")
+    assert_close(last["flat"], learner.flat, "training")
+
+
+def in_float64(spec):
+    """Return a cell whose network is trained in float64."""
+    run = spec.run
+    return replace(spec, run=replace(run, training=replace(run.training, precision="float64")))
+
+
+def taught(spec, place, from_all=False):
+    """Return the lessons of a cell, made by hand, with the data and bounds of its tasks."""
+    tasks = sequence(spec.sequence)
+    data = [tasks.task(i, 0, lambda name: small(), spec.train, spec.test)
+            for i in range(tasks.tasks)]
+    heads = [Head(first, last, last) for first, last in tasks.bounds]
+    losses = [replace(head, first=0) if from_all else head for head in heads]
+    new = Learner if spec.penalty is None else partial(Anchored, strength=spec.penalty[0])
+    return (Lessons(spec, heads, losses, data, State({}, ()), place, Stop(), new), data,
+            tasks.bounds)
+
+
+def test_a_learning_rate_is_judged_on_the_validation_images_of_the_first_task(place):
+    spec = continual.cells(replace(SMALL, sequences=("glyphs/2",)))[0].spec
+    lessons, data, _ = taught(spec, place)
+    score, learner = lessons.first(3e-3)
+    right = {}
+    for part in ("val", "test"):
+        x = getattr(data[0], f"x_{part}") * np.float32(2 / 255) - 1
+        a, _ = mlp.forward(x, learner.params, (), learner.model)
+        right[part] = (a[:, :5].argmax(axis=1) == getattr(data[0], f"y_{part}")).mean()
+    assert score == right["val"] != right["test"]
+
+
+def test_dropout_is_drawn_anew_for_each_task(place):
+    lessons, _, _ = taught(continual.cells(SMALL)[0].spec, place)
+    assert len({lessons.fresh(task).config.seed for task in range(5)}) == 5
 
 
 @pytest.mark.parametrize(("over", "moves"), [("task", False), ("met", True)])
 def test_the_loss_compares_the_classes_of_the_task_or_all_met(over, moves, place):
-    """The outputs of earlier tasks get a gradient only if their classes are compared."""
-    spec = continual.cells(replace(SMALL, loss_over=over))[0].spec
-    tasks = sequence(spec.sequence)
-    data = [tasks.task(i, 0, lambda name: small(), spec.train, spec.test) for i in range(2)]
-    lessons = Lessons(spec, [Head(first, last, last) for first, last in tasks.bounds[:2]], data,
-                      place, Stop())
-    learner = lessons.learner(1)
-    before = learner.params[-1].bias.copy()
-    lessons.learn(learner, 1, 1e-2)
-    changed = learner.params[-1].bias != before
-    assert changed[2:4].all()
-    assert changed[:2].all() == changed[:2].any() == moves
-    assert not changed[4:].any()
+    """The outputs of earlier tasks change only if their classes are compared."""
+    config = replace(SMALL, sequences=("glyphs/2",), loss_over=over, lrs=(1e-2,))
+    spec = in_float64(continual.cells(config)[0].spec)
+    continual.run_cell(spec, place)
+    lessons, _, _ = taught(spec, place, from_all=moves)
+    first, second = lessons.fresh(0), lessons.fresh(1)
+    lessons.learn(first, 0, lessons.training[0])
+    second.flat[...] = first.flat
+    lessons.learn(second, 1, lessons.training[1])
+    changed = second.params[-1].bias != first.params[-1].bias
+    assert changed[5:].all()
+    assert changed[:5].all() == changed[:5].any() == moves
+    last, _, _ = checkpoint.load_latest(place.folder / "checkpoint")
+    assert_close(last["flat"], second.flat, "training")
 
 
 def test_the_learning_rate_is_that_of_the_best_first_task(place, monkeypatch):
     tried = {1e-3: 0.5, 1e-2: 0.7, 1e-1: None, 3e-2: 0.7}
     spec = replace(continual.cells(SMALL)[0].spec, lrs=tuple(tried))
     monkeypatch.setattr(Lessons, "first", lambda self, lr: (
-        None if tried[lr] is None else (tried[lr], self.learner(0))))
+        None if tried[lr] is None else (tried[lr], self.fresh(0))))
     assert continual.run_cell(spec, place)["lr"] == 1e-2
 
 
@@ -366,13 +428,13 @@ def test_bad_settings(changes, message):
 
 
 def test_measures_by_hand():
-    R = np.array([[0.8, 0.5, 0.4], [0.9, 0.7, 0.5], [0.6, 0.5, 1.0]])
+    R = np.array([[0.8, 0.5, 0.4], [0.9, 0.7, 0.5], [0.6, 0.85, 1.0]])
     found = measures(R, np.array([0.6, 0.8]))
     assert found.learnt == pytest.approx((0.8 + 0.7 + 1.0) / 3)
-    assert found.final == pytest.approx((0.6 + 0.5 + 1.0) / 3)
-    assert found.old == pytest.approx(0.55)
-    assert found.backward == pytest.approx((-0.2 - 0.2) / 2)
-    assert found.forgetting == pytest.approx((0.3 + 0.2) / 2)
+    assert found.final == pytest.approx((0.6 + 0.85 + 1.0) / 3)
+    assert found.old == pytest.approx((0.6 + 0.85) / 2)
+    assert found.backward == pytest.approx((-0.2 + 0.15) / 2)
+    assert found.forgetting == pytest.approx((0.3 - 0.15) / 2)
     assert found.forward == pytest.approx((0.1 + 0.2) / 2)
 
 
@@ -414,6 +476,7 @@ def test_the_figure_shows_what_the_files_say(tmp_path, saved):
     finished(tmp_path)
     continual.draw(HAND, tmp_path)
     above, below = saved[0].axes
+    assert "EWC" not in saved[0].get_suptitle()
     curves = {line.get_label(): line.get_xydata().tolist() for line in above.lines}
     assert curves == {"standard": [[1, 0.9], [2, pytest.approx(0.675)]],
                       "COMET": [[1, 0.9], [2, pytest.approx(0.77)]]}
@@ -422,9 +485,20 @@ def test_the_figure_shows_what_the_files_say(tmp_path, saved):
                         [pytest.approx(-16), pytest.approx(0.85)]]
 
 
-def test_sequences_have_a_module_of_their_own():
-    assert sequences.sequence is continual.sequence
-    assert continual.names(("glyphs/2", "cifar10+cifar100", "cifar10/5")) == (
+def test_the_title_of_the_figure_says_the_strength_and_the_loss_of_the_run(tmp_path, saved):
+    for strength in (1e3, 250.0):
+        config = replace(HAND, models=("ewc",), strength=strength, seeds=1, loss_over="met")
+        folder = continual.cells(config)[0].folder(tmp_path)
+        folder.mkdir(parents=True)
+        write_result(folder, {"parameters": 10, "lr": 1e-2, "within": [[0.9, 0.4], [0.5, 0.8]],
+                              "among": [[0.9, 0.0], [0.2, 0.6]], "alone": [0.7]})
+        continual.draw(config, tmp_path)
+        title = saved[-1].get_suptitle().replace("\n", " ")
+        assert f"loss over all classes met, EWC of strength {strength:g}; 1 seed" in title
+
+
+def test_data_sets_of_sequences():
+    assert datasets_of(("glyphs/2", "cifar10+cifar100", "cifar10/5")) == (
         "glyphs", "cifar10", "cifar100")
 
 

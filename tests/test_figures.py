@@ -11,7 +11,7 @@ from comet_np.experiments.variants import VARIANTS, VARIANTS_OF_BLOCKS
 
 
 def test_every_model_has_a_look_of_its_own():
-    assert set(figures.LOOKS) == set(VARIANTS) | set(VARIANTS_OF_BLOCKS)
+    assert set(figures.LOOKS) == set(VARIANTS) | set(VARIANTS_OF_BLOCKS) | {"ewc"}
     for of_all in zip(*figures.LOOKS.values(), strict=True):  # colours, then names
         assert len(set(of_all)) == len(figures.LOOKS)
 

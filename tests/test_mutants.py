@@ -1046,6 +1046,87 @@ MUTANTS = {
         "comet_np/conformance/networks.py", "made.decided.reshape(self.lead).all(axis=1)",
         "made.decided.reshape(self.lead).any(axis=1)",
         ("test_diagnose_layers", "near_tie_of_one_token")),
+    # --- tasks in sequence, and transfer --------------------------------------------------------
+    "backward transfer from the first task's network": Mutant(
+        "experiments/continual.py", "float((final - learnt)[:-1].mean())",
+        "float((final - R[0])[:-1].mean())", ("test_continual", "measures_by_hand")),
+    "forward transfer against the task before": Mutant(
+        "experiments/continual.py", "(learnt[1:] - alone)", "(learnt[1:] - learnt[:-1])",
+        ("test_continual", "measures_by_hand")),
+    "nothing is forgotten that the last task brings": Mutant(
+        "experiments/continual.py", "R[:-1, :-1].max(axis=0)", "R[:, :-1].max(axis=0)",
+        ("test_continual", "measures_by_hand")),
+    "the Fisher information is of absolute gradients": Mutant(
+        "experiments/ewc.py", "total += flat * flat", "total += abs(flat)",
+        ("test_continual", "fisher_information")),
+    "the Fisher information is of the true labels": Mutant(
+        "experiments/ewc.py", "backend.asarray(np.array([drawn]))", "examples.y[row:row + 1]",
+        ("test_continual", "fisher_information")),
+    "EWC holds on to the last task's parameters alone": Mutant(
+        "experiments/ewc.py", "self.anchor += share * (self.flat - self.anchor)",
+        "self.anchor[...] = self.flat", ("test_continual", "adds_up_the_penalties")),
+    "EWC pulls twice as strongly": Mutant(
+        "experiments/ewc.py", "g += self.strength *", "g += 2 * self.strength *",
+        ("test_continual", "the_loss_and_the_penalty")),
+    "EWC weighs by images of the next task": Mutant(
+        "experiments/continual.py", "lessons.training[before], lessons.spec.penalty[1]",
+        "lessons.training[task], lessons.spec.penalty[1]",
+        ("test_continual", "those_of_the_networks and ewc")),
+    "EWC forgets all tasks but the last": Mutant(
+        "experiments/lessons.py", '("flat", "importance", "anchor") if',
+        '("flat",) if', ("test_continual", "those_of_the_networks and ewc")),
+    "an answer among the classes of all tasks": Mutant(
+        "experiments/sequences.py", "argmax(output[:, self.first:self.last], axis=-1) + self.first",
+        "argmax(output, axis=-1)", ("test_continual", "knows_its_classes")),
+    "a loss over the classes of all tasks before": Mutant(
+        "experiments/continual.py", 'heads if spec.loss_over == "task" else [', "[",
+        ("test_continual", "or_all_met and task")),
+    "pixels are permuted in the first task, too": Mutant(
+        "experiments/sequences.py", "if self.permuted and number:", "if self.permuted:",
+        ("test_continual", "pixels_are_permuted")),
+    "each colour's pixels in an order of its own": Mutant(
+        "experiments/sequences.py", "x.reshape(len(x), -1, len(pixels))[..., pixels]",
+        "x.reshape(len(x), len(pixels), -1)[:, pixels]", ("test_continual", "pixels_are_permuted")),
+    "groups of classes are those of one seed": Mutant(
+        "experiments/sequences.py", 'stream(seed, "classes", name)', 'stream(0, "classes", name)',
+        ("test_continual", "groups_that_the_seed_draws")),
+    "the learning rate is chosen on the test images": Mutant(
+        "experiments/lessons.py", "self.accuracy(learner, 0, self.validation)",
+        "self.accuracy(learner, 0, self.test[0])", ("test_continual", "is_judged_on")),
+    "the learning rate is chosen on images of the last task": Mutant(
+        "experiments/lessons.py", 'self.examples(data[0], "val")', 'self.examples(data[-1], "val")',
+        ("test_continual", "is_judged_on")),
+    "the last learning rate is taken": Mutant(
+        "experiments/lessons.py", "tried[0] > state.best", "tried[0] > -1",
+        ("test_continual", "is_that_of_the_best")),
+    "dropout drops the same in each task": Mutant(
+        "experiments/lessons.py", 'seed_of(run.seed, "task", task))', "run.seed)",
+        ("test_continual", "dropout_is_drawn_anew")),
+    "the tasks are learnt by networks that begin anew": Mutant(
+        "experiments/continual.py", "lessons.kept(task), task - 1", "lessons.fresh(task), task - 1",
+        ("test_continual", "those_of_the_networks and standard")),
+    "alone is not alone": Mutant(
+        "experiments/continual.py", "learner = lessons.fresh(task)", "learner = lessons.kept(task)",
+        ("test_continual", "those_of_the_networks and permuted")),
+    "fewer examples are not among more": Mutant(
+        "experiments/transfer.py", "np.flatnonzero(data.y_train == label)[:shots]",
+        "np.flatnonzero(data.y_train == label)[shots:2 * shots]",
+        ("test_transfer", "fewer_examples_are_among_more")),
+    "the few examples are those of one seed": Mutant(
+        "experiments/transfer.py", 'stream(seed, "few")', 'stream(0, "few")',
+        ("test_transfer", "other_seeds_draw")),
+    "test images are among the few examples": Mutant(
+        "experiments/transfer.py", "np.concatenate([data.x_train, data.x_val])",
+        "np.concatenate([data.x_train, data.x_test])", ("test_transfer", "some_classes_are_drawn")),
+    "the fresh network has learnt the first task": Mutant(
+        "experiments/transfer.py", '("fresh", lessons.fresh(1))', '("fresh", lessons.kept(1))',
+        ("test_transfer", "what_is_carried")),
+    "the fresh network learns one epoch less": Mutant(
+        "experiments/transfer.py", "examples, epochs=epochs)",
+        'examples, epochs=epochs - (name == "fresh"))', ("test_transfer", "what_is_carried")),
+    "the gain is not paired": Mutant(
+        "experiments/lessons.py", "ours[seed] - theirs[seed]", "ours[seed] - theirs[0]",
+        ("test_transfer", "what_the_files_say")),
 }
 
 

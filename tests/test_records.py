@@ -13,7 +13,15 @@ import pytest
 from comet_np import checkpoint, records, settings
 from comet_np.backends import get_backend
 from comet_np.errors import UserError
-from comet_np.experiments import datasets, fig2, fig3, grid_report, softmoe
+from comet_np.experiments import (
+    continual,
+    datasets,
+    fig2,
+    fig3,
+    grid_report,
+    softmoe,
+    transfer,
+)
 from comet_np.experiments.experiment import Cell, keep_record, read_record
 from comet_np.experiments.files import write_result
 from comet_np.experiments.registry import experiment
@@ -246,7 +254,14 @@ FIGURES = {
     "softmoe": (softmoe, softmoe.SoftMoESettings(experts=(4,), norm_experts=(), norm_larger=(),
                                                  norm_slots=(), shares=(0.5,), seeds=1),
                 {"parameters": 10, "test_accuracy": 0.5,
-                 "kept": [{"K": 2, "specialised": 0.5, "random": [0.1, 0.2]}]})}
+                 "kept": [{"K": 2, "specialised": 0.5, "random": [0.1, 0.2]}]}),
+    "continual": (continual, continual.ContinualConfig(sequences=("glyphs/2",), models=("comet",),
+                                                       seeds=1),
+                  {"parameters": 10, "lr": 0.01, "within": [[0.9, 0.4], [0.5, 0.8]],
+                   "among": [[0.9, 0.0], [0.2, 0.6]], "alone": [0.7]}),
+    "transfer": (transfer, transfer.TransferConfig(models=("comet",), shots=(2, 5), seeds=1),
+                 {"parameters": 10, "lr": 0.01, "first": [0.9], "carried": [0.5, 0.6],
+                  "fresh": [0.4, 0.5]})}
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from comet_np.errors import UserError
-from comet_np.experiments import continual, transfer
+from comet_np.experiments import transfer
 from comet_np.experiments.cli import main
 from comet_np.experiments.experiment import Place
 from comet_np.experiments.files import write_result
+from comet_np.experiments.lessons import Lessons, State
 from comet_np.experiments.progress import Progress
 from comet_np.experiments.sequences import Head
 from comet_np.experiments.signals import Stop
@@ -33,9 +34,19 @@ def test_some_classes_are_drawn_with_their_images():
         pairs = {(label, of[image.tobytes()]) for image, label in zip(
             getattr(found, f"x_{part}"), getattr(found, f"y_{part}"), strict=True)}
         assert len(pairs) == 3
+    held_out = {image.tobytes() for image in data.x_test}
+    assert {image.tobytes() for image in found.x_test} < held_out
+    assert held_out.isdisjoint(image.tobytes() for image in found.x_train)
     other, _ = transfer.some_classes(data, head, 3, 10, 1)
     assert {of[image.tobytes()] for image in other.x_train} != {
         of[image.tobytes()] for image in found.x_train}
+
+
+def test_other_seeds_draw_other_examples_of_the_same_classes():
+    sets = [transfer.few(*transfer.some_classes(small(), Head(0, 10, 10), 10, None, seed), 2)
+            for seed in range(2)]
+    one, other = ({image.tobytes() for image in each.x_train} for each in sets)
+    assert len(one & other) < len(one) / 2
 
 
 def test_fewer_examples_are_among_more():
@@ -51,14 +62,14 @@ def test_fewer_examples_are_among_more():
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer, "load", lambda spec, place: small())
+    monkeypatch.setattr("comet_np.experiments.lessons.load", lambda spec, place: small())
     return Place(tmp_path / "cell", NUMPY, None, Progress(1))
 
 
 def test_a_cell_that_is_stopped_after_any_lesson_ends_alike(place, monkeypatch):
     spec = transfer.cell_of(SMALL, "glyphs/2", "comet", 1).spec
     whole = transfer.run_cell(spec, place._replace(folder=place.folder.with_name("whole")))
-    lessons, save = 0, continual.State.save
+    lessons, save = 0, State.save
 
     def save_and_stop(state, where):
         nonlocal lessons
@@ -66,32 +77,32 @@ def test_a_cell_that_is_stopped_after_any_lesson_ends_alike(place, monkeypatch):
         lessons += 1
         where.stop.ask()
 
-    monkeypatch.setattr(continual.State, "save", save_and_stop)
+    monkeypatch.setattr(State, "save", save_and_stop)
     result = None
     while result is None:
         try:
             result = transfer.run_cell(spec, place._replace(stop=Stop()))
         except KeyboardInterrupt:
-            assert lessons <= 4
+            assert lessons <= 5
     assert result == whole
     assert [len(whole[name]) for name in ("first", "carried", "fresh")] == [1, 2, 2]
 
 
 def test_what_is_carried_is_the_network_of_the_first_task(place, monkeypatch):
     """Fresh and carried networks begin with other weights, and learn the same."""
-    begun, learn = [], continual.Lessons.learn
+    begun, learn = [], Lessons.learn
 
-    def watched(self, learner, task, lr, examples=None, epochs=None):
+    def watched(self, learner, task, examples, lr=None, epochs=None):
         before = learner.flat.copy()
-        learn(self, learner, task, lr, examples, epochs)
-        begun.append((task, lr, before, learner.flat.copy(), epochs, len(examples or ())))
+        learn(self, learner, task, examples, lr, epochs)
+        begun.append((task, lr, before, learner.flat.copy(), epochs, len(examples)))
 
-    monkeypatch.setattr(continual.Lessons, "learn", watched)
+    monkeypatch.setattr(Lessons, "learn", watched)
     spec = replace(transfer.cell_of(SMALL, "glyphs/2", "standard", 0).spec, lrs=(3e-3,))
     transfer.run_cell(spec, place)
     (first, *later) = begun
     assert [each[0] for each in begun] == [0, 1, 1, 1, 1]
-    assert {each[1] for each in begun} == {3e-3}
+    assert [each[1] for each in begun] == [3e-3, None, None, None, None]  # then the chosen one
     for carried, fresh, examples in ((later[0], later[1], 6), (later[2], later[3], 15)):
         np.testing.assert_array_equal(carried[2], first[3])
         np.testing.assert_array_equal(fresh[2], first[2])
