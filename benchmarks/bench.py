@@ -13,7 +13,7 @@ from ..backends.cpu import kind, processor
 from ..backends.cpu import threads as usable_threads
 from ..errors import UserError, unknown
 from ..experiments.experiment import columns, make_folder
-from . import gpu, language, models, vision
+from . import gpu, inference, language, models, vision
 from .cpu_workers import KWTA_K, KWTA_N, KWTA_ROWS, P_K
 from .processes import Plan, Results, in_a_process, own_compile_cache, show_progress
 from .ratios import NO_GOAL, Point, Row, draw, print_settings, shown
@@ -28,8 +28,8 @@ GOALS: dict[str, Any] = {
     "comet": {32: 0.60, 128: 0.75}, "cached": {32: 0.45, 128: 0.60},
     "standard": {32: 1.0, 128: 1.0}, "cached/standard": 1.05, "comet/products": 1.20,
     "kwta": 1 / 20, "memory": 1.0}
-# benchmarks of other networks than 3072-N-N-N-10
-OTHERS = {"models": models, "vision": vision, "language": language}
+# benchmarks of other things than a training step of 3072-N-N-N-10
+OTHERS = {"models": models, "vision": vision, "language": language, "inference": inference}
 
 
 def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None, compiled: bool,
@@ -49,8 +49,8 @@ def run(backend: str, preset: str, out: Path, repeats: int, threads: int | None,
         raise UserError(f"--limit takes seconds, more than 0, got {limit:g}")
     on_gpu = get_backend(backend).waits
     other = OTHERS.get(networks or "")
-    if on_gpu and networks == "models":
-        raise UserError("--models are measured on the CPU: leave out --backend or --models")
+    if on_gpu and networks in ("models", "inference"):
+        raise UserError(f"--{networks} measures on the CPU: leave out --backend or --{networks}")
     make_folder(out)
     if on_gpu:
         return gpu.run(preset, out, repeats, compiled, limit, networks)

@@ -168,9 +168,12 @@ def _parser(arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     networks.add_argument("--language", action="store_const", const="language", dest="networks",
                           help="GPT-2, training and generation, against transformers and the bare "
                           "products")
+    networks.add_argument("--inference", action="store_const", const="inference", dest="networks",
+                          help="forward passes of 1 to 8 examples that compute the winners alone, "
+                          "against eager PyTorch")
     bench.add_argument("--out", help="folder for the result and the plot "
-                       "(default: runs/bench, or runs/bench-models, "
-                       "runs/bench-vision, runs/bench-language)")
+                       "(default: runs/bench, or runs/bench-models, runs/bench-vision, "
+                       "runs/bench-language, runs/bench-inference)")
     bench.add_argument("--repeats", type=int, default=5, help="processes a cell and framework "
                        "(default: 5)")
     bench.add_argument("--threads", type=int, default=None, help="threads (default: all cores)")

@@ -19,6 +19,8 @@ from comet_np.backends import get_backend
 from comet_np.benchmarks import (
     bench,
     cpu_workers,
+    inference,
+    inference_workers,
     language_workers,
     model_workers,
     models,
@@ -38,7 +40,7 @@ from comet_np.functional.linear import Linear
 from comet_np.functional.norm import Norm
 from comet_np.functional.routing import cap
 from comet_np.functional.tokens import TokenEmbedding
-from comet_np.models import module_of
+from comet_np.models import mlp, module_of
 from comet_np.models.block import Block
 from comet_np.models.gpt2 import GPT2Params
 from comet_np.rng import key
@@ -291,10 +293,11 @@ def test_the_models_without_pytorch(tiny, versions, monkeypatch, tmp_path, capsy
     assert "jax" not in printed
 
 
-def test_the_models_are_measured_on_the_cpu(monkeypatch, tmp_path):
+@pytest.mark.parametrize("what", ["models", "inference"])
+def test_what_is_measured_on_the_cpu_alone(what, monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "get_backend", lambda name: SimpleNamespace(waits=True))
-    with pytest.raises(UserError, match="--models are measured on the CPU: leave out --backend"):
-        bench.run("cupy", "smoke", tmp_path / "bench", 1, None, True, 7, networks="models")
+    with pytest.raises(UserError, match=f"--{what} measures on the CPU: leave out --backend or"):
+        bench.run("cupy", "smoke", tmp_path / "bench", 1, None, True, 7, networks=what)
     assert not (tmp_path / "bench").exists()
 
 
@@ -565,6 +568,79 @@ def test_a_run_of_gpt2(monkeypatch, tmp_path, capsys):
     for what in "training gpt2-tiny, comet ", "generation gpt2-tiny, standard ":
         [[ours, theirs, *_]] = words_of(printed, what)
         assert float(ours) > 0 and float(theirs) > 0
+
+
+# --- inference ----------------------------------------------------------------------------------
+
+
+def test_pytorch_infers_what_we_do_and_is_refused_where_not(monkeypatch):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    monkeypatch.setattr(cpu_workers, "INPUTS", 12)
+    params, V = mlp.init(inference_workers.config_of(40, 0.5))
+    others, back = tree_map(lambda p: 1.001 * p, params), tuple(-V_l for V_l in V)
+    [x, *_] = inference_workers.batches(3)
+    network, check = inference_workers.torch_network(params, V), inference_workers.check_pytorch
+    with torch.inference_mode():
+        for p_k in (None, 0.1, 0.5):
+            check(network, x, params, V, p_k)
+            with pytest.raises(UserError, match=r"the output of PyTorch is not .* apart"):
+                check(network, x, others, V, p_k)
+        with pytest.raises(UserError, match=r"PyTorch's masks are not ours: \d+\.\d+% of"):
+            check(network, x, params, back, p_k)
+
+
+def test_a_wrong_result_of_ours_is_not_timed(monkeypatch):
+    monkeypatch.setattr(cpu_workers, "INPUTS", 12)
+    infer = mlp.infer
+    times = inference_workers.ours(10, 2, 0.0)
+    assert set(times) == {"standard", *(f"{name} {p_k}" for p_k in (0.1, 0.5) for name in (
+        "dense", "block-diagonal", "forward", "given"))}
+    monkeypatch.setattr(mlp, "infer", lambda *arguments: 1.001 * infer(*arguments))
+    with pytest.raises(UserError, match=r"the output of mlp\.infer is not the expected one"):
+        inference_workers.ours(10, 2, 0.0)
+
+
+@pytest.mark.parametrize("without", [False, True])
+def test_a_whole_run_of_inference(without, versions, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(inference.CELLS, "smoke", [(3000, 2)])
+    if without:
+        del versions["torch"]
+
+    def worker(module, environment, limit, work, N, B, seconds):
+        assert (module, N, B, environment["OMP_NUM_THREADS"]) == ("inference_workers", 3000, 2, "3")
+        assert not (without and work == "pytorch")
+        names = {"ours": ("dense", "block-diagonal", "forward", "given"), "pytorch": ("comet",)}
+        cost = {"dense": 5.0, "block-diagonal": 2.0, "forward": 8.0, "given": 1.0, "comet": 10.0}
+        return {"standard": 4.0} | {f"{name} {p_k}": cost[name] for name in names[work]
+                                    for p_k in (0.1, 0.5)}
+
+    monkeypatch.setattr(bench, "in_a_process", worker)
+    assert cli.main(["bench", "--inference", "--preset", "smoke", "--repeats", "2", "--threads",
+                     "3", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    times, row = words_of(printed, "3000, 2, 0.1 ")
+    assert times[-5:] == ["4", "8", "5", "2", "1"]
+    if without:
+        assert times[:4] == ["not", "installed"] * 2 and row == ["-"] * 5
+        assert "left out: pytorch (not installed: python -m pip install torch)" in printed
+    else:
+        assert times[:2] == ["4", "10"]
+        assert row[::2] == ["1.25", "0.50*", "0.25", "0.50", "0.80"]
+        assert words_of(printed, "3000, 2, 0.5 ")[1][2] == "0.50"  # there is no goal
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert "inference_mode" in result["settings"]["pytorch settings"]
+    assert result["times"]["ours 3000 2 block-diagonal 0.1"] == [2.0, 2.0]
+
+
+@pytest.mark.slow
+def test_a_run_of_inference(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    monkeypatch.setitem(inference.CELLS, "smoke", [(100, 2)])
+    monkeypatch.setattr(bench, "SECONDS", {"smoke": 0.0})
+    assert cli.main(["bench", "--inference", "--preset", "smoke", "--repeats", "1", "--threads",
+                     "1", "--out", str(tmp_path)]) == 0
+    times, row = words_of(capsys.readouterr().out, "100, 2, 0.5 ")
+    assert all(float(number) > 0 for number in (*times, *row[::2]))
 
 
 # --- the run as a whole -------------------------------------------------------------------------

@@ -31,6 +31,18 @@ def test_it_is_what_forward_gives(dtype, changes):
         np.testing.assert_array_equal(given, mlp.infer(x, params, fixed, config))
 
 
+@pytest.mark.parametrize("rows", [1, 4, 7])
+def test_rows_are_gathered_a_few_at_once(rows, monkeypatch):
+    x, params, fixed, config = made()
+    monkeypatch.setattr(mlp, "GATHERED", rows * x.size)
+    sizes, whole = [], mlp.linear_forward
+    monkeypatch.setattr(mlp, "linear_forward", lambda x, p, compute: (
+        sizes.append(len(p.weight)), whole(x, p, compute))[1])
+    got = mlp.infer(x, params, fixed, config)
+    np.testing.assert_allclose(got, mlp.forward(x, params, fixed, config)[0], rtol=1e-12)
+    assert sizes[0] == rows and len(sizes) > 4
+
+
 def test_bit_packed_masks_may_be_given():
     x, params, fixed, config = made()
     want, cache = mlp.forward(x, params, fixed, config)

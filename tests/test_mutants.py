@@ -952,11 +952,19 @@ MUTANTS = {
         "REMEDIES[errno.ENOSPC]", ("test_streams", "remedy")),
     # --- the fair fight -------------------------------------------------------------------------
     "infer reads all neurons": Mutant(
-        "comet_np/models/mlp.py", "xp.flatnonzero(m_i)", "xp.flatnonzero(m_i == m_i)",
+        "comet_np/models/mlp.py", "m.any(axis=0)", "m.any(axis=0) >= 0",
         ("test_infer", "not_read")),
     "infer takes what all neurons would": Mutant(
-        "comet_np/models/mlp.py", "b[winners])", "b[:len(winners)])",
+        "comet_np/models/mlp.py", "b[winners]", "b[:len(winners)]",
         ("test_infer", "forward_gives")),
+    "infer gathers once": Mutant(
+        "comet_np/models/mlp.py", "range(0, len(winners), step or 1)", "range(1)",
+        ("test_infer", "few_at_once")),
+    "a wrong inference is timed": Mutant(
+        "benchmarks/inference_workers.py", "if not error <= CLOSE:", "if error == CLOSE:",
+        ("test_bench", "not_timed")),
+    "PyTorch's other masks are timed": Mutant(
+        "benchmarks/inference_workers.py", "> FLIPPED:", "> 1:", ("test_bench", "refused_where")),
     "He's variance halved": Mutant(
         "comet_np/models/mlp.py", "math.sqrt(2 / N_in)", "math.sqrt(1 / N_in)",
         ("test_mlp", "of_he")),

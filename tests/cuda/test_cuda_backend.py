@@ -12,6 +12,9 @@ from comet_np import kwta_mask
 from comet_np.backends import BackendError, OutOfMemory, get_backend
 from comet_np.errors import UserError
 from comet_np.functional.linear import project
+from comet_np.gates import Comet
+from comet_np.models import mlp
+from comet_np.tree import tree_map
 
 from ..tolerances import assert_close
 from . import strict_cupy as strict_cupy_module
@@ -52,6 +55,15 @@ def test_memory_that_cublas_lacks_is_too_little_memory(machine, monkeypatch):
     x = gpu.asarray(np.ones((2, 2)))
     with pytest.raises(OutOfMemory, match=r"cublasCreate_v2 .* status 1"), gpu.memory_explained():
         project(x, x)
+
+
+@pytest.mark.parametrize("B", [1, 3])
+def test_the_winners_alone_are_computed(gpu, B):
+    config = mlp.MLPConfig((12, 40, 30, 4), gate=Comet(0.2))
+    params, fixed = mlp.init(config)
+    x = np.random.default_rng(0).standard_normal((B, 12), dtype="float32")
+    got = mlp.infer(*(tree_map(gpu.asarray, each) for each in (x, params, fixed)), config)
+    assert_close(gpu.to_host(got), mlp.forward(x, params, fixed, config)[0], "sum")
 
 
 def test_describe(gpu):
