@@ -75,7 +75,7 @@ class RoutersConfig:
     task: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        check_images(self.dataset, "another --dataset")
+        check_images(self.dataset, "--dataset")
         for name, known in (("architectures", ARCHITECTURES), ("routers", KINDS),
                             ("block_routers", KINDS)):
             chosen = getattr(self, name)
@@ -347,7 +347,10 @@ def table(config: RoutersConfig, out: Path) -> str:
 
 
 def answer(config: RoutersConfig, found: dict[tuple[str, str], Found]) -> str:
-    """Return which routers are as good as the dense one, and which of these cost little."""
+    """Return which routers are as good as the dense one, and which of these cost little.
+
+    And whether that says anything: not where the standard model is as good, too.
+    """
     lines = []
     for architecture in config.architectures:
         others = [kind for kind in config.of(architecture) if kind not in ("standard", "dense")
@@ -357,15 +360,15 @@ def answer(config: RoutersConfig, found: dict[tuple[str, str], Found]) -> str:
         cheap = [kind for kind in as_good if share(config, architecture, kind) < CHEAP]
         if not others:
             continue
-        best = max(cheap, default=None, key=lambda kind: _lead(found, architecture, kind).mean)
+        leads = [f"{kind} {signed(_lead(found, architecture, kind))}" for kind in cheap]
+        standard = verdict(*paired(found, architecture, "standard"), sign(architecture))
         lines.append(
             f"{ARCHITECTURES[architecture]}: of {len(others)} other routers {len(as_good)} are "
             f"within the seeds of the dense one or better ({', '.join(as_good) or 'none'}); of "
-            f"these {', '.join(cheap) or 'none'} cost less than {100 * CHEAP:g} % of a step's "
-            "multiply-adds" + ("" if best is None else
-                               f", the best of them {best}, "
-                               f"{signed(_lead(found, architecture, best))} over dense, which "
-                               f"costs {100 * share(config, architecture, 'dense'):.0f} %"))
+            f"these cost less than {100 * CHEAP:g} % of a step's multiply-adds, where dense costs "
+            f"{100 * share(config, architecture, 'dense'):.0f} %: {', '.join(leads) or 'none'}"
+            + "; but the standard model is within them, too, so this says little"
+            * (standard == "within"))
     return "\n".join(lines)
 
 

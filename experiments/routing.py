@@ -66,7 +66,7 @@ class RoutingConfig:
     task: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        check_images(self.dataset, "another --dataset")
+        check_images(self.dataset, "--dataset")
         for name, known in (("architectures", ARCHITECTURES), ("models", LOOKS)):
             chosen = getattr(self, name)
             for each in chosen:

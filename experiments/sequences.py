@@ -110,6 +110,8 @@ def sequence(name: str) -> Sequence:
                             f"{PERMUTED}/TASKS (its pixels in another order each time), with at "
                             f'least 2 tasks, or DATASET+DATASET, got "{name}"')
         found = Sequence((dataset.removesuffix(PERMUTED),), int(count), dataset.endswith(PERMUTED))
+    if len(set(found.datasets)) < len(found.datasets):
+        raise UserError(f"a sequence takes each data set once, got {name}")
     for dataset in found.datasets:
         if dataset not in IMAGES_32:
             raise unknown("data set of 32x32 images", dataset, IMAGES_32)

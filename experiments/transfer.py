@@ -67,8 +67,12 @@ class TransferConfig(Comparison):
                             f"steps = {self.steps}, shots = {', '.join(map(str, self.shots))}, "
                             f"classes = {self.classes}")
         for name in self.sequences:
-            if (tasks := sequence(name).tasks) != 2:
-                raise UserError(f"transfer goes from one task to another, got {name} with {tasks}")
+            if (tasks := sequence(name)).tasks != 2:
+                raise UserError("transfer goes from one task to another, got "
+                                f"{name} with {tasks.tasks}")
+            if tasks.permuted:
+                raise UserError("transfer needs a second task of other classes, and permuted "
+                                f"pixels have the same ones: choose another sequence than {name}")
         cells(self)  # bad settings are refused before the first cell runs
 
 

@@ -68,9 +68,10 @@ def _centred(run: RunConfig, p_k: float, ties: Ties) -> RunConfig:
 
 
 # The paper's eleven, and four more. "comet-exact" is COMET with masks that rounding cannot change,
-# "comet-block-diagonal" COMET with a router that costs little; the last two are controls of what a mask does besides routing: "scaled" is the standard model with
-# its hidden activations multiplied by p_k, as a mask does on average; "centred" the standard model
-# with f(a) - f(0), without the positive mean of softplus.
+# "comet-block-diagonal" COMET with a router that costs little; the last two are controls of what a
+# mask does besides routing: "scaled" is the standard model with its hidden activations multiplied
+# by p_k, as a mask does on average; "centred" the standard model with f(a) - f(0), without the
+# positive mean of softplus.
 VARIANTS: dict[str, Variant] = {
     "standard": lambda run, p_k, ties: run,
     "smaller": _fewer_neurons,

@@ -72,7 +72,7 @@ class VisionConfig(Comparison):
             if name not in ARCHITECTURES:
                 raise unknown("architecture", name, ARCHITECTURES)
         for name in self.datasets:
-            check_images(name, "other --datasets")
+            check_images(name, "--datasets")
         if min(self.mixer_widths, default=2) < 2:
             raise UserError("--mixer-widths are each at least 2, as the channel mixing has half as "
                             f"many hidden neurons, got {min(self.mixer_widths)}")
@@ -109,13 +109,12 @@ class VisionConfig(Comparison):
         return replace(self.training, lr=self.mixer_lr, epochs=self.mixer_epochs)
 
 
-def check_images(name: str, others: str) -> None:
-    """Raise a UserError, which says to choose the others, unless a data set has images to classify.
+def check_images(name: str, flag: str) -> None:
+    """Raise a UserError, which says to give another flag, unless a data set has images to classify.
     """
     sizes = datasets.sizes_of(name)
     if sizes.image is None or sizes.task != "classification":
-        raise UserError(f"ViT and MLP-Mixer tell images apart, and {name} has none: choose "
-                        f"{others}")
+        raise UserError(f"{name} has no images to classify: choose others by {flag}")
 
 
 def normalised(data: Dataset) -> Dataset:

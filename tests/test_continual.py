@@ -115,7 +115,8 @@ def test_only_so_many_images_of_a_task():
     ("glyphs", 'got "glyphs"'), ("glyphs/1", "at least 2 tasks"), ("glyphs/x", "at least 2 tasks"),
     ("glyphs/3", "the 10 classes of glyphs are split into equal groups of at least 2, got 3 tasks"),
     ("glyphs/10", "at least 2, got 10 tasks"), ("arm/2", 'unknown data set of 32x32 images "arm"'),
-    ("glyphs+", "unknown data set"), ("glyphs-permuted", "at least 2 tasks")])
+    ("glyphs+", "unknown data set"), ("glyphs+glyphs", "each data set once, got glyphs.glyphs"),
+    ("glyphs-permuted", "at least 2 tasks")])
 def test_what_is_no_sequence_is_a_sentence(name, message):
     with pytest.raises(UserError, match=message):
         sequence(name)
@@ -458,6 +459,8 @@ def test_the_table_says_what_the_files_say(tmp_path):
     assert lines[0] == "glyphs/2, 2 tasks"
     assert lines[2].split() == ["standard", "0.01", "85.0", "+-0.0", "67.5", "+-31.8", "-35.0",
                                 "+-63.5", "35.0", "+-63.5", "10.0", "+-0.0", "40.0", "+-0.0"]
+    assert lines[-3].split() == ["glyphs/2", "+0.0", "+-", "0.0", "+19.0", "+-", "12.7", "+19.0",
+                                 "+-", "12.7", "+0.0", "+-", "0.0"]
     assert lines[-1].startswith(
         "Compared with the standard model COMET keeps more of the old tasks: +19.0 +- 12.7 points")
     assert lines[-1].endswith("are in the mean: comet 74.0 %, standard 55.0 %.")

@@ -71,3 +71,6 @@ def test_bad_shapes_are_refused():
         mlp.infer(x[0], params, fixed, config)
     with pytest.raises(UserError, match="masks must be bool arrays"):
         mlp.infer(x, params, fixed, config, (np.ones((3, 40), bool),))
+    for function in mlp.infer, mlp.forward:
+        with pytest.raises(UserError, match="masks must be a tuple with one array, or None, for"):
+            function(x, params, fixed, config, np.ones((3, 40), bool))

@@ -1,5 +1,6 @@
 """Routers: the map of each by its definition, number by number, and what holds for all of them."""
 
+import contextlib
 import itertools
 from dataclasses import replace
 
@@ -48,6 +49,13 @@ def weights(name, N_in, N, seed=0, layer=1, dtype="float64", backend=NUMPY):
 
 
 # --- the definitions ----------------------------------------------------------------------------
+
+
+@cheap
+@both
+def test_no_rows_have_no_scores(name, kernels):
+    with contextlib.nullcontext() if kernels else reference():
+        assert ROUTERS[name].scores(np.zeros((0, 12)), weights(name, 12, 10)).shape == (0, 10)
 
 
 def matrix(name, V, N_in, N):

@@ -153,7 +153,7 @@ def test_images_may_have_any_size(monkeypatch):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"dataset": "arm"}, "tell images apart, and arm has none: choose another --dataset"),
+    ({"dataset": "arm"}, "arm has no images to classify: choose others by --dataset"),
     ({"dataset": "cifar11"}, 'unknown data set "cifar11"; did you mean "cifar10"'),
     ({"architectures": ("vit", "mlp")}, 'unknown architecture "mlp"'),
     ({"architectures": ()}, "--architectures needs at least one value, each given once, got none"),

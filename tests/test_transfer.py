@@ -111,6 +111,7 @@ def test_what_is_carried_is_the_network_of_the_first_task(place, monkeypatch):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"sequences": ("glyphs/5",)}, "goes from one task to another, got glyphs/5 with 5"),
+    ({"sequences": ("glyphs-permuted/2",)}, "permuted pixels have the same ones"),
     ({"models": ("ewc",)}, 'unknown model "ewc"'), ({"shots": ()}, "--shots needs at least one"),
     ({"shots": (0,)}, "1 example a class"), ({"classes": 1}, "2 classes"),
     ({"steps": 0}, "at least 1 step")])

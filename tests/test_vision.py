@@ -152,7 +152,7 @@ def test_every_flag_reaches_the_cell(flag):
 
 
 @pytest.mark.parametrize(("values", "said"), [
-    ({"datasets": ("arm",)}, "tell images apart, and arm has none: choose other --datasets"),
+    ({"datasets": ("arm",)}, "arm has no images to classify: choose others by --datasets"),
     ({"architectures": ("vti",)}, 'unknown architecture "vti"; did you mean "vit"'),
     ({"models": ("layerwise",)}, 'unknown model "layerwise"'),
     ({"models": ("moe",)}, 'unknown model "moe"'),

@@ -104,7 +104,7 @@ class Comet(Routed):
         if self.exact and self.g not in EXACT:
             raise UserError(f"exact routing needs g that does not round, {' or '.join(EXACT)}, got "
                             f'"{self.g}"')
-        if self.router not in ROUTERS:
+        if not isinstance(self.router, str) or self.router not in ROUTERS:
             raise unknown("router", self.router, ROUTERS)
         if self.exact and self.router != "dense":
             raise UserError('exact routing is that of the router "dense", whose V lies on a grid, '

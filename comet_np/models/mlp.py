@@ -428,7 +428,9 @@ def check_fixed(fixed: Fixed, config: MLPConfig) -> None:
 def check_masks(masks: tuple[Array | None, ...], x: Array, config: MLPConfig) -> None:
     """Raise a UserError unless there is one fitting mask for each hidden layer."""
     wanted = [(*x.shape[:-1], N) for N in config.widths[1:-1]]
-    masks = masks if isinstance(masks, tuple | list) else (masks,)
+    if not isinstance(masks, tuple | list):
+        raise UserError("masks must be a tuple with one array, or None, for each of the "
+                        f"{len(wanted)} hidden layers, got {described(masks)}")
     if len(masks) == len(wanted) and all(
             m is None or mask_fits(m, shape) for m, shape in zip(masks, wanted, strict=True)):
         return
