@@ -21,7 +21,8 @@ from . import figures
 from .datasets import IMAGES_32
 from .datasets.base import scaled
 from .experiment import Cell, Experiment, Place, columns
-from .intervals import Interval, interval, percent
+from .grid import check_lists
+from .intervals import interval, number, percent
 from .masks import Images, masks_of, network, network_work, some_images
 
 BINS = 12  # of the cosines of pairs, each with as many pairs
@@ -62,11 +63,7 @@ class DiversityConfig:
     def __post_init__(self) -> None:
         if self.dataset not in IMAGES_32:
             raise unknown("data set of 32x32 images", self.dataset, IMAGES_32)
-        for name in ("sizes", "p_k"):
-            chosen = getattr(self, name)
-            if not chosen or len(set(chosen)) < len(chosen):
-                raise UserError(f"--{name} needs at least one value, each given once, got "
-                                f"{', '.join(map(str, chosen)) or 'none'}")
+        check_lists(self)
         images = 60_000 if self.images is None else self.images
         if min(self.seeds, self.hidden) < 1 or not 2 * BINS <= self.compared <= images:
             raise UserError("diversity needs at least 1 seed and 1 hidden layer, and compares from "
@@ -161,8 +158,7 @@ class Pairs(NamedTuple):
     def of(cls, x: np.ndarray, y: np.ndarray) -> "Pairs":
         """Return the pairs of inputs x (n, N_0) of classes y (n,)."""
         i, j = np.triu_indices(len(x), 1)
-        unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-        cosine = (unit @ unit.T)[i, j]
+        cosine = analysis.cosines(x)[i, j]
         of_bin = np.empty(len(i), int)
         of_bin[np.argsort(cosine)] = np.arange(len(i)) * BINS // len(i)
         middles = np.bincount(of_bin, cosine) / np.bincount(of_bin)
@@ -242,8 +238,8 @@ def read(config: DiversityConfig, out: Path) -> Found:
     for size, p_k in itertools.product(config.sizes, config.p_k):
         found = [each for seed in range(config.seeds) if (each := cell_of(
             config, size, p_k, seed).result(out, measured)) is not None]
-        for number, layer in enumerate(config.layers if found else ()):
-            rows = [each[number] for each in found]
+        for place, layer in enumerate(config.layers if found else ()):
+            rows = [each[place] for each in found]
             kinds[Kind(size, p_k, layer)] = Measured(
                 {name: np.array([single[name] for single, _ in rows]) for name in SINGLE},
                 {name: np.array([lists[name] for _, lists in rows])
@@ -258,12 +254,6 @@ def log10_possible(config: DiversityConfig, kind: Kind) -> float:
     """Return log10 of C(N, k), of all layers together if it is of all."""
     layers = config.hidden if kind.layer == "all" else 1
     return layers * log10_experts(kind.size, winners(kind.p_k, kind.size))
-
-
-def number(found: Interval, digits: int = 1) -> str:
-    """Return a mean with its interval, if there is one."""
-    return f"{found.mean:,.{digits}f}" + ("" if np.isnan(found.reach) else
-                                          f" +-{found.reach:,.{digits}f}")
 
 
 def table(config: DiversityConfig, out: Path) -> str:

@@ -39,7 +39,7 @@ def test_images_are_of_all_splits_in_an_order_of_the_seed(place, monkeypatch):
     parts = {f"{xy}_{part}": np.arange(first, last) for xy in "xy"
              for part, first, last in (("train", 0, 5), ("val", 5, 8), ("test", 8, 10))}
     data = Dataset("a", "classification", outputs=1, scale=0.5, shift=0.25, **parts)
-    monkeypatch.setattr(masks, "_load", lambda name, folder: data)
+    monkeypatch.setattr(masks, "load", lambda spec, place: data)
     x, y, *scale = masks.some_images("a", place, 1, None)
     assert sorted(x) == list(range(10))
     assert x.tolist() != sorted(x)
