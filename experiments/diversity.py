@@ -22,7 +22,7 @@ from .datasets import IMAGES_32
 from .datasets.base import scaled
 from .experiment import Cell, Experiment, Place, columns
 from .grid import check_lists
-from .intervals import interval, number, percent
+from .intervals import Interval, interval, number, percent, signed
 from .masks import Images, masks_of, network, network_work, some_images
 
 BINS = 12  # of the cosines of pairs, each with as many pairs
@@ -87,10 +87,11 @@ def cells(config: DiversityConfig) -> list[Cell]:
 
 def cell_of(config: DiversityConfig, size: int, p_k: float, seed: int) -> Cell:
     """Return the cell of a network."""
-    images = config.images or 60_000
+    images, neurons = config.images or 60_000, config.hidden * size
     spec = MasksCell(config.dataset, config.images, seed, size, p_k, config.hidden, config.compared)
-    work = images * (network_work(size, config.hidden) + 2.0 * (config.hidden * size) ** 2)
-    return Cell(f"N{size}-pk{p_k:g}-seed{seed}", spec, work)
+    return Cell(f"N{size}-pk{p_k:g}-seed{seed}", spec,
+                images * (network_work(size, config.hidden) + 2.0 * neurons**2),
+                100 * neurons**2 + 8 * images * neurons)  # the code of all layers together
 
 
 # --- a cell -------------------------------------------------------------------------------------
@@ -298,19 +299,35 @@ def answer(config: DiversityConfig, found: Found) -> str:
     bound = interval(log10_at_most(config, kind, measured.single))
     met = interval(measured.lists["distinct"][:, -1])
     images = int(measured.lists["images"][0, -1])
+    share = (log10_at_most(config, kind, measured.single) - log10_possible(config, kind)).mean()
     shared = {name: percent(measured.single[name]) for name in ("within", "between")}
+    beyond = of_equal_cosine(measured)
     text = (f"Of the 10^{log10_possible(config, kind):.1f} experts of a first layer with N = "
             f"{kind.size} and p_k = {kind.p_k:g}, {images:,} images meet {number(met, 0)}; the "
             f"effective number in all images of their law is between 10^"
-            f"{np.log10(measured.single['least']).mean():.1f} and 10^({number(bound)}).\n"
+            f"{np.log10(measured.single['least']).mean():.1f} and 10^({number(bound)}), at most a "
+            f"share of 10^{share:.1f} of all.\n"
             f"These overlap: two images of one class share {shared['within']} % of their active "
-            f"neurons, of two classes {shared['between']} %, unrelated masks {100 * kind.p_k:g} %.")
+            f"neurons, of two classes {shared['between']} %, unrelated masks {100 * kind.p_k:g} %")
+    text += "." if np.isnan(beyond.mean) else (
+        f"; of images that are as alike by their cosine those of one class share {signed(beyond)} "
+        "points more.")
     if found.dimensions is not None:
         allowed = [log10_separable_of(kind, d) for d in found.dimensions]
         text += ("\nImages of few dimensions could meet no more than " + ", ".join(
             f"10^{each:.0f} ({d}, which hold {share:.0%} of the variance)"
             for share, d, each in zip(SHARES, found.dimensions, allowed, strict=True)) + ".")
     return text
+
+
+def of_equal_cosine(measured: Measured) -> Interval:
+    """Return how many points more images of one class share than of two, of an equal cosine.
+
+    The mean over the bins that hold pairs of both; NaN if none does.
+    """
+    more = 100 * (measured.lists["within by cosine"] - measured.lists["between by cosine"])
+    return interval(np.array([each[known].mean() for each in more
+                              if (known := ~np.isnan(each)).any()]))
 
 
 def log10_separable_of(kind: Kind, dimensions: int) -> float:

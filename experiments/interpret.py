@@ -88,7 +88,8 @@ def cell_of(config: InterpretConfig, p_k: float, seed: int) -> Cell:
                          config.neighbours, seed)
     products = config.images**2 * (3 * PIXELS + 2 * config.hidden * config.width)
     return Cell(f"pk{p_k:g}-seed{seed}", spec,
-                config.images * network_work(config.width, config.hidden) + 2.0 * products)
+                config.images * network_work(config.width, config.hidden) + 2.0 * products,
+                24 * config.images**2)  # a similarity of all pairs, and its order
 
 
 # --- a cell -------------------------------------------------------------------------------------

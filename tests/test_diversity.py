@@ -143,9 +143,22 @@ def test_the_table_says_what_the_files_do(tmp_path):
     row = next(line for line in table.splitlines() if line.split()[:3] == ["20", "0.1", "all"])
     assert row.split()[3:7] == ["10^2.3", "10^2.0", "10^(2.3", "+-0.0)"]  # no more than there are
     assert "Of the 10^3.6 experts of a first layer with N = 30 and p_k = 0.1, 1,000" in table
+    assert "between 10^2.0 and 10^(3.6 +-0.0), at most a share of 10^0.0 of all." in table
     assert "one class share 25.0 +-0.0 % of their active neurons, of two classes 12.5" in table
+    assert "those of one class share +12.5 +- 0.0 points more." in table  # 11 of the 12 bins
     bound = math.log10(2 * sum(math.comb(29, i) for i in range(3)))
     assert f"no more than 10^{bound:.0f} (1, which hold 50%" in table
+
+
+def test_what_a_class_adds_is_compared_bin_by_bin():
+    """Of images of an equal cosine; of two networks, one of which has such in three bins."""
+    nan = [None] * (BINS - 3)
+    lists = {"within by cosine": np.array([[0.5, 0.6, 0.9, *nan], [0.5, 0.9, None, *nan]], float),
+             "between by cosine": np.array([[0.4, 0.2, 0.5, *nan], [0.4, 0.4, 0.1, *nan]], float)}
+    found = diversity.of_equal_cosine(diversity.Measured({}, lists))
+    assert found.mean == pytest.approx(30)  # of 10, 40 and 40; and of 10 and 50
+    lists["within by cosine"][:] = np.nan
+    assert math.isnan(diversity.of_equal_cosine(diversity.Measured({}, lists)).mean)
 
 
 def test_the_figure_shows_what_the_files_say(tmp_path, saved):
