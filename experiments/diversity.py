@@ -228,7 +228,9 @@ def read(config: DiversityConfig, out: Path) -> Found:
                    | {"cosine": np.array(result["cosine"], np.float64)})
                   for layer in result["layers"]]
         for single, lists in layers:
-            if (single["effective"] < 1 or lists["images"].shape != lists["distinct"].shape
+            at_least_one = np.array([single["effective"], single["least"], *lists["images"],
+                                     *lists["distinct"]])
+            if (not (at_least_one >= 1).all() or lists["images"].shape != lists["distinct"].shape
                     or {lists[name].shape for name in (*LISTS[2:], "cosine")} != {(BINS,)}):
                 raise ValueError("these are no measures of masks")
         if len(layers) != len(config.layers):

@@ -437,6 +437,8 @@ def _measured(stored: dict[str, Any], layers: int) -> Measured:
 
     if pairs.shape != (BINS,) or not held.any():
         raise ValueError("these are no pairs")
+    if not len(stored["forward"]) == len(stored["backward"]) == layers:
+        raise ValueError(f"these are not the curves of {layers} layers")
     return Measured(curve(stored["kernel"]), curve(stored["centred"]),
                     tuple(map(curve, stored["forward"])), tuple(map(curve, stored["backward"])),
                     np.array(stored["share"], np.float64).reshape(layers),
