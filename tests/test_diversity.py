@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -148,6 +149,12 @@ def test_the_table_says_what_the_files_do(tmp_path):
     assert "those of one class share +12.5 +- 0.0 points more." in table  # 11 of the 12 bins
     bound = math.log10(2 * sum(math.comb(29, i) for i in range(3)))
     assert f"no more than 10^{bound:.0f} (1, which hold 50%" in table
+
+
+def test_possible_masks_of_all_layers_are_those_of_each_with_each():
+    config = replace(CONFIG, hidden=3)
+    one, every = (diversity.log10_possible(config, Kind(20, 0.1, layer)) for layer in ("2", "all"))
+    assert (one, every) == pytest.approx((math.log10(190), math.log10(190**3)))  # C(20, 2) = 190
 
 
 def test_what_a_class_adds_is_compared_bin_by_bin():
