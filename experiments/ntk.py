@@ -598,11 +598,11 @@ def _verdict(found: Found) -> list[str]:
             leads = [lead for lead in leads if not np.isnan(lead.reach)]
             if leads:
                 lower = sum(lead.mean < 0 and lead.excludes_zero for lead in leads)
-                lines.append(f"{state} training {lower} of {len(leads)} "
+                lines.append(f"{state.capitalize()} training {lower} of {len(leads)} "
                              f"{'centred ' * (name == 'centred')}kernels of COMET are lower than "
-                             "the standard network's, with an interval without 0 (over it "
-                             f"{min(lead.mean for lead in leads):+.2f} to "
-                             f"{max(lead.mean for lead in leads):+.2f})")
+                             "the standard network's (interval without 0), from which they "
+                             f"differ by {min(lead.mean for lead in leads):+.2f} to "
+                             f"{max(lead.mean for lead in leads):+.2f}.")
     return ["\n".join(lines)] if lines else []
 
 

@@ -185,9 +185,8 @@ def cases(config: SensitivityConfig, out: Path) -> list[Case]:
             return float(curve[min(1, len(curve) - 1)])
 
         def differing(panel: Panel, seed: int) -> float:
-            of_cell = cell_of(config, panel, COMET, seed).result(
-                out, lambda result: float(result["difference"]))
-            return 0.0 if of_cell is None else float(of_cell)
+            return float(cell_of(config, panel, COMET, seed).result(
+                out, lambda result: float(result["difference"])))
 
         standard = found.get((first, STANDARD), {})
         made.append(Case(first, metric.sign, np.array([panel.p_k for panel in finished]),

@@ -696,7 +696,8 @@ MUTANTS = {
         "comet_np/analysis.py", "xp.argsort(-others,", "xp.argsort(others,",
         ("test_analysis", "nearest_others")),
     "natural logarithms for those to base 10": Mutant(
-        "comet_np/functional/routing.py", "/ math.log(10)", "", ("test_routing", "number_of_experts")),
+        "comet_np/functional/routing.py", "/ math.log(10)", "",
+        ("test_routing", "number_of_experts")),
     "masks seen once taken for those seen twice": Mutant(
         "comet_np/analysis.py", "for times in (1, 2))", "for times in (2, 1))",
         ("test_analysis", "chao1")),
