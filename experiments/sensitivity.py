@@ -244,8 +244,8 @@ def table(config: SensitivityConfig, out: Path) -> str:
     text += (f"\nThe best p_k is {min(best):g} to {max(best):g}, and with it COMET is ahead of the "
              f"standard model in {ahead} of {len(found)} cases (interval without 0)")
     if times := step_times(config, found, read(config, out)):
-        text += (f"; a step takes {min(times):.2f} to {max(times):.2f} times as long as the "
-                 "standard model's, over all p_k")
+        text += (f"; its step takes {np.median(times):.2f} times as long as the standard model's "
+                 f"({min(times):.2f} to {max(times):.2f} by p_k and case)")
     name, own, others = choose(found)
     text += (f". Of the rules, {short_name(first.panel.dataset)} chooses \"{name}\", which is "
              f"behind the best p_k in {behind(RULES[name], first, own)} of its {len(own)} cases")

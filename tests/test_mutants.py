@@ -849,6 +849,12 @@ MUTANTS = {
         "experiments/sensitivity.py",
         "others = [case for case in found if case.panel.dataset != first.panel.dataset]",
         "others = found[1:]", ("test_sensitivity", "first_data_set_alone")),
+    "steps with what comes before the first": Mutant(
+        "experiments/sensitivity.py", "float(curve.seconds[-1] - curve.seconds[0])",
+        "float(curve.seconds[-1])", ("test_sensitivity", "table_says")),
+    "a step's time upside down": Mutant(
+        "experiments/sensitivity.py", "times.append(one / other)", "times.append(other / one)",
+        ("test_sensitivity", "table_says")),
     "the p_k of another level": Mutant(
         "experiments/sensitivity.py", "[first._replace(p_k=level) for level in config.p_k]",
         "[first._replace(p_k=level) for level in config.p_k[::-1]]",
