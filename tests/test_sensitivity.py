@@ -169,8 +169,8 @@ def test_the_table_says_what_the_files_say(tmp_path):
         "The best p_k is 0.1 to 0.5, and with it COMET is ahead of the standard model in 2 of 2 "
         "cases (interval without 0); its step takes 1.25 times as long as the standard model's "
         "(1.05 to 1.50 by p_k and case). Of the rules, glyphs chooses \"half\", which is behind "
-        "the best p_k in 0 of its 1 cases; on the other data sets it is behind in 1 of 1, and loses at "
-        "most +100.0 +- 0.0 % more error (arm 10).")
+        "the best p_k in 0 of its 1 cases; on the other data sets it is behind in 1 of 1, and "
+        "loses at most +100.0 +- 0.0 % more error (arm 10).")
 
 
 def test_a_rule_is_chosen_on_the_first_data_set_alone():
