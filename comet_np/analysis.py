@@ -18,24 +18,13 @@ from .functional.routing import log10_experts
 Array = Any
 
 
-def overlap(one: Array, other: Array) -> Array:
-    """Return the overlap of each mask with its partner: float64 (...,) of two arrays (..., N).
+def overlaps(one: Array, other: Array) -> Array:
+    """Return the overlap of each mask (n, N) with each other (m, N): float32 (n, m).
 
     ``|m and m'| / sqrt(|m| |m'|)``: the cosine of the two, and where k neurons win in both the
     share of the active neurons that they have in common. Unrelated masks share p_k on average. An
     empty mask shares nothing.
     """
-    _check(one, other)
-    xp = xp_of(one)
-    if one.shape != other.shape:
-        raise UserError(f"pairs of masks need two arrays of one shape, got {one.shape} and "
-                        f"{other.shape}: use overlaps for each with each")
-    both, one, other = ((one & other).sum(axis=-1), one.sum(axis=-1), other.sum(axis=-1))
-    return both / xp.sqrt(xp.maximum(one * other, 1).astype("float64"))
-
-
-def overlaps(one: Array, other: Array) -> Array:
-    """Return the overlap of each mask (n, N) with each other (m, N): float32 (n, m)."""
     _check(one, other)
     xp = xp_of(one)
     if one.ndim != 2 or other.ndim != 2 or one.shape[1] != other.shape[1]:
@@ -47,23 +36,11 @@ def overlaps(one: Array, other: Array) -> Array:
     return both / xp.sqrt(of_one[:, None] * of_other)
 
 
-def mean_overlap(masks: Array) -> float:
-    """Return the mean overlap of different masks of (n, N), over all pairs of rows."""
-    _check(masks)
-    xp = xp_of(masks)
-    n = len(masks)
-    if n < 2:
-        raise UserError(f"an overlap needs at least 2 masks, got {n}")
-    size = masks.sum(axis=-1)
-    unit = masks / xp.sqrt(xp.maximum(size, 1).astype("float64"))[:, None]  # (n, N)
-    total = (unit.sum(axis=0) ** 2).sum() - (size > 0).sum()  # over ordered pairs i != j
-    return float(total) / (n * (n - 1))
-
-
-def utilisation(masks: Array) -> Array:
-    """Return the share of the masks (n, N) in which each neuron is active: float64 (N,)."""
-    _check(masks)
-    return masks.mean(axis=0, dtype="float64")
+def cosines(x: np.ndarray) -> np.ndarray:
+    """Return the cosine of each input (n, N_0) with each other, (n, n); of zeros it is 0."""
+    unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(x.dtype).tiny)
+    found: np.ndarray = unit @ unit.T
+    return found
 
 
 def mask_counts(masks: Array) -> np.ndarray:
@@ -137,11 +114,6 @@ def nearest(similarity: Array, neighbours: int) -> Array:
     others = similarity.copy()
     xp.fill_diagonal(others, -math.inf)
     return xp.argsort(-others, axis=1, kind="stable")[:, :neighbours]
-
-
-def log10_share(experts: float, N: int, k: int) -> float:
-    """Return log10 of the share of the C(N, k) possible masks that so many make up."""
-    return math.log10(experts) - log10_experts(N, k)
 
 
 def log10_separable(N: int, k: int, dimensions: int) -> float:

@@ -21,7 +21,8 @@ from . import figures
 from .datasets import IMAGES_32
 from .datasets.base import scaled
 from .experiment import Cell, Experiment, Place, columns
-from .intervals import Interval, interval, percent
+from .grid import check_lists
+from .intervals import Interval, interval, number, percent, signed
 from .masks import Images, masks_of, network, network_work, some_images
 
 BINS = 12  # of the cosines of pairs, each with as many pairs
@@ -62,11 +63,7 @@ class DiversityConfig:
     def __post_init__(self) -> None:
         if self.dataset not in IMAGES_32:
             raise unknown("data set of 32x32 images", self.dataset, IMAGES_32)
-        for name in ("sizes", "p_k"):
-            chosen = getattr(self, name)
-            if not chosen or len(set(chosen)) < len(chosen):
-                raise UserError(f"--{name} needs at least one value, each given once, got "
-                                f"{', '.join(map(str, chosen)) or 'none'}")
+        check_lists(self)
         images = 60_000 if self.images is None else self.images
         if min(self.seeds, self.hidden) < 1 or not 2 * BINS <= self.compared <= images:
             raise UserError("diversity needs at least 1 seed and 1 hidden layer, and compares from "
@@ -90,10 +87,11 @@ def cells(config: DiversityConfig) -> list[Cell]:
 
 def cell_of(config: DiversityConfig, size: int, p_k: float, seed: int) -> Cell:
     """Return the cell of a network."""
-    images = config.images or 60_000
+    images, neurons = config.images or 60_000, config.hidden * size
     spec = MasksCell(config.dataset, config.images, seed, size, p_k, config.hidden, config.compared)
-    work = images * (network_work(size, config.hidden) + 2.0 * (config.hidden * size) ** 2)
-    return Cell(f"N{size}-pk{p_k:g}-seed{seed}", spec, work)
+    return Cell(f"N{size}-pk{p_k:g}-seed{seed}", spec,
+                images * (network_work(size, config.hidden) + 2.0 * neurons**2),
+                100 * neurons**2 + 8 * images * neurons)  # the code of all layers together
 
 
 # --- a cell -------------------------------------------------------------------------------------
@@ -161,8 +159,7 @@ class Pairs(NamedTuple):
     def of(cls, x: np.ndarray, y: np.ndarray) -> "Pairs":
         """Return the pairs of inputs x (n, N_0) of classes y (n,)."""
         i, j = np.triu_indices(len(x), 1)
-        unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-        cosine = (unit @ unit.T)[i, j]
+        cosine = analysis.cosines(x)[i, j]
         of_bin = np.empty(len(i), int)
         of_bin[np.argsort(cosine)] = np.arange(len(i)) * BINS // len(i)
         middles = np.bincount(of_bin, cosine) / np.bincount(of_bin)
@@ -231,7 +228,9 @@ def read(config: DiversityConfig, out: Path) -> Found:
                    | {"cosine": np.array(result["cosine"], np.float64)})
                   for layer in result["layers"]]
         for single, lists in layers:
-            if (single["effective"] < 1 or lists["images"].shape != lists["distinct"].shape
+            at_least_one = np.array([single["effective"], single["least"], *lists["images"],
+                                     *lists["distinct"]])
+            if (not (at_least_one >= 1).all() or lists["images"].shape != lists["distinct"].shape
                     or {lists[name].shape for name in (*LISTS[2:], "cosine")} != {(BINS,)}):
                 raise ValueError("these are no measures of masks")
         if len(layers) != len(config.layers):
@@ -242,8 +241,8 @@ def read(config: DiversityConfig, out: Path) -> Found:
     for size, p_k in itertools.product(config.sizes, config.p_k):
         found = [each for seed in range(config.seeds) if (each := cell_of(
             config, size, p_k, seed).result(out, measured)) is not None]
-        for number, layer in enumerate(config.layers if found else ()):
-            rows = [each[number] for each in found]
+        for place, layer in enumerate(config.layers if found else ()):
+            rows = [each[place] for each in found]
             kinds[Kind(size, p_k, layer)] = Measured(
                 {name: np.array([single[name] for single, _ in rows]) for name in SINGLE},
                 {name: np.array([lists[name] for _, lists in rows])
@@ -258,12 +257,6 @@ def log10_possible(config: DiversityConfig, kind: Kind) -> float:
     """Return log10 of C(N, k), of all layers together if it is of all."""
     layers = config.hidden if kind.layer == "all" else 1
     return layers * log10_experts(kind.size, winners(kind.p_k, kind.size))
-
-
-def number(found: Interval, digits: int = 1) -> str:
-    """Return a mean with its interval, if there is one."""
-    return f"{found.mean:,.{digits}f}" + ("" if np.isnan(found.reach) else
-                                          f" +-{found.reach:,.{digits}f}")
 
 
 def table(config: DiversityConfig, out: Path) -> str:
@@ -308,19 +301,35 @@ def answer(config: DiversityConfig, found: Found) -> str:
     bound = interval(log10_at_most(config, kind, measured.single))
     met = interval(measured.lists["distinct"][:, -1])
     images = int(measured.lists["images"][0, -1])
+    share = (log10_at_most(config, kind, measured.single) - log10_possible(config, kind)).mean()
     shared = {name: percent(measured.single[name]) for name in ("within", "between")}
+    beyond = of_equal_cosine(measured)
     text = (f"Of the 10^{log10_possible(config, kind):.1f} experts of a first layer with N = "
             f"{kind.size} and p_k = {kind.p_k:g}, {images:,} images meet {number(met, 0)}; the "
             f"effective number in all images of their law is between 10^"
-            f"{np.log10(measured.single['least']).mean():.1f} and 10^({number(bound)}).\n"
+            f"{np.log10(measured.single['least']).mean():.1f} and 10^({number(bound)}), at most a "
+            f"share of 10^{share:.1f} of all.\n"
             f"These overlap: two images of one class share {shared['within']} % of their active "
-            f"neurons, of two classes {shared['between']} %, unrelated masks {100 * kind.p_k:g} %.")
+            f"neurons, of two classes {shared['between']} %, unrelated masks {100 * kind.p_k:g} %")
+    text += "." if np.isnan(beyond.mean) else (
+        f"; of images that are as alike by their cosine those of one class share {signed(beyond)} "
+        "points more.")
     if found.dimensions is not None:
         allowed = [log10_separable_of(kind, d) for d in found.dimensions]
         text += ("\nImages of few dimensions could meet no more than " + ", ".join(
             f"10^{each:.0f} ({d}, which hold {share:.0%} of the variance)"
             for share, d, each in zip(SHARES, found.dimensions, allowed, strict=True)) + ".")
     return text
+
+
+def of_equal_cosine(measured: Measured) -> Interval:
+    """Return how many points more images of one class share than of two, of an equal cosine.
+
+    The mean over the bins that hold pairs of both; NaN if none does.
+    """
+    more = 100 * (measured.lists["within by cosine"] - measured.lists["between by cosine"])
+    return interval(np.array([each[known].mean() for each in more
+                              if (known := ~np.isnan(each)).any()]))
 
 
 def log10_separable_of(kind: Kind, dimensions: int) -> float:

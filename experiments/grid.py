@@ -145,8 +145,8 @@ def numbers(seeds: int | Sequence[int]) -> Sequence[int]:
     return range(seeds) if isinstance(seeds, int) else seeds
 
 
-def check_compared(config: Any) -> None:
-    """Refuse values that cannot be compared: models, levels of p_k, seeds, limits of examples."""
+def check_lists(config: Any) -> None:
+    """Refuse lists of values to compare that are empty, or in which one is given twice."""
     for name, values in settings.values(config).items():
         if name == "seeds" or not isinstance(values, tuple):
             continue
@@ -157,6 +157,11 @@ def check_compared(config: Any) -> None:
             layers = "; how many layers have such a width is said by --layers"
             raise UserError(f"{flag} compares values, each given once, got "
                             f"{', '.join(map(str, values))}{layers * (name == 'widths')}")
+
+
+def check_compared(config: Any) -> None:
+    """Refuse values that cannot be compared: models, levels of p_k, seeds, limits of examples."""
+    check_lists(config)
     if min(1 if n is None else n for n in (config.train, config.validation)) < 1:
         raise UserError("a network needs at least 1 example to train and to validate, got "
                         f"train = {config.train}, validation = {config.validation}")

@@ -20,7 +20,8 @@ from . import figures
 from .datasets import IMAGES_32
 from .datasets.base import scaled
 from .experiment import Cell, Experiment, Place, columns
-from .intervals import Interval, advantage, interval, signed
+from .grid import check_lists
+from .intervals import Interval, advantage, interval, percent, signed
 from .masks import PIXELS, Images, masks_of, network, network_work, some_images
 
 SIDE, EDGE = 32, 3  # pixels; an image's background is taken to be its outermost three
@@ -59,9 +60,7 @@ class InterpretConfig:
     def __post_init__(self) -> None:
         if self.dataset not in IMAGES_32:
             raise unknown("data set of 32x32 images", self.dataset, IMAGES_32)
-        if not self.p_k or len(set(self.p_k)) < len(self.p_k):
-            raise UserError("--p-k needs at least one value, each given once, got "
-                            f"{', '.join(map(str, self.p_k)) or 'none'}")
+        check_lists(self)
         if min(self.seeds, self.hidden, self.neighbours) < 1:
             raise UserError("seeds, hidden and neighbours must each be at least 1")
         least = max(self.neighbours, NEAREST + FARTHEST, QUERIES) + 1
@@ -89,7 +88,8 @@ def cell_of(config: InterpretConfig, p_k: float, seed: int) -> Cell:
                          config.neighbours, seed)
     products = config.images**2 * (3 * PIXELS + 2 * config.hidden * config.width)
     return Cell(f"pk{p_k:g}-seed{seed}", spec,
-                config.images * network_work(config.width, config.hidden) + 2.0 * products)
+                config.images * network_work(config.width, config.hidden) + 2.0 * products,
+                24 * config.images**2)  # a similarity of all pairs, and its order
 
 
 # --- a cell -------------------------------------------------------------------------------------
@@ -121,16 +121,10 @@ def similarities(images: Images, layers: list[np.ndarray]) -> Iterator[tuple[str
     side_by_side = np.concatenate(layers, axis=1)
     yield "masks all", analysis.overlaps(side_by_side, side_by_side)
     x = scaled(images.x, images.scale, images.shift, "float32")
-    yield "cosine", _cosines(x)
+    yield "cosine", analysis.cosines(x)
     square = (x**2).sum(axis=1)
     yield "distance", 2 * (x @ x.T) - square[:, None] - square
-    yield "centred", _cosines(x - x.mean(axis=0))
-
-
-def _cosines(x: np.ndarray) -> np.ndarray:
-    unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    found: np.ndarray = unit @ unit.T
-    return found
+    yield "centred", analysis.cosines(x - x.mean(axis=0))
 
 
 def explained(near: np.ndarray, values: np.ndarray) -> float:
@@ -223,10 +217,10 @@ def table(config: InterpretConfig, out: Path) -> str:
     found = read(config, out)
     rows: list[tuple[str, ...]] = [("nearest by", "p_k", *PROPERTIES)]
     for p_k, each in found.items():
-        rows += [(way, f"{p_k:g}", *(number(each.by[way][name]) for name in PROPERTIES))
+        rows += [(way, f"{p_k:g}", *(percent(each.by[way][name]) for name in PROPERTIES))
                  for way in config.ways if way not in PIXEL_WAYS]
     each = next(iter(found.values()))
-    rows += [(PIXEL_WAYS[way], "-", *(number(each.by[way][name]) for name in PROPERTIES))
+    rows += [(PIXEL_WAYS[way], "-", *(percent(each.by[way][name]) for name in PROPERTIES))
              for way in PIXEL_WAYS]
     return columns(rows) + f"""
 {config.dataset}, {config.images} images, means over {config.seeds} networks and draws of images in
@@ -236,21 +230,15 @@ nearest foretells, by chance less than 0
 """ + answer(config, found)
 
 
-def number(values: np.ndarray) -> str:
-    """Return the mean of shares in %, with its interval if there is one."""
-    mean, reach = interval(100 * values)
-    return f"{mean:.1f}" + ("" if np.isnan(reach) else f" +-{reach:.1f}")
-
-
 def answer(config: InterpretConfig, found: dict[float, Explained]) -> str:
     """Return what images with near masks share, beside those with near pixels."""
     p_k, each = next(iter(found.items()))
     masks, pixels = each.by["masks all"], each.by["cosine"]
     most = sorted(PROPERTIES[1:], key=lambda name: -masks[name].mean())
-    named = ", ".join(f"{name} {number(masks[name])} %" for name in most)
+    named = ", ".join(f"{name} {percent(masks[name])} %" for name in most)
     points = {name: signed(advantage(masks[name], pixels[name], 1)) for name in PROPERTIES}
     return (f"Images of near masks (p_k = {p_k:g}, all layers) have in common, as shares of the "
-            f"variance: {named}; {number(masks['class'])} % of the nearest are of the "
+            f"variance: {named}; {percent(masks['class'])} % of the nearest are of the "
             f"same class, by chance {100 * each.chance.mean():.1f} %.\n"
             "More than by the cosine of pixels, in points: "
             + ", ".join(f"{name} {value}" for name, value in points.items()) + ".")
@@ -267,9 +255,9 @@ def _draw_explained(config: InterpretConfig, out: Path) -> Path:
     figure, panels = plt.subplots(1, len(PROPERTIES), figsize=(12, 3.2))
     layers = [way for way in config.ways if way not in PIXEL_WAYS]
     for axes, name in zip(panels, PROPERTIES, strict=True):
-        for number_, (p_k, each) in enumerate(found.items()):
-            _points(axes, np.arange(len(layers)) + 0.15 * number_, [
-                interval(100 * each.by[way][name]) for way in layers], f"C{number_}",
+        for number, (p_k, each) in enumerate(found.items()):
+            _points(axes, np.arange(len(layers)) + 0.15 * number, [
+                interval(100 * each.by[way][name]) for way in layers], f"C{number}",
                 f"masks, $p_k$ = {p_k:g}")
         each = next(iter(found.values()))
         for style, way in zip(("-", "--", ":"), PIXEL_WAYS, strict=True):
@@ -299,20 +287,20 @@ def _points(axes: Any, x: np.ndarray, found: list[Interval], color: str, label: 
 def _draw_picture(config: InterpretConfig, out: Path) -> list[Path]:
     """Draw some images, with those nearest and farthest by masks and by pixels beside them."""
     plt = figures.pyplot()
-    columns_, shape = 1 + NEAREST + FARTHEST, (QUERIES, 1 + NEAREST + FARTHEST, 3, SIDE, SIDE)
+    across, shape = 1 + NEAREST + FARTHEST, (QUERIES, 1 + NEAREST + FARTHEST, 3, SIDE, SIDE)
 
     def pictures(result: dict[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         return {way: (np.frombuffer(base64.b64decode(each["pixels"], validate=True),
                                     np.uint8).reshape(shape),
-                      np.array(each["similarity"], np.float64).reshape(QUERIES, columns_ - 1))
+                      np.array(each["similarity"], np.float64).reshape(QUERIES, across - 1))
                 for way in PICTURED for each in [result["picture"][way]]}
 
     p_k = config.p_k[0]
     found = cell_of(config, p_k, 0).result(out, pictures)
     if found is None:
         return []
-    figure, panels = plt.subplots(2 * QUERIES, columns_, figsize=(0.85 * columns_ + 1,
-                                                                  1.03 * 2 * QUERIES + 0.5))
+    figure, panels = plt.subplots(2 * QUERIES, across,
+                                  figsize=(0.85 * across + 1, 1.03 * 2 * QUERIES + 0.5))
     for row, axes_row in enumerate(panels):
         pixels, similarity = found[PICTURED[row % 2]]
         for column, axes in enumerate(axes_row):

@@ -33,10 +33,15 @@ def interval(values: np.ndarray) -> Interval:
                     float(t * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else np.nan)
 
 
+def number(found: Interval, digits: int = 1) -> str:
+    """Return a mean with its interval, if there is one."""
+    return f"{found.mean:,.{digits}f}" + ("" if np.isnan(found.reach) else
+                                          f" +-{found.reach:,.{digits}f}")
+
+
 def percent(values: Any) -> str:
     """Return the mean of shares (n,) in %, with its interval if there is one."""
-    mean, reach = interval(np.asarray(values, np.float64))
-    return f"{100 * mean:.1f}" + ("" if np.isnan(reach) else f" +-{100 * reach:.1f}")
+    return number(interval(100 * np.asarray(values, np.float64)))
 
 
 def signed(found: Interval) -> str:

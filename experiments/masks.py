@@ -1,6 +1,5 @@
 """The masks of many images in a random COMET network, for the experiments that look at masks."""
 
-import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,9 +8,9 @@ from ..functional.packing import unpacked
 from ..gates import EVALUATION, Comet
 from ..models import mlp
 from ..rng import stream
-from . import datasets
 from .datasets.base import Factor, scaled
 from .experiment import Place
+from .grid import DataCell, load
 from .training.examples import BLOCK, blocks
 
 PIXELS = 3072
@@ -28,19 +27,12 @@ class Images(NamedTuple):
 
 def some_images(name: str, place: Place, seed: int, count: int | None) -> Images:
     """Return so many of all images of a data set (of all splits), or all, in random order."""
-    data = _load(name, place.data)
-    if data.notice:
-        place.progress.message(f"{name}: {data.notice}")
+    data = load(DataCell(name, None, None, None, None, ""), place)
     x, y = (np.concatenate([part for part in parts if part is not None])
             for parts in ((data.x_train, data.x_val, data.x_test),
                           (data.y_train, data.y_val, data.y_test)))
     chosen = stream(seed, "images").permutation(len(x))[:count]
     return Images(x[chosen], y[chosen], data.scale, data.shift)
-
-
-@functools.lru_cache(maxsize=1)
-def _load(name: str, folder: str | None) -> datasets.Dataset:
-    return datasets.load(name, folder)
 
 
 def network(width: int, hidden: int, p_k: float) -> mlp.MLPConfig:

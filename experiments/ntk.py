@@ -36,8 +36,8 @@ from . import datasets, figures
 from .datasets.base import scaled
 from .experiment import Cell, Experiment, Place, columns
 from .fig2 import Fig2Spec, input_pair
-from .grid import DataCell, examples, load
-from .intervals import Interval, interval
+from .grid import DataCell, check_lists, examples, load
+from .intervals import Interval, interval, number
 from .training import RunConfig, TrainConfig, run_memory, run_work, train
 from .training.model import read_weights
 from .variants import VARIANTS, WITHOUT_P_K
@@ -78,6 +78,7 @@ class NtkConfig:
     task: ClassVar[None] = None
 
     def __post_init__(self) -> None:
+        check_lists(self)
         for model in self.models:
             if model not in MODELS:
                 raise unknown("model", model, MODELS)
@@ -436,6 +437,8 @@ def _measured(stored: dict[str, Any], layers: int) -> Measured:
 
     if pairs.shape != (BINS,) or not held.any():
         raise ValueError("these are no pairs")
+    if not len(stored["forward"]) == len(stored["backward"]) == layers:
+        raise ValueError(f"these are not the curves of {layers} layers")
     return Measured(curve(stored["kernel"]), curve(stored["centred"]),
                     tuple(map(curve, stored["forward"])), tuple(map(curve, stored["backward"])),
                     np.array(stored["share"], np.float64).reshape(layers),
@@ -537,8 +540,7 @@ def _over_standard(network: Network, found: Found, state: str, name: str = "kern
 
 
 def _number(values: Any) -> str:
-    mean, reach = interval(np.asarray(values, np.float64))
-    return f"{mean:.2f}" + ("" if np.isnan(reach) else f" +-{reach:.2f}")
+    return number(interval(np.asarray(values, np.float64)), 2)
 
 
 def _signed(found: Interval) -> str:
@@ -554,8 +556,7 @@ def _angle(values: list[float]) -> str:
         return "never"
     if finite.max() <= BIN / 2:  # within the first bin, where the curve is not known
         return f"< {BIN / 2:g}"
-    mean, reach = interval(finite)
-    return (f"{mean:.0f}" + ("" if np.isnan(reach) else f" +-{reach:.0f}")
+    return (number(interval(finite), 0)
             + ("" if len(finite) == len(values) else f" ({len(finite)} of {len(values)})"))
 
 
@@ -597,11 +598,11 @@ def _verdict(found: Found) -> list[str]:
             leads = [lead for lead in leads if not np.isnan(lead.reach)]
             if leads:
                 lower = sum(lead.mean < 0 and lead.excludes_zero for lead in leads)
-                lines.append(f"{state} training {lower} of {len(leads)} "
+                lines.append(f"{state.capitalize()} training {lower} of {len(leads)} "
                              f"{'centred ' * (name == 'centred')}kernels of COMET are lower than "
-                             "the standard network's, with an interval without 0 (over it "
-                             f"{min(lead.mean for lead in leads):+.2f} to "
-                             f"{max(lead.mean for lead in leads):+.2f})")
+                             "the standard network's (interval without 0), from which they "
+                             f"differ by {min(lead.mean for lead in leads):+.2f} to "
+                             f"{max(lead.mean for lead in leads):+.2f}.")
     return ["\n".join(lines)] if lines else []
 
 

@@ -190,7 +190,8 @@ def run_cell(spec: ImageCell | TextCell, place: Place) -> dict[str, Any]:
         model.gate.masks(x, fixed, model, EVALUATION), model.widths[1:-1], strict=True)]
     x, labels = place.backend.to_host(x), np.asarray(data.y_val[:spec.images])
     return result | {"layers": [measures(m, x, labels)._asdict() for m in masks],
-                     "inputs_purity": analysis.class_purity(cosines(x), labels, NEIGHBOURS)}
+                     "inputs_purity": analysis.class_purity(
+                         analysis.cosines(x), labels, NEIGHBOURS)}
 
 
 class Measures(NamedTuple):
@@ -215,20 +216,13 @@ def measures(masks: np.ndarray, x: np.ndarray, labels: np.ndarray) -> Measures:
 
     overlaps, pairs = analysis.overlaps(masks, masks), np.triu_indices(len(masks), 1)
     counts = masks.sum(axis=0)
-    shared, alike = overlaps[pairs], cosines(x)[pairs]
+    shared, alike = overlaps[pairs], analysis.cosines(x)[pairs]
     constant = np.ptp(shared) == 0 or np.ptp(alike) == 0  # which is like nothing
     likeness = 0.0 if constant else float(spearmanr(shared, alike).statistic)
     return Measures(likeness, float(shared.mean()),
                     float((counts == 0).mean()),
                     analysis.effective_number(counts) / len(counts),
                     analysis.class_purity(overlaps, labels, NEIGHBOURS))
-
-
-def cosines(x: np.ndarray) -> np.ndarray:
-    """Return the cosine of each input (n, N_0) with each other: (n, n)."""
-    unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(x.dtype).tiny)
-    found: np.ndarray = unit @ unit.T
-    return found
 
 
 # --- what the files say -------------------------------------------------------------------------

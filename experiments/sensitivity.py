@@ -2,8 +2,7 @@
 
 A case is a data set and a width. Of each rule it is said how much the p_k that it chooses loses
 against the best p_k of the case, which is the best one of the other seeds: the best of the same
-seeds would be ahead by luck alone. The first case is the one on which the numbers of the rules are
-found, and the others are those on which they are tested:
+seeds would be ahead by luck alone. The numbers of the rules are found on the first case:
 
 - ``half``: p_k = 0.5, the paper's choice for transformers;
 - ``same p_k``: the best p_k of the first case;
@@ -11,6 +10,10 @@ found, and the others are those on which they are tested:
 - ``masks``: the p_k at which the masks of two training examples differ in the most neurons, which N
   and the data decide, without training: chance would have it at 0.5, but masks are not by chance;
 - ``trial``: the best p_k after the first line of the metrics, which costs a short training of each.
+
+One of the rules is chosen on the first data set, of all widths: the simplest, in this order, of
+those that are behind the best p_k in the fewest cases. The other data sets have no say in that, and
+are those on which it is judged.
 """
 
 import textwrap
@@ -31,7 +34,7 @@ from . import figures, grid
 from .datasets.base import scaled
 from .experiment import Experiment, Place, columns
 from .grid import DEFAULT_F, GridCell, GridConfig, Panel, cell_of, examples, metric_of, short_name
-from .grid_report import CHARACTERS_AN_INCH, Curves, Found, read
+from .grid_report import CHARACTERS_AN_INCH, Curve, Curves, Found, read
 from .intervals import Interval, advantage, signed
 from .training import TrainConfig
 from .training.model import read_weights
@@ -139,7 +142,8 @@ class Case(NamedTuple):
     def loss(self, chosen: Any) -> Interval:
         """Return what the `chosen` levels, one or one a seed, lose: points, or % more error."""
         taken = self.values[np.arange(len(self.values)), chosen]
-        return advantage(self.at_best, taken, self.sign)
+        gain = advantage(taken, self.at_best, self.sign)
+        return Interval(0.0 - gain.mean, gain.reach)  # no loss is 0, not -0
 
     @property
     def as_good(self) -> np.ndarray:
@@ -181,9 +185,8 @@ def cases(config: SensitivityConfig, out: Path) -> list[Case]:
             return float(curve[min(1, len(curve) - 1)])
 
         def differing(panel: Panel, seed: int) -> float:
-            of_cell = cell_of(config, panel, COMET, seed).result(
-                out, lambda result: float(result["difference"]))
-            return 0.0 if of_cell is None else float(of_cell)
+            return float(cell_of(config, panel, COMET, seed).result(
+                out, lambda result: float(result["difference"])))
 
         standard = found.get((first, STANDARD), {})
         made.append(Case(first, metric.sign, np.array([panel.p_k for panel in finished]),
@@ -207,10 +210,23 @@ RULES: dict[str, Rule] = {
 }
 
 
+def behind(rule: Rule, first: Case, judged: Sequence[Case]) -> int:
+    """Return in how many cases a rule is behind the best p_k, with an interval without 0."""
+    return sum(loss.mean > loss.reach for loss in (case.loss(rule(first, case)) for case in judged))
+
+
+def choose(found: Sequence[Case]) -> tuple[str, list[Case], list[Case]]:
+    """Return the rule that the first data set chooses, its cases, and those of the others."""
+    first = found[0]
+    own = [case for case in found if case.panel.dataset == first.panel.dataset]
+    others = [case for case in found if case.panel.dataset != first.panel.dataset]
+    return min(RULES, key=lambda name: behind(RULES[name], first, own)), own, others
+
+
 def table(config: SensitivityConfig, out: Path) -> str:
     """Return for each case the best p_k and what each rule loses, and the answer."""
     found = cases(config, out)
-    first, others = found[0], found[1:]
+    first = found[0]
     rows = [("case", "best p_k", "as good", "COMET", "standard", "COMET's lead", *RULES)]
     for case in found:
         rows.append((_name(case), f"{case.p_k[case.best]:g}",
@@ -226,17 +242,39 @@ def table(config: SensitivityConfig, out: Path) -> str:
     ahead = sum(case.lead.mean > case.lead.reach for case in found)
     best = [case.p_k[case.best] for case in found]
     text += (f"\nThe best p_k is {min(best):g} to {max(best):g}, and with it COMET is ahead of the "
-             f"standard model in {ahead} of {len(found)} cases (interval without 0).")
+             f"standard model in {ahead} of {len(found)} cases (interval without 0)")
+    if times := step_times(config, found, read(config, out)):
+        text += (f"; its step takes {np.median(times):.2f} times as long as the standard model's "
+                 f"({min(times):.2f} to {max(times):.2f} by p_k and case)")
+    name, own, others = choose(found)
+    text += (f". Of the rules, {short_name(first.panel.dataset)} chooses \"{name}\", which is "
+             f"behind the best p_k in {behind(RULES[name], first, own)} of its {len(own)} cases")
     if others:
-        behind = {name: sum(loss.mean > loss.reach for loss in (
-            case.loss(rule(first, case)) for case in others)) for name, rule in RULES.items()}
-        name = min(behind, key=lambda name: behind[name])  # of equals the simplest
-        text += (f" Of the rules, \"{name}\" is the simplest of those that are behind the best p_k "
-                 f"in the fewest of the {len(others)} cases on which they were not found, "
-                 f"{behind[name]}, and loses there at most "
+        text += (f"; on the other data sets it is behind in "
+                 f"{behind(RULES[name], first, others)} of {len(others)}, and loses at most "
                  + " and ".join(_worst(RULES[name], first, others, sign) for sign in (1, -1)
-                                if any(case.sign == sign for case in others)) + ".")
-    return text
+                                if any(case.sign == sign for case in others)))
+    return text + "."
+
+
+def step_times(config: SensitivityConfig, cases: Sequence[Case], found: Found) -> list[float]:
+    """Return how many of the standard model's steps COMET's takes, of each case and level."""
+    times = []
+    for case in cases:
+        standard = found.get((case.panel, STANDARD), {})
+        for p_k in case.p_k:
+            comet = found[case.panel._replace(p_k=float(p_k)), COMET]
+            seeds = comet.keys() & standard.keys()
+            one, other = (sum(seconds(curves[seed]) for seed in seeds)
+                          for curves in (comet, standard))
+            if other > 0:
+                times.append(one / other)
+    return times
+
+
+def seconds(curve: Curve) -> float:
+    """Return how long the steps took, without what comes before the first."""
+    return float(curve.seconds[-1] - curve.seconds[0])
 
 
 def _worst(rule: Rule, first: Case, others: Sequence[Case], sign: int) -> str:
@@ -314,8 +352,7 @@ def _draw_models(axes: Any, below: Any, config: SensitivityConfig, found: Found,
         values = np.array([[curve.best(case.sign) for curve in row] for row in of_seeds])
         x = np.array(list(by_level))
         figures.seed_band(axes, x, values, color, label)
-        ms = np.array([[1000 * (curve.seconds[-1] - curve.seconds[0]) / steps for curve in row]
-                       for row in of_seeds])
+        ms = np.array([[1000 * seconds(curve) / steps for curve in row] for row in of_seeds])
         figures.seed_band(below, x, ms, color, label)
         whole = np.array([[1000 * curve.seconds[-1] / steps for curve in row] for row in of_seeds])
         figures.seed_band(below, x, whole.mean(axis=0, keepdims=True), color, label,

@@ -197,6 +197,7 @@ def read(config: StabilityConfig, out: Path) -> Found:
                 if (value := cell_of(config, seeds).result(out, of_result)) is not None}
     if not by_seeds:
         raise UserError(f"{out} holds no finished cell of stability: run it first")
+
     def arm(seeds: Callable[[int], Seeds]) -> list[float]:
         return [by_seeds[seeds(n)] for n in range(config.draws) if seeds(n) in by_seeds]
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_images_are_of_all_splits_in_an_order_of_the_seed(place, monkeypatch):
     parts = {f"{xy}_{part}": np.arange(first, last) for xy in "xy"
              for part, first, last in (("train", 0, 5), ("val", 5, 8), ("test", 8, 10))}
     data = Dataset("a", "classification", outputs=1, scale=0.5, shift=0.25, **parts)
-    monkeypatch.setattr(masks, "_load", lambda name, folder: data)
+    monkeypatch.setattr(masks, "load", lambda spec, place: data)
     x, y, *scale = masks.some_images("a", place, 1, None)
     assert sorted(x) == list(range(10))
     assert x.tolist() != sorted(x)
@@ -143,9 +144,28 @@ def test_the_table_says_what_the_files_do(tmp_path):
     row = next(line for line in table.splitlines() if line.split()[:3] == ["20", "0.1", "all"])
     assert row.split()[3:7] == ["10^2.3", "10^2.0", "10^(2.3", "+-0.0)"]  # no more than there are
     assert "Of the 10^3.6 experts of a first layer with N = 30 and p_k = 0.1, 1,000" in table
+    assert "between 10^2.0 and 10^(3.6 +-0.0), at most a share of 10^0.0 of all." in table
     assert "one class share 25.0 +-0.0 % of their active neurons, of two classes 12.5" in table
+    assert "those of one class share +12.5 +- 0.0 points more." in table  # 11 of the 12 bins
     bound = math.log10(2 * sum(math.comb(29, i) for i in range(3)))
     assert f"no more than 10^{bound:.0f} (1, which hold 50%" in table
+
+
+def test_possible_masks_of_all_layers_are_those_of_each_with_each():
+    config = replace(CONFIG, hidden=3)
+    one, every = (diversity.log10_possible(config, Kind(20, 0.1, layer)) for layer in ("2", "all"))
+    assert (one, every) == pytest.approx((math.log10(190), math.log10(190**3)))  # C(20, 2) = 190
+
+
+def test_what_a_class_adds_is_compared_bin_by_bin():
+    """Of images of an equal cosine; of two networks, one of which has such in three bins."""
+    nan = [None] * (BINS - 3)
+    lists = {"within by cosine": np.array([[0.5, 0.6, 0.9, *nan], [0.5, 0.9, None, *nan]], float),
+             "between by cosine": np.array([[0.4, 0.2, 0.5, *nan], [0.4, 0.4, 0.1, *nan]], float)}
+    found = diversity.of_equal_cosine(diversity.Measured({}, lists))
+    assert found.mean == pytest.approx(30)  # of 10, 40 and 40; and of 10 and 50
+    lists["within by cosine"][:] = np.nan
+    assert math.isnan(diversity.of_equal_cosine(diversity.Measured({}, lists)).mean)
 
 
 def test_the_figure_shows_what_the_files_say(tmp_path, saved):
@@ -181,7 +201,7 @@ def test_damaged_results_are_a_sentence(tmp_path):
 
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"dataset": "arm"}, "unknown data set of 32x32 images"), ({"sizes": ()}, "--sizes needs"),
-    ({"p_k": (0.5, 0.5)}, "each given once"), ({"p_k": (2.0,)}, "got 2"),
+    ({"p_k": (0.5, 0.5)}, "--p-k .* each given once"), ({"p_k": (2.0,)}, "got 2"),
     ({"seeds": 0}, "at least 1 seed"), ({"compared": 3}, "compared = 3 of 20000 images"),
     ({"images": 100}, "compared = 1500 of 100 images")])
 def test_bad_settings(wrong, message):

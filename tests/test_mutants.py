@@ -676,6 +676,189 @@ MUTANTS = {
     "one set of images for all seeds": Mutant(
         "experiments/ntk.py", "spec.run.seed * count + np", "np",
         ("test_ntk", "while_they_last")),
+    "the true product for the printed one": Mutant(
+        "experiments/ntk.py", "for each in (of_a, of_x))", "for each in (of_x, of_a))",
+        ("test_ntk", "printed_equation_is_off")),
+    # --- measures of masks ----------------------------------------------------------------------
+    "an overlap over N": Mutant(
+        "comet_np/analysis.py", "both / xp.sqrt(of_one[:, None] * of_other)",
+        "both / one.shape[1]", ("test_analysis", "common_neurons")),
+    "an overlap over the active of one": Mutant(
+        "comet_np/analysis.py", "xp.sqrt(of_one[:, None] * of_other)",
+        "xp.maximum(of_one[:, None], 0 * of_other)", ("test_analysis", "common_neurons")),
+    "entropy in bits": Mutant(
+        "comet_np/analysis.py", "(p * np.log(p)).sum()", "(p * np.log2(p)).sum()",
+        ("test_analysis", "effective_number")),
+    "an example nearest to itself": Mutant(
+        "comet_np/analysis.py", "xp.fill_diagonal(others, -math.inf)", "pass",
+        ("test_analysis", "nearest_others")),
+    "the farthest for the nearest": Mutant(
+        "comet_np/analysis.py", "xp.argsort(-others,", "xp.argsort(others,",
+        ("test_analysis", "nearest_others")),
+    "natural logarithms for those to base 10": Mutant(
+        "comet_np/functional/routing.py", "/ math.log(10)", "",
+        ("test_routing", "number_of_experts")),
+    "masks seen once taken for those seen twice": Mutant(
+        "comet_np/analysis.py", "for times in (1, 2))", "for times in (2, 1))",
+        ("test_analysis", "chao1")),
+    "coincidences of ordered pairs": Mutant(
+        "comet_np/analysis.py", "(counts * (counts - 1)).sum() / 2",
+        "(counts * (counts - 1)).sum()",
+        ("test_analysis", "coincidences")),
+    "as many coincidences as were seen": Mutant(
+        "comet_np/analysis.py", "gammaincinv(coincident + 1, 0.975)", "max(coincident, 1)",
+        ("test_analysis", "coincidences")),
+    "a code of neurons by themselves": Mutant(
+        "comet_np/analysis.py", "parent = _tree(information)",
+        "parent = _tree(np.zeros_like(information))", ("test_analysis", "of_a_chain")),
+    "a code without its root": Mutant(
+        "comet_np/analysis.py",
+        "lengths - np.where(others[:, root], np.log(p[1][root]), np.log(p[0][root]))", "lengths",
+        ("test_analysis", "of_a_probability")),
+    "subsets counted one too few": Mutant(
+        "comet_np/analysis.py", "range(min(dimensions, N - 1) + 1)",
+        "range(min(dimensions, N - 1))",
+        ("test_analysis", "separable")),
+    "the images of the training set alone": Mutant(
+        "experiments/masks.py", "(data.x_train, data.x_val, data.x_test)", "(data.x_train,)",
+        ("test_diversity", "of_all_splits")),
+    "one draw of images for all seeds": Mutant(
+        "experiments/masks.py", 'stream(seed, "images")', 'stream(0, "images")',
+        ("test_diversity", "of_all_splits")),
+    "bytes routed as they are": Mutant(
+        "experiments/masks.py", "images.scale, images.shift,", "1.0, 0.0,",
+        ("test_diversity", "of_equations_4_to_6")),
+    "a code tried on what it learnt from": Mutant(
+        "experiments/diversity.py", "masks[::2], masks[1::2]", "masks[::2], masks[::2]",
+        ("test_diversity", "those_of_counting")),
+    "within and between classes swapped": Mutant(
+        "experiments/diversity.py", '(("within", self.same), ("between", ~self.same))',
+        '(("within", ~self.same), ("between", self.same))',
+        ("test_diversity", "within_and_between_classes")),
+    "pairs binned by their order": Mutant(
+        "experiments/diversity.py", "of_bin[np.argsort(cosine)] = ", "of_bin[:] = ",
+        ("test_diversity", "within_and_between_classes")),
+    "an image beside itself, of its class": Mutant(
+        "experiments/diversity.py", "np.triu_indices(len(x), 1)", "np.triu_indices(len(x))",
+        ("test_diversity", "within_and_between_classes")),
+    "dimensions around 0, not the mean": Mutant(
+        "experiments/diversity.py", "    x -= x.mean(axis=0)\n", "",
+        ("test_diversity", "hold_shares")),
+    "a bound in nats for one to base 10": Mutant(
+        "experiments/diversity.py", 'single["nats"] / np.log(10)', 'single["nats"]',
+        ("test_diversity", "table_says")),
+    "a bound above all possible masks": Mutant(
+        "experiments/diversity.py", "np.minimum(single[", "np.maximum(single[",
+        ("test_diversity", "table_says")),
+    "experts of one layer for those of all": Mutant(
+        "experiments/diversity.py", 'config.hidden if kind.layer == "all" else 1', "1",
+        ("test_diversity", "possible_masks_of_all_layers")),
+    "a class's share whatever the cosine": Mutant(
+        "experiments/diversity.py", "each[known].mean() for each in more",
+        "np.nansum(each) / len(each) for each in more", ("test_diversity", "bin_by_bin")),
+    "the inner pixels for the background": Mutant(
+        "experiments/interpret.py", "x[:, :, outside]", "x[:, :, ~outside]",
+        ("test_interpret", "pixel_by_pixel")),
+    "the lower half above": Mutant(
+        "experiments/interpret.py", "halves[:, 0] - halves[:, 1]", "halves[:, 1] - halves[:, 0]",
+        ("test_interpret", "pixel_by_pixel")),
+    "left over for explained": Mutant(
+        "experiments/interpret.py", "return float(1 - left /", "return float(left /",
+        ("test_interpret", "share_that_is_left")),
+    "the first image for the mean of the near": Mutant(
+        "experiments/interpret.py", "values[near].mean(axis=1)", "values[near[:, 0]]",
+        ("test_interpret", "share_that_is_left")),
+    "distance for nearness": Mutant(
+        "experiments/interpret.py", "2 * (x @ x.T) - square[:, None] - square",
+        "square[:, None] + square - 2 * (x @ x.T)", ("test_interpret", "of_the_definitions")),
+    "chance of the largest class": Mutant(
+        "experiments/interpret.py", "(frequency**2).sum()", "frequency.max()",
+        ("test_interpret", "foretold_by_the_nearest")),
+    "pictures of the farthest first": Mutant(
+        "experiments/interpret.py", "np.argsort(-np.where(", "np.argsort(np.where(",
+        ("test_interpret", "order_of_nearness")),
+    "pixels ahead of masks": Mutant(
+        "experiments/interpret.py", "advantage(masks[name], pixels[name], 1)",
+        "advantage(pixels[name], masks[name], 1)", ("test_interpret", "table_says")),
+    # --- seeds apart, and p_k -------------------------------------------------------------------
+    "a deviation without the lost degree of freedom": Mutant(
+        "experiments/stability.py", "float(np.std(values, ddof=1)), len(values) - 1",
+        "float(np.std(values)), len(values) - 1", ("test_stability", "their_distributions")),
+    "tails of chi-square swapped": Mutant(
+        "experiments/stability.py", "chdtri(free, TAILS)", "chdtri(free, TAILS[::-1])",
+        ("test_stability", "their_distributions")),
+    "a ratio of variances upside down": Mutant(
+        "experiments/stability.py", "np.var(one, ddof=1) / np.var(other, ddof=1)",
+        "np.var(other, ddof=1) / np.var(one, ddof=1)", ("test_stability", "their_distributions")),
+    "the F distribution of the other order": Mutant(
+        "experiments/stability.py", "fdtri(len(one) - 1, len(other) - 1,",
+        "fdtri(len(other) - 1, len(one) - 1,", ("test_stability", "their_distributions")),
+    "rows for columns in the shares": Mutant(
+        "experiments/stability.py", "np.array([y.size * rows.var(), y.size * cols.var(),",
+        "np.array([y.size * cols.var(), y.size * rows.var(),",
+        ("test_stability", "analysis_of_variance")),
+    "the pair left in the share of the rows": Mutant(
+        "experiments/stability.py", "np.maximum(of_rows - pair, 0)", "of_rows",
+        ("test_stability", "analysis_of_variance")),
+    "shares without a chance of their own": Mutant(
+        "experiments/stability.py", "drawn = parts(stream(", "drawn = parts(free + 0 * stream(",
+        ("test_stability", "hold_the_truth")),
+    "backbones that differ for one": Mutant(
+        "experiments/stability.py", "((0, n), (n, 0), (n, None))", "((n, n), (n, 0), (n, None))",
+        ("test_stability", "both_arms")),
+    "V of the backbone's seed": Mutant(
+        "experiments/stability.py", "config.training, backbone, routing)",
+        "config.training, backbone, None)", ("test_stability", "both_arms")),
+    "a block across": Mutant(
+        "experiments/stability.py", "by_seeds.get((i, j), np.nan)", "by_seeds.get((j, i), np.nan)",
+        ("test_stability", "figure_shows")),
+    "masks differ from themselves": Mutant(
+        "experiments/sensitivity.py", "/ (n * (n - 1))", "/ n**2",
+        ("test_sensitivity", "of_all_pairs")),
+    "p_k for neurons that differ": Mutant(
+        "experiments/sensitivity.py", "active * (n - active)", "active * active",
+        ("test_sensitivity", "of_all_pairs")),
+    "masks of the validation set": Mutant(
+        "experiments/sensitivity.py", "data.x_train[:EXAMPLES]", "data.x_val[:EXAMPLES]",
+        ("test_sensitivity", "its_masks_differ")),
+    "the best by the seeds' own luck": Mutant(
+        "experiments/sensitivity.py", "self.values[seeds != seed] if len(seeds) > 1 else",
+        "self.values[seeds == seed] if len(seeds) > 1 else",
+        ("test_sensitivity", "other_seeds")),
+    "the best of an error is the largest": Mutant(
+        "experiments/sensitivity.py", "int((self.sign * self.values.mean(axis=0)).argmax())",
+        "int(self.values.mean(axis=0).argmax())", ("test_sensitivity", "in_percent")),
+    "more error of the larger one": Mutant(
+        "experiments/sensitivity.py", "gain = advantage(taken, self.at_best, self.sign)",
+        "gain = advantage(self.at_best, taken, self.sign)._replace(mean=-advantage("
+        "self.at_best, taken, self.sign).mean)", ("test_sensitivity", "in_percent")),
+    "k kept as p_k": Mutant(
+        "experiments/sensitivity.py", "first.panel.size / case.panel.size",
+        "case.panel.size / first.panel.size", ("test_sensitivity", "rule_chooses")),
+    "the p_k of the case for that of the first": Mutant(
+        "experiments/sensitivity.py", "case.nearest(first.p_k[first.best]),", "case.best,",
+        ("test_sensitivity", "rule_chooses")),
+    "levels nearest by their difference": Mutant(
+        "experiments/sensitivity.py", "np.abs(np.log(self.p_k / p_k))", "np.abs(self.p_k - p_k)",
+        ("test_sensitivity", "rule_chooses")),
+    "a rule chosen where it is judged": Mutant(
+        "experiments/sensitivity.py", "behind(RULES[name], first, own)), own, others",
+        "behind(RULES[name], first, others)), own, others",
+        ("test_sensitivity", "first_data_set_alone")),
+    "widths of the first data set for other data sets": Mutant(
+        "experiments/sensitivity.py",
+        "others = [case for case in found if case.panel.dataset != first.panel.dataset]",
+        "others = found[1:]", ("test_sensitivity", "first_data_set_alone")),
+    "steps with what comes before the first": Mutant(
+        "experiments/sensitivity.py", "float(curve.seconds[-1] - curve.seconds[0])",
+        "float(curve.seconds[-1])", ("test_sensitivity", "table_says")),
+    "a step's time upside down": Mutant(
+        "experiments/sensitivity.py", "times.append(one / other)", "times.append(other / one)",
+        ("test_sensitivity", "table_says")),
+    "the p_k of another level": Mutant(
+        "experiments/sensitivity.py", "[first._replace(p_k=level) for level in config.p_k]",
+        "[first._replace(p_k=level) for level in config.p_k[::-1]]",
+        ("test_sensitivity", "left_out")),
     "patches counted down for across": Mutant(
         "experiments/pooled.py", "transpose(0, 2, 4, 1, 3, 5)", "transpose(0, 4, 2, 1, 3, 5)",
         ("test_softmoe", "patches_with")),

@@ -302,6 +302,7 @@ def test_a_random_cell_ends_when_asked_to(place):
 @pytest.mark.parametrize(("changes", "message"), [
     ({"models": ("dropout",)}, 'unknown model "dropout"'),
     ({"dataset": "arm"}, "arm has no classes"),
+    ({"p_k": (0.5, 0.5)}, "each given once"), ({"models": ()}, "--models needs at least one"),
     ({"points": 1}, "at least 2"), ({"images": 1}, "at least 2"), ({"seeds": 0}, "at least 1"),
     ({"p_k": (0.0,)}, "p_k"), ({"activation": "tanhh"}, "unknown activation")])
 def test_bad_settings(changes, message):
@@ -356,15 +357,15 @@ def test_the_table_says_what_the_files_say(tmp_path):
     text = "\n".join(lines)
     assert ("standard: with x_{l-1} within 3e-15 of the full Jacobian; with a_{l-1} off by 50 % to "
             "150 % (l = 2..L), of the other sign for up to 10 % of the pairs") in text
-    assert ("before training 2 of 2 kernels of COMET are lower than the standard network's, with "
-            "an interval without 0 (over it -0.48 to -0.48)") in text
-    assert "before training 2 of 2 centred kernels of COMET" in text
-    assert "after training 1 of 1 kernels of COMET" in text
+    assert ("Before training 2 of 2 kernels of COMET are lower than the standard network's "
+            "(interval without 0), from which they differ by -0.48 to -0.48.") in text
+    assert "Before training 2 of 2 centred kernels of COMET" in text
+    assert "After training 1 of 1 kernels of COMET" in text
 
 
 def test_a_kernel_that_is_no_narrower_is_not_called_so(tmp_path):
     finished(tmp_path, {"standard": 0.2, "comet": 0.7})
-    assert "before training 0 of 2 kernels of COMET" in ntk.table(SMALL, tmp_path)
+    assert "Before training 0 of 2 kernels of COMET" in ntk.table(SMALL, tmp_path)
 
 
 def test_the_figure_shows_what_the_files_say(tmp_path, saved):

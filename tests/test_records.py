@@ -16,10 +16,15 @@ from comet_np.errors import UserError
 from comet_np.experiments import (
     continual,
     datasets,
+    diversity,
     fig2,
     fig3,
     grid_report,
+    interpret,
+    ntk,
+    sensitivity,
     softmoe,
+    stability,
     transfer,
 )
 from comet_np.experiments.experiment import Cell, keep_record, read_record
@@ -29,7 +34,6 @@ from comet_np.experiments.training import RunConfig, train
 from comet_np.models.mlp import MLPConfig
 from comet_np.records import DamagedRecord, believed, digests, read_json, read_known, write_json
 from tests.runs import MODEL, TRAINING, small_data, stopped
-from tests.test_fig2_fig3 import finish
 from tests.test_trained import forgeries
 
 RUN = RunConfig(MODEL, TRAINING)
@@ -245,41 +249,58 @@ def test_forged_results_and_metrics_of_a_grid_are_one_sentence(tmp_path):
 
 
 NETWORK = {"p_k": 0.5, "widths": [2, 3], "never": 1, "woken": 1}
+INTERPRET = interpret.InterpretConfig("glyphs", 20, 1, (0.5,), 50, seeds=1)
+KERNEL = {**dict.fromkeys(("pairs", "kernel", "centred"), ntk.BINS * [1.0]), "share": [0.5, 0.5],
+          **dict.fromkeys(("forward", "backward"), 2 * [ntk.BINS * [1.0]]), "printed": [[0.5, 0.1]],
+          "classes": [0.5, 0.5, 0.5]}
 FIGURES = {
-    "fig2": (fig2, fig2.Fig2Config(pairs=2, networks=1, width=8, hidden=1, p_k=(0.5, 1.0)),
+    "fig2": (fig2.Fig2Config(pairs=2, networks=1, width=8, hidden=1, p_k=(0.5, 1.0)),
              {"input": [0.1, 0.9], "mask": [[0.1, 0.2], [0.3, 0.4]],
               "activation": [[0.1, 0.2], [0.3, 0.4]]}),
-    "fig3": (fig3, fig3.Fig3Config(networks=1, images=10, datasets=("glyphs", "glyphs")),
+    "fig3": (fig3.Fig3Config(networks=1, images=10, datasets=("glyphs", "glyphs")),
              {"networks": [NETWORK | {"quantiles": [101 * [0.5], 101 * [0.25]]}]}),
-    "softmoe": (softmoe, softmoe.SoftMoESettings(experts=(4,), norm_experts=(), norm_larger=(),
-                                                 norm_slots=(), shares=(0.5,), seeds=1),
+    "softmoe": (softmoe.SoftMoESettings(experts=(4,), norm_experts=(), norm_larger=(),
+                                        norm_slots=(), shares=(0.5,), seeds=1),
                 {"parameters": 10, "test_accuracy": 0.5,
                  "kept": [{"K": 2, "specialised": 0.5, "random": [0.1, 0.2]}]}),
-    "continual": (continual, continual.ContinualConfig(sequences=("glyphs/2",), models=("comet",),
-                                                       seeds=1),
+    "continual": (continual.ContinualConfig(sequences=("glyphs/2",), models=("comet",), seeds=1),
                   {"parameters": 10, "lr": 0.01, "within": [[0.9, 0.4], [0.5, 0.8]],
                    "among": [[0.9, 0.0], [0.2, 0.6]], "alone": [0.7]}),
-    "transfer": (transfer, transfer.TransferConfig(models=("comet",), shots=(2, 5), seeds=1),
+    "transfer": (transfer.TransferConfig(models=("comet",), shots=(2, 5), seeds=1),
                  {"parameters": 10, "lr": 0.01, "first": [0.9], "carried": [0.5, 0.6],
-                  "fresh": [0.4, 0.5]})}
+                  "fresh": [0.4, 0.5]}),
+    "diversity": (diversity.DiversityConfig(
+        "glyphs", (20,), (0.5,), hidden=1, images=100, compared=24, seeds=1),
+        {"dimensions": [1, 2, 40], "cosine": diversity.BINS * [0.5],
+         "layers": 2 * [dict.fromkeys(diversity.SINGLE, 9.0) | {
+             "images": [10, 100], "distinct": [10, 90], **{
+                 f"{name} by cosine": diversity.BINS * [0.5] for name in ("within", "between")}}]}),
+    "interpret": (INTERPRET, {"chance": 0.1, "ways": {
+        way: dict.fromkeys(interpret.PROPERTIES, 0.5) for way in INTERPRET.ways}}),
+    "stability": (stability.StabilityConfig("glyphs", 2, 2, train=20, validation=20),
+                  {"last": {"val_accuracy": 0.5}}),
+    "sensitivity": (sensitivity.SensitivityConfig(
+        ("glyphs",), p_k=(0.1, 0.5), widths=(8,), seeds=1, train=20, validation=20),
+        {"parameters": 7, "notice": "", "data": "d", "seconds": {"prepare": 0.25},
+         "difference": 0.1}),
+    "ntk": (ntk.NtkConfig(("comet",), (0.5,), width=8, hidden=1, dataset="glyphs",
+                          image_width=8, image_hidden=1, train=20, validation=20, seeds=1),
+            {"before": KERNEL, "test_accuracy": 0.5, "full": 0.0})}
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_forged_results_of_figures_are_one_sentence(tmp_path, name):
-    module, config, result = FIGURES[name]
-    (cell,) = module.cells(config)
-    finish(config, tmp_path, module, [result])
-    whole, found = module.table(config, tmp_path), []
-    changes = (forgeries(result) if name != "fig3" else
-               ({"networks": [each]} for each in forgeries(result["networks"][0] | {
-                   "quantiles": 3})))  # a long list: one wrong value will do
-    for changed in changes:
+    figure, (config, result) = experiment(name), FIGURES[name]
+    for cell in figure.cells(config):
+        finish_cell(cell, tmp_path, result)
+    whole, found = figure.table(config, tmp_path), []
+    for changed in forgeries(result):
         if isinstance(changed, dict):
-            write_result(cell.folder(tmp_path), changed)
-            found.append(one_sentence(module.table, config, tmp_path))
-    assert sum("run the experiment again" in each for each in found) > len(found) / 2
-    write_result(cell.folder(tmp_path), result)
-    assert module.table(config, tmp_path) == whole
+            finish_cell(cell, tmp_path, changed)
+            found.append(one_sentence(figure.table, config, tmp_path))
+    assert sum("run the experiment again" in each for each in found) > len(found) / 3
+    finish_cell(cell, tmp_path, result)
+    assert figure.table(config, tmp_path) == whole
 
 
 # --- checkpoints --------------------------------------------------------------------------------
