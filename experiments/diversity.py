@@ -71,6 +71,8 @@ class DiversityConfig:
                             f"{self.hidden}, compared = {self.compared} of {images} images")
         for size, p_k in itertools.product(self.sizes, self.p_k):
             network(size, self.hidden, p_k)
+            if p_k == 1:
+                raise UserError("without a cap there is one expert: give --p-k below 1")
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -65,9 +65,10 @@ class StabilityConfig:
         if self.draws < 2 or self.crossed not in (0, *range(2, self.draws + 1)):
             raise UserError("a spread needs at least 2 draws, and --crossed is 0 or from 2 to as "
                             f"many, got draws = {self.draws}, crossed = {self.crossed}")
-        if min(1 if n is None else n for n in (self.train, self.validation, self.layers)) < 1:
-            raise UserError("a network needs at least 1 layer, and 1 example to train and to "
-                            f"validate, got layers = {self.layers}, train = {self.train}, "
+        if self.layers < 2 or min(1 if n is None else n for n in (self.train,
+                                                                  self.validation)) < 1:
+            raise UserError("a network needs at least 2 layers to have a routing, and 1 example to "
+                            f"train and to validate, got layers = {self.layers}, train = {self.train}, "
                             f"validation = {self.validation}")
         steps = self.training.total(examples(self, self.dataset))
         schedule(self.training.schedule, 0, steps, self.training.warmup)  # if it does not fit

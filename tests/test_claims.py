@@ -30,7 +30,8 @@ def test_the_table_is_whole():
 
 def test_the_verdicts_are_counted():
     counts = Counter(row[3] for row in ROWS)
-    said = ", ".join(f"{counts[verdict]} {words}" for verdict, words in VERDICTS.items())
+    said = ", ".join(f"{counts[verdict]} {verdict if counts[verdict] == 1 else words}"
+                     for verdict, words in VERDICTS.items())
     assert f"Of {len(ROWS)} claims {said}." in PAGE
 
 

@@ -202,6 +202,7 @@ def test_damaged_results_are_a_sentence(tmp_path):
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"dataset": "arm"}, "unknown data set of 32x32 images"), ({"sizes": ()}, "--sizes needs"),
     ({"p_k": (0.5, 0.5)}, "--p-k .* each given once"), ({"p_k": (2.0,)}, "got 2"),
+    ({"p_k": (1.0,)}, "one expert: give --p-k below 1"),
     ({"seeds": 0}, "at least 1 seed"), ({"compared": 3}, "compared = 3 of 20000 images"),
     ({"images": 100}, "compared = 1500 of 100 images")])
 def test_bad_settings(wrong, message):

@@ -38,6 +38,7 @@ Fixed = Any  # the gate's fixed weights, a tree; of COMET V_l, one a hidden laye
 INITIALS = ("paper", "he")
 # Multiply-adds of the rows gathered at once: BLAS does so few without packing the operands.
 GATHERED = 1 << 19
+FEW = 0.25, 0.6  # of a layer's rows, of one example and of several: with more, all are as fast
 
 
 @dataclass(frozen=True)
@@ -214,12 +215,7 @@ def forward(x: Array, params: Params, fixed: Fixed, config: MLPConfig,
     if masks is not None:
         check_masks(masks, x, config)
     else:
-        check_fixed(fixed, config)
-        masks = ((None,) * config.hidden if config.gate is None else
-                 config.gate.masks(x, fixed, config, at))
-        if len(masks) != config.hidden:
-            raise UserError(f"the gate {type(config.gate).__name__} must give a mask for each of "
-                            f"the {config.hidden} hidden layers, got {len(masks)}")
+        masks = _gate_masks(x, fixed, config, at)
     f = config.f
     hidden: list[HiddenCache] = []
     dropped: list[DropoutCache] = []
@@ -238,7 +234,8 @@ def infer(x: Array, params: Params, fixed: Fixed, config: MLPConfig,
     """Return what `forward` does in evaluation, and compute the winners alone: for few examples.
 
     The rows A of the neurons that win for some example: ``x_l = m_l o f(W_l[A] x_{l-1} + b_l[A])``,
-    else 0. Where these are more than four of five, the whole product is taken.
+    else 0. Where these are more than three of five, or of one example more than a quarter, the
+    whole product is taken, as gathering rows takes longer than reading them.
 
     Parameters
     ----------
@@ -260,9 +257,7 @@ def infer(x: Array, params: Params, fixed: Fixed, config: MLPConfig,
     if x.ndim != 2:
         raise UserError(f"infer takes examples as rows (B, N_0), got shape {tuple(x.shape)}")
     if masks is None:
-        check_fixed(fixed, config)
-        masks = ((None,) * config.hidden if config.gate is None else
-                 config.gate.masks(x, fixed, config, EVALUATION))
+        masks = _gate_masks(x, fixed, config, EVALUATION)
         if any(map(callable, masks)):
             raise UserError(f"infer computes winners alone, which the gate "
                             f"{type(config.gate).__name__} knows only when all is computed: call "
@@ -273,11 +268,22 @@ def infer(x: Array, params: Params, fixed: Fixed, config: MLPConfig,
                   for m, N in zip(masks, config.widths[1:-1], strict=True))
     for p, m in zip(params, masks, strict=False):
         winners = None if m is None else xp_of(m).flatnonzero(m.any(axis=0))
-        if winners is None or 5 * len(winners) > 4 * len(p.weight):  # as costly as all
+        if winners is None or len(winners) > FEW[len(x) > 1] * len(p.weight):
             x, _ = hidden_forward(x, p, m, config.f, config.compute)
         else:
             x = _winners_forward(x, p, m, winners, config.f, config.compute)  # (B, N_l)
     return linear_forward(x, params[-1], config.compute)[0]  # (B, N_L)
+
+
+def _gate_masks(x: Array, fixed: Fixed, config: MLPConfig, at: Pass) -> tuple[Any, ...]:
+    """Return the masks that the gate gives, one for each hidden layer."""
+    check_fixed(fixed, config)
+    masks: tuple[Any, ...] = ((None,) * config.hidden if config.gate is None else
+                              config.gate.masks(x, fixed, config, at))
+    if len(masks) != config.hidden:
+        raise UserError(f"the gate {type(config.gate).__name__} must give a mask for each of "
+                        f"the {config.hidden} hidden layers, got {len(masks)}")
+    return masks
 
 
 def _winners_forward(x: Array, p: Linear, m: Array, winners: Array, f: Activation,
