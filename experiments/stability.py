@@ -68,8 +68,8 @@ class StabilityConfig:
         if self.layers < 2 or min(1 if n is None else n for n in (self.train,
                                                                   self.validation)) < 1:
             raise UserError("a network needs at least 2 layers to have a routing, and 1 example to "
-                            f"train and to validate, got layers = {self.layers}, train = {self.train}, "
-                            f"validation = {self.validation}")
+                            f"train and to validate, got layers = {self.layers}, train = "
+                            f"{self.train}, validation = {self.validation}")
         steps = self.training.total(examples(self, self.dataset))
         schedule(self.training.schedule, 0, steps, self.training.warmup)  # if it does not fit
         cells(self)  # bad settings are refused before the first cell runs
