@@ -450,7 +450,7 @@ def test_the_vision_models_without_pytorch(versions, monkeypatch, tmp_path, caps
     assert "left out: pytorch (not installed: python -m pip install torch)" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_of_a_vision_model(monkeypatch, tmp_path, capsys):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     monkeypatch.setattr(vision, "MODELS", {"smoke": ("mixer-tiny",)})
@@ -558,7 +558,7 @@ def test_gpt2_without_transformers(versions, saved, monkeypatch, tmp_path, capsy
             in capsys.readouterr().out)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_of_gpt2(monkeypatch, tmp_path, capsys):
     pytest.importorskip("transformers", reason="transformers is not installed")
     monkeypatch.setattr(bench, "SECONDS", {"smoke": 0.0})

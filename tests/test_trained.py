@@ -182,7 +182,8 @@ def test_predictions_are_those_of_the_files(name, tmp_path):
                           tmp_path / str(i))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+# Of the block-diagonal router's weights there are no published names: test_routers.py has it.
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "comet-block-diagonal"])
 def test_every_model_of_the_paper_is_kept(name, tmp_path):
     data = from_arrays(X, Y)
     standard = RunConfig(MLPConfig((4, 9, 7, 1), gate=None, activation="tanh"),
