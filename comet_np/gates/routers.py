@@ -1,18 +1,18 @@
 """Routers: by what fixed random map ``c = V z`` of eq. (4) is computed, appendix A.7 of the paper.
 
-=============  ===================================================================================
-dense          V of the paper
-centred        V (z - mean of z): a constant added to z changes nothing
-unit-norm      V z / |z|: with another g than the identity z has one scale in all layers
-orthogonal     V with orthonormal rows
-sparse-binary  the sum of 6 of z's elements, as of the fruit fly's olfactory neurons
-sparse-signed  the sum of 3 of z's elements less the sum of 3 others
-low-rank       V = A B of rank 16
-kronecker      V = A (x) B, of about the square root of N_in columns each
-block-diagonal V of about sqrt(N_in) blocks on the diagonal, with inputs and outputs permuted
-hadamard       N rows of H D: H of +-1, orthogonal, D random signs on the diagonal
-convolutional  the first layer: random filters on patches of an image; dense after it
-=============  ===================================================================================
+==============  ==================================================================================
+dense           V of the paper
+centred         V (z - mean of z): a constant added to z changes nothing
+unit-norm       V z over the norm of z: with a g that is not linear, one scale in all layers
+orthogonal      V with orthonormal rows
+sparse-binary   the sum of 6 of z's elements, as of the fruit fly's olfactory neurons
+sparse-signed   the sum of 3 of z's elements less the sum of 3 others
+low-rank        V = A B of rank 16
+kronecker       V = A (x) B, of about the square root of N_in columns each
+block-diagonal  V of about sqrt(N_in) blocks on the diagonal, with inputs and outputs permuted
+hadamard        N rows of H D: H of +-1, orthogonal, D random signs on the diagonal
+convolutional   the first layer: random filters on patches of an image; dense after it
+==============  ==================================================================================
 
 From N = 500 on sparse, low-rank, kronecker and block-diagonal ones take at most a tenth of the
 multiply-adds of the dense one, hadamard up to a third, convolutional a quarter and more.
