@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -143,6 +143,16 @@ class Comparison:
 def numbers(seeds: int | Sequence[int]) -> Sequence[int]:
     """Return the seeds: those that are listed, or as many as are asked for, from 0."""
     return range(seeds) if isinstance(seeds, int) else seeds
+
+
+def check_list(name: str, values: Sequence[Any], known: Collection[Any] | None = None) -> None:
+    """Refuse a list that is empty, in which a value is given twice or, if `known`, is unknown."""
+    for each in values:
+        if known is not None and each not in known:
+            raise unknown(name[:-1], each, known)
+    if not values or len(set(values)) < len(values):
+        raise UserError(f"--{name.replace('_', '-')} needs at least one value, each given once, "
+                        f"got {', '.join(map(str, values)) or 'none'}")
 
 
 def check_lists(config: Any) -> None:

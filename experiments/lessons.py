@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import checkpoint
 from ..backends import Backend, backend_of
-from ..errors import NaNScore, UserError, unknown
+from ..errors import NaNScore, UserError
 from ..gates import Pass
 from ..models import module_of
 from ..models.mlp import MLPConfig
@@ -26,7 +26,7 @@ from ..settings import option
 from . import datasets
 from .datasets import Dataset
 from .experiment import Cell, Place
-from .grid import DataCell, load
+from .grid import DataCell, check_list, load
 from .sequences import Head, Sequence
 from .signals import Stop
 from .training import RunConfig, TrainConfig, run_memory
@@ -63,13 +63,9 @@ class Comparison:
         """Refuse models that are not `known`, lists that are empty or say a thing twice, and
         numbers that are too small.
         """
-        for model in self.models:
-            if model not in known:
-                raise unknown("model", model, known)
-        for name, values in (lists | {"models": self.models, "lrs": self.lrs}).items():
-            if not values or len(set(values)) < len(values):
-                raise UserError(f"--{name} needs at least one value, each given once, got "
-                                f"{', '.join(map(str, values)) or 'none'}")
+        check_list("models", self.models, known)
+        for name, values in (lists | {"lrs": self.lrs}).items():
+            check_list(name, values)
         for name in ("layers", "epochs", "train", "test", "seeds"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from .. import analysis
-from ..errors import UserError, unknown
+from ..errors import UserError
 from ..functional.packing import unpacked
 from ..gates import EVALUATION, Comet
 from ..gates.routers import ROUTERS
@@ -27,7 +27,7 @@ from . import datasets, figures, gpt
 from .datasets.base import scaled
 from .experiment import Cell, Experiment, Place, columns
 from .gpt import TextCell, shape
-from .grid import DataCell, examples, load
+from .grid import DataCell, check_list, examples, load
 from .intervals import advantage, interval, signed
 from .training import RunConfig, TrainConfig, run_memory, run_work, train
 from .training.config import multiply_adds
@@ -78,13 +78,7 @@ class RoutersConfig:
         check_images(self.dataset, "--dataset")
         for name, known in (("architectures", ARCHITECTURES), ("routers", KINDS),
                             ("block_routers", KINDS)):
-            chosen = getattr(self, name)
-            for each in chosen:
-                if each not in known:
-                    raise unknown(name[:-1], each, known)
-            if not chosen or len(set(chosen)) < len(chosen):
-                raise UserError(f"--{name} needs at least one value, each given once, got "
-                                f"{', '.join(chosen) or 'none'}")
+            check_list(name, getattr(self, name), known)
         if min(self.seeds, 1 if self.train is None else self.train) < 1:
             raise UserError("an experiment needs at least 1 seed and 1 example to train, got seeds "
                             f"= {self.seeds}, train = {self.train}")

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from .. import settings
-from ..errors import UserError, unknown
+from ..errors import UserError
 from ..gates import Comet
 from ..models import module_of
 from ..models.mixer import MixerConfig
@@ -26,7 +26,7 @@ from ..settings import option
 from . import datasets, figures
 from .datasets.base import scaled
 from .experiment import Cell, Experiment, Place, columns
-from .grid import DataCell, examples, load
+from .grid import DataCell, check_list, examples, load
 from .intervals import advantage, percent, signed
 from .training import RunConfig, TrainConfig, run_memory, run_work, train
 from .training.config import computing, multiply_adds
@@ -68,13 +68,7 @@ class RoutingConfig:
     def __post_init__(self) -> None:
         check_images(self.dataset, "--dataset")
         for name, known in (("architectures", ARCHITECTURES), ("models", LOOKS)):
-            chosen = getattr(self, name)
-            for each in chosen:
-                if each not in known:
-                    raise unknown(name[:-1], each, known)
-            if not chosen or len(set(chosen)) < len(chosen):
-                raise UserError(f"--{name} needs at least one value, each given once, got "
-                                f"{', '.join(chosen) or 'none'}")
+            check_list(name, getattr(self, name), known)
         if min(self.images, 2 if self.validation is None else self.validation) < 2:
             raise UserError("the masks of different validation images are compared, which needs "
                             f"at least 2, got images = {self.images}, validation = "

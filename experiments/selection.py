@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import UserError, unknown
+from ..errors import UserError
 from ..models.mlp import MLPConfig
 from ..optim import OptimizerConfig
 from ..records import DamagedRecord, believed, read_known
@@ -33,7 +33,7 @@ from . import datasets
 from .datasets import Dataset
 from .experiment import Cell, Place, damaged
 from .files import METRICS, RESULT, WEIGHTS, finish, read_result
-from .grid import DataCell, examples, load, short_name
+from .grid import DataCell, check_list, examples, load, short_name
 from .progress import Part
 from .tasks import task
 from .tasks.base import Metric
@@ -81,13 +81,7 @@ class FairConfig:
 
     def __post_init__(self) -> None:
         for name in LISTS:
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise UserError(f"--{name} needs at least one value, each given once, got "
-                                f"{', '.join(map(str, values)) or 'none'}")
-        for name in self.models:
-            if name not in VARIANTS:
-                raise unknown("model", name, VARIANTS)
+            check_list(name, getattr(self, name), VARIANTS if name == "models" else None)
         if "comet" not in self.models or len(self.models) < 2:
             raise UserError("a fight is between comet and at least one other of the --models, got "
                             f"{', '.join(self.models)}")
